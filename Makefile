@@ -1,0 +1,35 @@
+# The virtual environment; give another with `make test VENV=/somewhere/else`.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(VENV)/.installed  ## Train on digits, record the run, transfer it to three new starts.
+	$(BIN)/slipstream demo
+
+test: $(VENV)/.installed-dev  ## The fast tests, under ten minutes on two cores.
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.installed-dev  ## The long tests; those of the peers extra need `make peers`.
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+peers: $(VENV)/.installed-dev  ## torchvision and Torch-Pruning, for slow tests and benchmarks.
+	$(BIN)/pip install --quiet --constraint constraints.txt "torchvision==0.28.0" "torch-pruning==1.6.1"
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)

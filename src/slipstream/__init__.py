@@ -1,0 +1,1 @@
+"""Record a training run's trajectory and make it useful again."""

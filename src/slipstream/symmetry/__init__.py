@@ -1,0 +1,1 @@
+"""Which neurons may change places without changing the function, and how they move."""

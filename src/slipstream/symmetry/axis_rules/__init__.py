@@ -1,0 +1,1 @@
+"""One rule per operator family: what an operator does to the axes of its tensors."""

@@ -1,0 +1,247 @@
+"""Which axes of which tensors list the same neurons: plain data, printed, checked and saved."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class NeuronGroup:
+    """Neurons that may change places, together in every block that lists them."""
+
+    name: str  # the tensor and axis that first lists them, e.g. "conv1.weight:0"
+    size: int
+    parents: tuple[str, ...] = ()  # groups for each of whose neurons the order is chosen anew
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of places on one axis of one tensor: the product of its factors, last one fastest.
+
+    A factor is the name of a neuron group, or a number of places that stay where they are. The
+    input axis of a linear layer behind a flattened 7 x 7 map is `("conv.weight:0", 49)`.
+    """
+
+    tensor: str
+    axis: int
+    offset: int
+    factors: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class Pin:
+    """An operator that fixed the order of neurons, and why."""
+
+    operator: str
+    where: str  # the module it ran in, as a dotted path
+    reason: str
+    tensors: tuple[str, ...] = ()  # "name:axis" of the axes that could not move because of it
+
+
+@dataclass(frozen=True)
+class NeuronGroups:
+    """All neuron groups of a model, with what stays fixed and why."""
+
+    groups: tuple[NeuronGroup, ...]
+    blocks: tuple[Block, ...]
+    shapes: Mapping[str, tuple[int, ...]]  # every tensor of the model
+    pins: tuple[Pin, ...] = ()
+    dropped: tuple[Pin, ...] = ()  # groups that failed the proof, with how far the output moved
+
+    def __post_init__(self) -> None:
+        self._check()
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> NeuronGroup:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(f"No neuron group is named {name!r}.")
+
+    def sizes(self) -> dict[str, int]:
+        """Return the size of every group by name."""
+        return {group.name: group.size for group in self.groups}
+
+    def blocks_of(self, group: str) -> tuple[Block, ...]:
+        """Return the blocks that list the neurons of `group`."""
+        return tuple(block for block in self.blocks if group in block.factors)
+
+    def blocks_on(self, tensor: str, axis: int | None = None) -> tuple[Block, ...]:
+        """Return the blocks on `tensor`, or on one axis of it."""
+        return tuple(
+            block
+            for block in self.blocks
+            if block.tensor == tensor and (axis is None or block.axis == axis)
+        )
+
+    def length(self, block: Block) -> int:
+        """Return how many places of its axis `block` covers."""
+        sizes = self.sizes()
+        return math.prod(sizes[f] if isinstance(f, str) else f for f in block.factors)
+
+    def children_of(self, group: str) -> tuple[str, ...]:
+        """Return the groups whose order may differ for each neuron of `group`."""
+        return tuple(child.name for child in self.groups if group in child.parents)
+
+    def keep(self, names: Iterable[str]) -> "NeuronGroups":
+        """Return only the named groups; a block's other factors become places that stay.
+
+        A group that is left without one of its parents keeps one order for all of that parent's
+        neurons, which is a subset of what was allowed.
+        """
+        kept = set(names)
+        sizes = self.sizes()
+        groups = tuple(
+            replace(group, parents=tuple(p for p in group.parents if p in kept))
+            for group in self.groups
+            if group.name in kept
+        )
+        blocks = (
+            replace(
+                block,
+                factors=tuple(
+                    sizes[f] if isinstance(f, str) and f not in kept else f for f in block.factors
+                ),
+            )
+            for block in self.blocks
+        )
+        moving = tuple(b for b in blocks if any(isinstance(f, str) for f in b.factors))
+        return replace(self, groups=groups, blocks=moving)
+
+    def coverage(self) -> float:
+        """Return the share of the model's numbers that lie on an axis some group moves."""
+        moved = {block.tensor for block in self.blocks}
+        total = sum(math.prod(shape) for shape in self.shapes.values())
+        return sum(math.prod(self.shapes[name]) for name in moved) / max(total, 1)
+
+    def __str__(self) -> str:
+        return _table(self)
+
+    def to_json(self) -> str:
+        """Return the groups as JSON text that `from_json` reads."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "NeuronGroups":
+        """Read what `to_json` wrote.
+
+        Args:
+            text: JSON text.
+
+        Returns:
+            The groups, checked for consistency.
+
+        Raises:
+            ValueError: If the text is not such JSON, or is of a newer format.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] > FORMAT:
+                raise ValueError(
+                    f"Neuron groups of format {data['format']} are newer than {FORMAT}."
+                )
+            return cls(
+                groups=tuple(
+                    NeuronGroup(g["name"], g["size"], tuple(g["parents"])) for g in data["groups"]
+                ),
+                blocks=tuple(_block_from(b) for b in data["blocks"]),
+                shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+                pins=tuple(_pin_from(p) for p in data["pins"]),
+                dropped=tuple(_pin_from(p) for p in data["dropped"]),
+            )
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"This is not the JSON of neuron groups: {error!r}.") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the groups to a JSON file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NeuronGroups":
+        """Read the groups from a JSON file that `save`, or a user's hand, wrote.
+
+        Args:
+            path: The JSON file.
+
+        Returns:
+            The groups, checked for consistency.
+        """
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+    def _check(self) -> None:
+        sizes = self.sizes()
+        if len(sizes) != len(self.groups):
+            raise ValueError("Two neuron groups have the same name.")
+        _check_parents(self.groups)
+        taken: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        for block in self.blocks:
+            if unknown := [f for f in block.factors if isinstance(f, str) and f not in sizes]:
+                raise ValueError(
+                    f"A block of {block.tensor!r} names no known group: {unknown[0]!r}."
+                )
+            if block.tensor not in self.shapes:
+                raise ValueError(
+                    f"A block lies on {block.tensor!r}, which is no tensor of the model."
+                )
+            shape = self.shapes[block.tensor]
+            end = block.offset + self.length(block)
+            if not (
+                0 <= block.axis < len(shape) and block.offset >= 0 and end <= shape[block.axis]
+            ):
+                raise ValueError(
+                    f"A block covers places {block.offset} to {end} on axis {block.axis} of "
+                    f"{block.tensor!r}, which has shape {tuple(shape)}."
+                )
+            spans = taken.setdefault((block.tensor, block.axis), [])
+            if any(start < end and block.offset < stop for start, stop in spans):
+                raise ValueError(f"Two blocks overlap on axis {block.axis} of {block.tensor!r}.")
+            spans.append((block.offset, end))
+
+
+def _check_parents(groups: tuple[NeuronGroup, ...]) -> None:
+    """Parents come before their children, and a child names the parents of its parents too."""
+    known: dict[str, NeuronGroup] = {}
+    for group in groups:
+        for parent in group.parents:
+            if parent not in known:
+                raise ValueError(
+                    f"Group {group.name!r} names {parent!r}, which is no group before it."
+                )
+            if missing := [p for p in known[parent].parents if p not in group.parents]:
+                raise ValueError(f"Group {group.name!r} must name {missing[0]!r} as a parent too.")
+        known[group.name] = group
+
+
+def _block_from(data: Mapping[str, Any]) -> Block:
+    return Block(data["tensor"], data["axis"], data["offset"], tuple(data["factors"]))
+
+
+def _pin_from(data: Mapping[str, Any]) -> Pin:
+    return Pin(data["operator"], data["where"], data["reason"], tuple(data["tensors"]))
+
+
+def _table(groups: NeuronGroups) -> str:
+    rows = [("group", "size", "in", "listed on")]
+    for group in groups.groups:
+        places = [f"{b.tensor}:{b.axis}" for b in groups.blocks_of(group.name)]
+        shown = ", ".join(places[:4]) + (f", +{len(places) - 4} more" if len(places) > 4 else "")
+        rows.append((group.name, str(group.size), " x ".join(group.parents) or "-", shown))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in rows
+    ]
+    lines.append(f"{len(groups)} groups move {groups.coverage():.1%} of the numbers")
+    for title, pins in (("pinned", groups.pins), ("failed the proof", groups.dropped)):
+        lines += [
+            f"{title} by {pin.operator} in {pin.where or 'the model'}: {pin.reason}"
+            + (f" ({', '.join(pin.tensors[:4])})" if pin.tensors else "")
+            for pin in pins
+        ]
+    return "\n".join(lines)

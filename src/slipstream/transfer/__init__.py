@@ -1,0 +1,1 @@
+"""Carrying a learning trajectory to a new start."""

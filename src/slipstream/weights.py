@@ -1,0 +1,182 @@
+"""The weights dictionary: what every border of the package takes and returns.
+
+Weights are a `Mapping[str, Tensor]`: parameters in `named_parameters` order, then persistent
+buffers, under the names of the state dict, each tied tensor once.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+Weights = Mapping[str, Tensor]
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters, then the persistent buffers, of `model`: detached, not copied.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        State-dict names to tensors that share memory with the model; a tied tensor appears once.
+
+    Example:
+        >>> list(weights_of(nn.BatchNorm1d(2)))
+        ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
+    weights = {name: value.detach() for name, value in model.named_parameters()}
+    persistent = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in persistent:
+            weights[name] = buffer.detach()
+    return weights
+
+
+def parameter_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of the trained tensors of `model`, each tied tensor once."""
+    return tuple(name for name, _ in model.named_parameters())
+
+
+def load_weights_(model: nn.Module, weights: Weights) -> None:
+    """Copy `weights` into `model`, in place; tensors that `weights` lacks are left alone.
+
+    Args:
+        model: Receives the values.
+        weights: Names and shapes of tensors of `model`.
+
+    Raises:
+        ValueError: If a name is unknown to the model or a shape differs.
+    """
+    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    own |= dict(model.named_buffers(remove_duplicate=False))
+    check_shapes(weights, {name: tuple(value.shape) for name, value in own.items()})
+    with torch.no_grad():
+        for name, value in weights.items():
+            own[name].copy_(value)
+
+
+def check_shapes(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise if a tensor of `weights` is not listed in `shapes` or has another shape there.
+
+    Args:
+        weights: The tensors to check.
+        shapes: What is expected, by name.
+
+    Raises:
+        ValueError: With the first offending name and both shapes.
+    """
+    for name, value in weights.items():
+        if name not in shapes:
+            raise ValueError(f"The model has no tensor named {name!r}; it has {_some(shapes)}.")
+        if tuple(value.shape) != shapes[name]:
+            raise ValueError(
+                f"Tensor {name!r} has shape {tuple(value.shape)}, expected {shapes[name]}."
+            )
+
+
+def check_same_layout(
+    start: Weights, end: Weights, *, names: tuple[str, str] = ("start", "end")
+) -> None:
+    """Raise unless `start` and `end` have the same names and shapes.
+
+    Args:
+        start: Some weights.
+        end: Weights that should have the same layout.
+        names: What to call the two in the message.
+
+    Raises:
+        ValueError: Naming the first tensor that is missing or differs, and both shapes.
+
+    Example:
+        >>> check_same_layout({"w": torch.ones(2)}, {"w": torch.ones(3)})
+        Traceback (most recent call last):
+        ...
+        ValueError: start and end differ in the shape of 'w': (2,) and (3,).
+    """
+    first, second = names
+    for name in start:
+        if name not in end:
+            raise ValueError(f"{second} lacks the tensor {name!r} that {first} has.")
+        if start[name].shape != end[name].shape:
+            shapes = f"{tuple(start[name].shape)} and {tuple(end[name].shape)}"
+            raise ValueError(f"{first} and {second} differ in the shape of {name!r}: {shapes}.")
+    for name in end:
+        if name not in start:
+            raise ValueError(f"{first} lacks the tensor {name!r} that {second} has.")
+
+
+def interpolate(start: Weights, end: Weights, fraction: float) -> dict[str, Tensor]:
+    """Return the point at `fraction` of the straight line from `start` (0) to `end` (1).
+
+    Tensors of whole numbers (a count of batches) cannot lie in between: they come from `end`,
+    except at fraction 0.
+
+    Args:
+        start: Weights at fraction 0.
+        end: Weights at fraction 1; same layout.
+        fraction: Position on the line; values outside [0, 1] extrapolate.
+
+    Returns:
+        New tensors, except at the ends of whole-number tensors.
+
+    Example:
+        >>> interpolate({"w": torch.zeros(1)}, {"w": torch.ones(1)}, 0.25)
+        {'w': tensor([0.2500])}
+    """
+    check_same_layout(start, end)
+    return {
+        name: torch.lerp(value, end[name], fraction)
+        if value.is_floating_point()
+        else (end[name] if fraction > 0 else value)
+        for name, value in start.items()
+    }
+
+
+def difference(end: Weights, start: Weights) -> dict[str, Tensor]:
+    """Return `end - start`, the displacement from `start` to `end`, tensor by tensor."""
+    check_same_layout(start, end)
+    return {name: end[name] - start[name] for name in end}
+
+
+def displace(weights: Weights, displacement: Weights, *, scale: float = 1.0) -> dict[str, Tensor]:
+    """Return `weights + scale * displacement`; tensors without a displacement are kept."""
+    check_shapes(displacement, {name: tuple(value.shape) for name, value in weights.items()})
+    return {
+        name: value.add(displacement[name].to(value), alpha=scale)
+        if name in displacement
+        else value
+        for name, value in weights.items()
+    }
+
+
+def norm(weights: Weights) -> float:
+    """Return the Euclidean norm over all tensors together, summed in float64."""
+    return math.sqrt(inner(weights, weights))
+
+
+def inner(first: Weights, second: Weights) -> float:
+    """Return the inner product over the tensors of `first`, summed in float64."""
+    return sum(
+        torch.dot(value.double().flatten(), second[name].double().flatten()).item()
+        for name, value in first.items()
+    )
+
+
+def copy(weights: Weights) -> dict[str, Tensor]:
+    """Return detached copies of all tensors, in the same order."""
+    return {name: value.detach().clone() for name, value in weights.items()}
+
+
+def first_nonfinite(weights: Weights) -> str | None:
+    """Return the name of the first tensor that holds a NaN or an infinity, or None."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            return name
+    return None
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
