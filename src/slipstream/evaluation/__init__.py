@@ -1,0 +1,35 @@
+"""Loss, gradient and metrics over a data set; determinism; BatchNorm statistics."""
+
+from slipstream.evaluation.batches import (
+    Batch,
+    Loss,
+    Metric,
+    accuracy,
+    batch_size,
+    classification_loss,
+    device_of,
+    to_device,
+)
+from slipstream.evaluation.batchnorm import forward_inputs, recalibrate_batchnorm
+from slipstream.evaluation.borrowing import eval_mode, weights_in
+from slipstream.evaluation.determinism import DeterminismProbe, probe_determinism
+from slipstream.evaluation.means import evaluate, gradient
+
+__all__ = [
+    "Batch",
+    "DeterminismProbe",
+    "Loss",
+    "Metric",
+    "accuracy",
+    "batch_size",
+    "classification_loss",
+    "device_of",
+    "eval_mode",
+    "evaluate",
+    "forward_inputs",
+    "gradient",
+    "probe_determinism",
+    "recalibrate_batchnorm",
+    "to_device",
+    "weights_in",
+]

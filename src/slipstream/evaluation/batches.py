@@ -1,0 +1,98 @@
+"""Batches of any kind: how many examples, on which device, and the losses that take them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Batch = Any
+Loss = Callable[[nn.Module, Batch], Tensor]  # the mean over the batch, 0-dim
+Metric = Callable[[nn.Module, Batch], Tensor | float]  # the mean over the batch
+
+
+def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean cross entropy of `model` on a batch `(inputs, labels)`."""
+    inputs, labels = batch
+    return nn.functional.cross_entropy(model(inputs), labels)
+
+
+def accuracy(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the share of a batch `(inputs, labels)` that `model` classifies correctly."""
+    inputs, labels = batch
+    correct: Tensor = model(inputs).argmax(-1) == labels
+    return correct.float().mean()
+
+
+def batch_size(batch: Batch) -> int:
+    """Return the length of the first tensor in `batch` that has a length.
+
+    Args:
+        batch: A tensor, or tuples, lists and mappings of them, nested as you like.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        ValueError: If there is no such tensor.
+
+    Example:
+        >>> batch_size({"inputs": [torch.zeros(5, 3)], "labels": torch.zeros(5)})
+        5
+    """
+    for tensor in tensors_in(batch):
+        if tensor.dim() > 0:
+            return len(tensor)
+    raise ValueError(
+        f"A batch must hold a tensor with one row for each example; this {type(batch).__name__} "
+        "holds none. Tensors, tuples, lists and mappings of them are looked through."
+    )
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Return `batch` with every tensor on `device`; what is no tensor is passed on."""
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, tuple | list):
+        moved = [to_device(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    return batch
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return the device of the first tensor of `model`, the CPU if it has none."""
+    tensor = next(model.parameters(), next(model.buffers(), None))
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def tensors_in(batch: Batch) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, in its own order."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping | tuple | list):
+        for value in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from tensors_in(value)
+
+
+def sized_batches(model: nn.Module, data: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
+    """Yield the batches on the model's device, each with its size.
+
+    Args:
+        model: Says where the batches go.
+        data: Batches, not necessarily of equal size.
+
+    Yields:
+        A batch and the number of its examples.
+
+    Raises:
+        ValueError: At the end, if there was no batch.
+    """
+    device = device_of(model)
+    empty = True
+    for batch in data:
+        empty = False
+        yield to_device(batch, device), batch_size(batch)
+    if empty:
+        raise ValueError("data is empty: there is no batch to average over.")

@@ -1,0 +1,108 @@
+"""The running statistics of BatchNorm, estimated anew: part of the state, not of the path."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from slipstream.evaluation.batches import Batch, sized_batches
+from slipstream.evaluation.borrowing import eval_mode, weights_in
+from slipstream.weights import Weights
+
+
+def forward_inputs(model: nn.Module, batch: Batch) -> object:
+    """Call `model` on the inputs of `batch`: the first of a tuple, or a mapping's items by name."""
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+
+
+def recalibrate_batchnorm(
+    model: nn.Module,
+    *,
+    weights: Weights | None = None,
+    data: Iterable[Batch],
+    forward: Callable[[nn.Module, Batch], object] = forward_inputs,
+) -> dict[str, Tensor]:
+    """Estimate the running statistics of every BatchNorm anew, pooled over all of `data`.
+
+    BatchNorm layers normalise by batch statistics, as in training; all else is in eval mode. The
+    variance is unbiased, over all examples at once: unequal batches weigh what they hold.
+
+    Args:
+        model: Any module; left as it was.
+        weights: What to run instead of the model's own tensors.
+        data: Batches, not necessarily of equal size.
+        forward: Runs the model on a batch; a loss will do.
+
+    Returns:
+        The new buffers under their state-dict names, of layers that ran; empty if no layer keeps
+        such statistics.
+
+    Raises:
+        ValueError: If `data` is empty.
+
+    Example:
+        >>> batches = [torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[4.0], [5.0]])]
+        >>> new = recalibrate_batchnorm(nn.BatchNorm1d(1), data=batches)
+        >>> new["running_mean"].item(), new["running_var"].item()
+        (3.0, 2.5)
+    """
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+    if not layers:
+        return {}
+    pools = {name: _Pool(layer) for name, layer in layers.items()}
+    hooks = [layer.register_forward_pre_hook(pools[name].add) for name, layer in layers.items()]
+    try:
+        with weights_in(model, weights), eval_mode(model), torch.no_grad():
+            for layer in layers.values():
+                layer.training = True
+            for batch, _ in sized_batches(model, data):
+                forward(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        f"{name}.{buffer}".lstrip("."): value
+        for name, pool in pools.items()
+        for buffer, value in pool.buffers().items()
+    }
+
+
+class _Pool:
+    """Mean and variance of each channel over all batches that passed a BatchNorm layer."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        self._layer = layer
+        self._passes = self._count = 0
+        self._mean = torch.zeros_like(layer.get_buffer("running_mean"), dtype=torch.float64)
+        self._squares = torch.zeros_like(self._mean)  # of deviations from the mean, summed
+
+    def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Merge a batch: the pooled sum of squares grows by the distance of the two means."""
+        values = inputs[0]  # (examples, channels, *places)
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        others = [axis for axis in range(values.dim()) if axis != 1]
+        variance, mean = (v.double() for v in torch.var_mean(values, others, correction=0))
+        size = values.numel() // values.shape[1]
+        self._passes += 1
+        self._count += size
+        share = size / self._count
+        self._squares += size * (variance + (1 - share) * (mean - self._mean).square())
+        self._mean.lerp_(mean, share)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the layer's buffers as the pooled batches would have them; none if it never ran."""
+        if not self._count:
+            return {}
+        new = {
+            "running_mean": self._mean,
+            "running_var": self._squares / max(self._count - 1, 1),
+            "num_batches_tracked": torch.tensor(self._passes),
+        }
+        return {name: value.to(self._layer.get_buffer(name)) for name, value in new.items()}

@@ -1,0 +1,60 @@
+"""A model for the length of a `with` block: other weights, eval mode; then as it was."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from slipstream.weights import Weights, check_shapes
+
+
+@contextmanager
+def weights_in(model: nn.Module, weights: Weights | None) -> Generator[None]:
+    """Put `weights` into `model` for the length of a `with` block, then restore everything.
+
+    Parameters are swapped, not copied, unless dtype or device differ. Buffers are copied: what a
+    pass in train mode does to them stays inside the block.
+
+    Args:
+        model: Receives the values; tensors that `weights` lacks keep theirs.
+        weights: Names and shapes of tensors of `model`; None puts nothing in.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: If a name is unknown to the model or a shape differs.
+
+    Example:
+        >>> model = nn.Linear(1, 1, bias=False)
+        >>> with weights_in(model, {"weight": Tensor([[3.0]])}):
+        ...     model(Tensor([[2.0]])).item()
+        6.0
+    """
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    own: dict[str, Tensor] = {**parameters, **buffers}
+    check_shapes(weights or {}, {name: tuple(value.shape) for name, value in own.items()})
+    saved = [(tensor, tensor.data) for tensor in own.values()]
+    try:
+        for buffer in buffers.values():
+            buffer.data = buffer.data.clone()
+        for name, value in (weights or {}).items():
+            cast = value.detach().to(own[name])
+            own[name].data = cast if name in parameters else cast.clone()
+        yield
+    finally:
+        for tensor, data in saved:
+            tensor.data = data
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Generator[None]:
+    """Switch to eval mode for a `with` block; then every submodule has its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
