@@ -97,7 +97,7 @@ class _Pool:
         self._mean.lerp_(mean, share)
 
     def buffers(self) -> dict[str, Tensor]:
-        """Return the layer's buffers as the pooled batches would have them; none if it never ran."""
+        """Return the buffers that the pooled batches make; none if the layer never ran."""
         if not self._count:
             return {}
         new = {
