@@ -88,14 +88,15 @@ def gradient(
     with weights_in(model, weights), eval_mode(model), torch.enable_grad():
         for number, (batch, size) in enumerate(sized_batches(model, data)):
             count += size
-            value = _checked(loss(model, batch), number)
+            value = checked_loss(loss(model, batch), number)
             slopes = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
             for mean, slope in zip(means.values(), slopes, strict=True):
                 mean.lerp_(slope.to(mean), size / count)
     return {name: mean.to(trained[name].dtype) for name, mean in means.items()}
 
 
-def _checked(value: Tensor, number: int) -> Tensor:
+def checked_loss(value: Tensor, number: int) -> Tensor:
+    """Return the loss of batch `number`, or raise if no gradient can be taken of it."""
     if value.dim() > 0:
         raise ValueError(
             f"loss must return the batch's mean, a 0-dim tensor; its shape is {tuple(value.shape)}."

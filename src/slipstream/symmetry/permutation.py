@@ -78,19 +78,19 @@ class Permutation:
 
     def apply_to(self, name: str, value: Tensor) -> Tensor:
         """Return the tensor `value`, laid out like the model's `name`, with its neurons moved."""
-        indices = {axis: i.to(value.device) for axis, i in self._indices.get(name, {}).items()}
-        if all(index.dim() == 1 for index in indices.values()):
-            for axis, index in indices.items():
-                value = value.index_select(axis, index)
-            return value
-        return value[
-            tuple(
-                _along(indices[axis], axis, value.dim())
-                if axis in indices
-                else _along(torch.arange(size, device=value.device), axis, value.dim())
-                for axis, size in enumerate(value.shape)
-            )
-        ]
+        return take(value, self.indices(name))
+
+    def indices(self, name: str) -> dict[int, Tensor]:
+        """Return, for each axis of the tensor `name` that moves, from where its places receive.
+
+        Args:
+            name: A tensor of the model.
+
+        Returns:
+            What `take` reads: (length of the axis,), or as wide as the whole tensor where the order
+            on one axis depends on the place on another.
+        """
+        return self._indices.get(name, {})
 
     def apply_optimizer_state(self, state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         """Return the state dict of an optimiser over `model` with its per-weight tensors moved.
@@ -235,6 +235,25 @@ class Permutation:
                 source = self.orders[factor][*at, source]
             places = places * size + source
         return torch.as_tensor(places)
+
+
+def take(value: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """Return `value` gathered along several axes.
+
+    Args:
+        value: Any tensor.
+        indices: From where the places of an axis receive, as `Permutation.indices` returns it.
+
+    Returns:
+        A new tensor, or `value` itself if no axis moves.
+    """
+    if all(index.dim() == 1 for index in indices.values()):
+        for axis, index in indices.items():
+            value = value.index_select(axis, index.to(value.device))
+        return value
+    ranges = {axis: torch.arange(size) for axis, size in enumerate(value.shape)} | dict(indices)
+    wide = (_along(ranges[axis], axis, value.dim()) for axis in range(value.dim()))
+    return value[tuple(index.to(value.device) for index in wide)]
 
 
 def _grid(groups: NeuronGroups, block: Block) -> tuple[Tensor, ...]:
