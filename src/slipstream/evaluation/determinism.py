@@ -72,14 +72,15 @@ def _pass_over(model: nn.Module, loss: Loss, data: Iterable[Batch]) -> _Pass:
     for batch in data:
         moved = to_device(batch, device)
         first = moved if first is None else first
-        digests.append(_digest(batch))
+        digests.append(batch_digest(batch))
         sizes.append(batch_size(batch))
         losses.append(float(loss(model, moved)))
     total = sum(size * value for size, value in zip(sizes, losses, strict=True))
     return _Pass(tuple(digests), total / sum(sizes) if sizes else math.nan, first)
 
 
-def _digest(batch: Batch) -> bytes:
+def batch_digest(batch: Batch) -> bytes:
+    """Return a fingerprint of the tensors in `batch`."""
     digest = hashlib.blake2b()
     for tensor in tensors_in(batch):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
