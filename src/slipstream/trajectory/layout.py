@@ -1,0 +1,164 @@
+"""Which tensors the snapshots of a run hold: names, shapes, dtypes and ties."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.weights import Weights, weights_of
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """The shape and the dtype of a tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{self.shape} {dtype_name(self.dtype)}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The tensors of every snapshot of a run, each tied tensor once."""
+
+    tensors: Mapping[str, TensorForm]
+    aliases: Mapping[str, str] = field(default_factory=dict)  # further names of tied tensors
+    model: str = ""  # the class of the model, if known
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Layout":
+        """Return the layout of the weights of `model`, in the order of `weights_of`.
+
+        Example:
+            >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+            >>> model[1].weight = model[0].weight
+            >>> Layout.of(model).aliases
+            {'1.weight': '0.weight'}
+        """
+        named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        named |= dict(model.named_buffers(remove_duplicate=False))
+        weights = weights_of(model)
+        firsts = {id(named[name]): name for name in weights}
+        aliases = {
+            name: firsts[id(value)]
+            for name, value in named.items()
+            if name not in weights and id(value) in firsts
+        }
+        owner = type(model)
+        return cls(_forms(weights), aliases, f"{owner.__module__}.{owner.__qualname__}")
+
+    @classmethod
+    def of_weights(cls, weights: Weights, *, ties: bool = False) -> "Layout":
+        """Return the layout of `weights`.
+
+        Args:
+            weights: Names to tensors.
+            ties: Whether names that share the same memory are one tied tensor.
+
+        Returns:
+            The layout, in the order of `weights`.
+        """
+        firsts = {_place(value): name for name, value in reversed(list(weights.items()))}
+        aliases = {
+            name: firsts[_place(value)]
+            for name, value in weights.items()
+            if ties and value.numel() and firsts[_place(value)] != name
+        }
+        return cls(_forms({n: v for n, v in weights.items() if n not in aliases}), aliases)
+
+    def resolve(self, name: str) -> str:
+        """Return the name under which the tensor `name`, perhaps a tied one, is stored.
+
+        Args:
+            name: A name of the state dict.
+
+        Returns:
+            The same name, or the first name of a tied tensor.
+
+        Raises:
+            KeyError: If there is no such tensor.
+        """
+        stored = self.aliases.get(name, name)
+        if stored not in self.tensors:
+            listed = ", ".join(list(self.tensors)[:6])
+            raise KeyError(f"No tensor is named {name!r}; there are {listed}, ...")
+        return stored
+
+    def check(self, forms: Mapping[str, TensorForm], *, where: str) -> None:
+        """Raise unless `forms` are the tensors of this layout.
+
+        Args:
+            forms: What came.
+            where: The snapshot it came with, such as "step 200", for the message.
+
+        Raises:
+            ValueError: Naming the first tensor that is missing, unknown or differs, and both forms.
+        """
+        for name, form in forms.items():
+            if name not in self.tensors:
+                raise ValueError(f"{where}: the tensor {name!r} {form} is unknown.")
+            if form != self.tensors[name]:
+                raise ValueError(
+                    f"{where}: the tensor {name!r} is {form}, expected {self.tensors[name]}."
+                )
+        for name, form in self.tensors.items():
+            if name not in forms:
+                raise ValueError(f"{where}: the tensor {name!r} {form} is missing.")
+
+    def untie(self, weights: Weights, *, where: str) -> dict[str, Tensor]:
+        """Return `weights` in the order of this layout, each tied tensor once.
+
+        Args:
+            weights: Names to tensors; further names of tied tensors may be there or not.
+            where: The snapshot they belong to, for the message.
+
+        Returns:
+            The same tensors, not copied, checked against this layout.
+
+        Raises:
+            ValueError: If the layout is another one, or tied tensors are not equal.
+        """
+        for name, first in self.aliases.items():
+            if name in weights and first in weights and not _same(weights[name], weights[first]):
+                raise ValueError(f"{where}: {name!r} and {first!r}, tied in this run, differ.")
+        kept = {name: value for name, value in weights.items() if name not in self.aliases}
+        self.check(_forms(kept), where=where)
+        return {name: kept[name] for name in self.tensors}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the layout as plain data that `from_json` reads."""
+        tensors = {
+            name: {"shape": list(form.shape), "dtype": dtype_name(form.dtype)}
+            for name, form in self.tensors.items()
+        }
+        return {"class": self.model, "tensors": tensors, "aliases": dict(self.aliases)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "Layout":
+        """Read what `to_json` returned."""
+        tensors = {
+            name: TensorForm(tuple(form["shape"]), getattr(torch, form["dtype"]))
+            for name, form in data["tensors"].items()
+        }
+        return cls(tensors, data["aliases"], data["class"])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name of `dtype` without `torch.`, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _place(value: Tensor) -> tuple[Any, ...]:
+    return value.data_ptr(), value.shape, value.stride(), value.dtype
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return _place(first) == _place(second) or torch.equal(first, second)
+
+
+def _forms(weights: Weights) -> dict[str, TensorForm]:
+    return {name: TensorForm(tuple(v.shape), v.dtype) for name, v in weights.items()}

@@ -1,0 +1,280 @@
+"""Recording a training run from inside anybody's loop, behind its back.
+
+The loop pays for one copy of the weights; a thread writes them. The copies live in a few buffers
+that are used again and again: when all are waiting to be written, the loop waits too.
+"""
+
+import logging
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run
+from slipstream.trajectory.schedule import Schedule
+from slipstream.weights import Weights, weights_of
+
+_log = logging.getLogger(__name__)
+_BUFFERS = 2  # one is filled while the other is written
+
+
+class Recorder:
+    """Keeps snapshots of a model while it trains.
+
+    One line before the loop, `Recorder("run", model).attach(optimizer)`, counts the steps the
+    optimiser really takes and keeps those of the schedule. Use it in a `with` statement, or close
+    it, to keep the last step too. When the loop breaks with an exception, what was recorded by
+    then stays, and the weights, perhaps in the middle of an update, are not recorded.
+
+    Example:
+        >>> import tempfile
+        >>> from slipstream.trajectory.trajectory import Trajectory
+        >>> model = nn.Linear(3, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> folder = tempfile.mkdtemp()
+        >>> with Recorder(folder, model, schedule=Schedule.every(4)).attach(optimizer):
+        ...     for _ in range(10):
+        ...         optimizer.zero_grad()
+        ...         model(torch.ones(2, 3)).sum().backward()
+        ...         optimizer.step()
+        >>> Trajectory.open(folder).steps
+        [0, 4, 8, 10]
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        model: nn.Module,
+        *,
+        schedule: Schedule | None = None,
+        configuration: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        overwrite: bool = False,
+        resume: bool = False,
+        step: int | None = None,
+    ) -> None:
+        """Make or reopen the run folder; nothing is recorded before `attach` or `record`.
+
+        Args:
+            path: The run folder; made if it does not exist.
+            model: The model that trains.
+            schedule: Which steps to keep; by default every 100.
+            configuration: What makes the run, as plain data; kept in `run.json`.
+            seed: The seed of the run; kept in `run.json`.
+            overwrite: Whether to delete the snapshots of a run that is already there.
+            resume: Whether to append to a run that is already there.
+            step: Steps the optimiser has done so far; by default 0 or, when resuming, those of the
+                last snapshot. When resuming, snapshots after it are dropped.
+
+        Raises:
+            FileExistsError: If the folder is not empty.
+            ValueError: If the run to resume is of a model with other tensors.
+        """
+        self.schedule = schedule or Schedule.every(100)
+        self._model = model
+        layout = Layout.of(model)
+        if resume:
+            writer = reopen_run(path, keep_through=step)
+            try:
+                writer.layout.check(layout.tensors, where=f"The model to resume {path} with")
+            except ValueError:
+                writer.close()
+                raise
+        else:
+            provenance = {"recorded": {"schedule": self.schedule.to_json()}}
+            writer = create_run(
+                path,
+                model=layout,
+                configuration=configuration,
+                seed=seed,
+                provenance=provenance,
+                overwrite=overwrite,
+            )
+        self.step = step if step is not None else writer.last_step or 0
+        self._last_kept = writer.last_step
+        self._layout = writer.layout
+        self._epoch: float | None = None
+        self._metrics: dict[str, float | Tensor] = {}
+        self._background = _Background(writer)
+        self._detach: Callable[[], None] | None = None
+        # A recorder that is forgotten, or alive when Python ends, still writes what it holds.
+        self._release = weakref.finalize(self, self._background.close)
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> Self:
+        """Record the weights as they are, and from now on after the steps of the schedule.
+
+        Args:
+            optimizer: Its real steps are counted: not those that gradient accumulation or a
+                gradient scaler leaves out.
+
+        Returns:
+            The recorder itself, for a `with` statement.
+
+        Raises:
+            RuntimeError: If it is attached already.
+        """
+        if self._detach is not None:
+            raise RuntimeError("This recorder is attached to an optimizer already.")
+        if self._last_kept is None:
+            self.record()
+        self._detach = optimizer.register_step_post_hook(self._after_step).remove
+        return self
+
+    def log(self, *, epoch: float | None = None, **metrics: float | Tensor) -> None:
+        """Keep numbers for the next snapshot; a later call replaces an earlier one.
+
+        Args:
+            epoch: Epochs done.
+            metrics: Numbers, or tensors of one number, which are read when the snapshot is taken.
+        """
+        self._epoch = epoch if epoch is not None else self._epoch
+        for name, value in metrics.items():
+            self._metrics[name] = value.detach() if isinstance(value, Tensor) else value
+
+    def record(
+        self,
+        *,
+        step: int | None = None,
+        epoch: float | None = None,
+        metrics: Mapping[str, float | Tensor] | None = None,
+    ) -> None:
+        """Keep the weights as they are now, whatever the schedule says.
+
+        Args:
+            step: Optimiser steps done; by default as counted.
+            epoch: Epochs done.
+            metrics: Numbers to keep with the snapshot, besides those that were logged.
+
+        Raises:
+            ValueError: If the step does not grow.
+        """
+        self.step = self.step if step is None else step
+        if self._last_kept is not None and self.step <= self._last_kept:
+            raise ValueError(f"step must grow: {self.step} comes after {self._last_kept}.")
+        self.log(epoch=epoch, **(metrics or {}))
+        numbers = {name: float(value) for name, value in self._metrics.items()}
+        epoch = self.schedule.epoch_of(self.step) if self._epoch is None else self._epoch
+        weights = self._layout.untie(weights_of(self._model), where=f"step {self.step}")
+        self._background.put(self.step, weights, epoch, numbers)
+        self._last_kept = self.step
+        self._epoch, self._metrics = None, {}
+
+    def close(self, *, keep_last: bool = True) -> None:
+        """Keep the last step if it is not kept yet, wait until all is written, release the run.
+
+        Args:
+            keep_last: Whether to keep the last step.
+        """
+        if not self._release.alive:
+            return
+        if self._detach is not None:
+            self._detach()
+        try:
+            if keep_last and self._detach is not None and self._last_kept != self.step:
+                self.record()
+        finally:
+            self._release()
+        self._background.raise_unseen()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(keep_last=error is None)
+
+    def _after_step(self, *_: object) -> None:
+        self.step += 1
+        if self.step in self.schedule:
+            self.record()
+
+
+class _Background:
+    """Writes snapshots on a thread."""
+
+    def __init__(self, writer: RunWriter) -> None:
+        self._writer = writer
+        self._error: Exception | None = None
+        self._seen = False  # whether the training loop got the error
+        self._free: queue.Queue[_Buffer] = queue.Queue()
+        for _ in range(_BUFFERS):
+            self._free.put(_Buffer())
+        self._full: queue.Queue[tuple[_Buffer, dict[str, Any]] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._write, name="slipstream", daemon=True)
+        self._thread.start()
+
+    def put(
+        self, step: int, weights: Weights, epoch: float | None, metrics: dict[str, float]
+    ) -> None:
+        """Copy the weights and have them written; waits while all buffers are full."""
+        buffer = self._free.get()
+        try:
+            if self._error is not None:
+                self._seen = True
+                raise self._error
+            buffer.fill(weights)
+        except BaseException:  # Ctrl-C too: a half-filled buffer must not be written
+            self._free.put(buffer)
+            raise
+        self._full.put((buffer, {"step": step, "epoch": epoch, "metrics": metrics}))
+
+    def raise_unseen(self) -> None:
+        """Raise what went wrong on the thread, unless `put` has done so."""
+        if self._error is not None and not self._seen:
+            raise self._error
+
+    def close(self) -> None:
+        """Wait until all is written, and release the run."""
+        self._full.put(None)
+        self._thread.join()
+        self._writer.close()
+
+    def _write(self) -> None:
+        while (job := self._full.get()) is not None:
+            buffer, snapshot = job
+            try:
+                if self._error is None:  # the run ends at the first failure, without a gap
+                    self._writer.append(weights=buffer.wait(), **snapshot)
+            except Exception as error:  # ruff: ignore[blind-except] - raised in the training loop
+                self._error = error
+                _log.error("The recording stopped: %s", error)
+            self._free.put(buffer)
+
+
+class _Buffer:
+    """A copy of the weights in host memory."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+        self._copied: list[torch.cuda.Event] = []
+
+    def fill(self, weights: Weights) -> None:
+        """Copy `weights`; those on a GPU arrive later, behind what its stream is doing."""
+        for name, value in weights.items():
+            if name not in self._held:
+                self._held[name] = torch.empty(
+                    value.shape, dtype=value.dtype, pin_memory=value.is_cuda
+                )
+            self._held[name].copy_(value, non_blocking=value.is_cuda)
+        self._copied = []
+        for device in dict.fromkeys(value.device for value in weights.values() if value.is_cuda):
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record(torch.cuda.current_stream(device))
+            self._copied.append(event)
+
+    def wait(self) -> dict[str, Tensor]:
+        """Return the copy, once it is whole."""
+        for event in self._copied:
+            event.synchronize()
+        return self._held

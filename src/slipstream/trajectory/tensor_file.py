@@ -1,0 +1,189 @@
+"""The safetensors layout, to the byte: eight bytes of length, a JSON header, then the numbers.
+
+The library writes through a copy of every tensor and reads through page faults; here a tensor
+goes straight from its memory to the file, and from the file to where the caller wants it.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from io import FileIO
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from slipstream.trajectory.layout import TensorForm
+
+_DTYPES = {
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+    "C64": torch.complex64,
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_LONGEST_HEADER = 100_000_000  # bytes, as in the library: a longer one is a damaged file
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in its file a tensor lies."""
+
+    form: TensorForm
+    start: int  # bytes from the start of the file
+    stop: int
+
+
+def tensor_chunks(weights: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes of a safetensors file of `weights`, the tensors without a copy.
+
+    Args:
+        weights: Tensors on the CPU; those that are not contiguous are copied one at a time.
+
+    Yields:
+        The header, then each tensor.
+
+    Raises:
+        ValueError: If the format has no code for a dtype.
+    """
+    # Wide numbers first, so that each tensor is aligned to its own width.
+    ordered = sorted(weights.items(), key=lambda item: -item[1].element_size())
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, value in ordered:
+        if value.dtype not in _CODES:
+            raise ValueError(f"Tensor {name!r} is {value.dtype}, which safetensors cannot hold.")
+        start, end = end, end + value.nbytes
+        shape = list(value.shape)
+        header[name] = {
+            "dtype": _CODES[value.dtype],
+            "shape": shape,
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for _, value in ordered:
+        yield bytes_of(value.detach().contiguous())
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the memory of a contiguous CPU tensor as bytes to read or to write."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def read_places(path: Path) -> Mapping[str, Place]:
+    """Return where each tensor of a safetensors file lies, without reading the tensors.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The places by name, in the order of the file.
+
+    Raises:
+        OSError: If the file is missing.
+        ValueError: If it is cut short or is no safetensors file.
+    """
+    with FileIO(path) as file:
+        return _places(file)
+
+
+def read_tensor(path: Path, name: str, out: Tensor) -> None:
+    """Read one tensor of a file into `out`; only the header and its own bytes are touched.
+
+    Args:
+        path: A safetensors file.
+        name: Which tensor.
+        out: Receives the numbers; contiguous, of the same shape and dtype.
+
+    Raises:
+        OSError: If the file is missing.
+        ValueError: If the file is damaged, lacks the tensor, or holds it in another form.
+    """
+    with FileIO(path) as file:
+        place = _places(file).get(name)
+        expected = TensorForm(tuple(out.shape), out.dtype)
+        if place is None or place.form != expected:
+            came = "is missing" if place is None else f"is {place.form}"
+            raise ValueError(f"tensor {name!r} {came}, expected {expected}")
+        file.seek(place.start)
+        _fill(file, bytes_of(out))
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a file, mapped into memory: a page is read when it is touched.
+
+    Args:
+        path: A safetensors file.
+
+    Returns:
+        Name to tensor; writing to one changes the memory, never the file.
+
+    Raises:
+        OSError: If the file is missing.
+        ValueError: If it is damaged.
+    """
+    places = read_places(path)
+    mapped = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    return {name: _view(mapped, place) for name, place in places.items()}
+
+
+def _view(mapped: Tensor, place: Place) -> Tensor:
+    part = mapped[place.start : place.stop]
+    if place.start % place.form.dtype.itemsize:  # some other writers do not align
+        part = part.clone()
+    return part.view(place.form.dtype).view(place.form.shape)
+
+
+def _places(file: FileIO) -> Mapping[str, Place]:
+    size = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, _LONGEST_HEADER):
+        raise ValueError("the file is cut short, or is no safetensors file")
+    places, end = _parse(file.read(length))
+    if end != size:
+        raise ValueError(f"the file is damaged: it has {size} bytes, its header lists {end}")
+    return places
+
+
+@lru_cache(maxsize=64)
+def _parse(text: bytes) -> tuple[Mapping[str, Place], int]:
+    """The places a header lists, and where the last ends; one run repeats the same header."""
+    base = 8 + len(text)
+    places: dict[str, Place] = {}
+    try:
+        for name, entry in json.loads(text).items():
+            if name == "__metadata__":
+                continue
+            form = TensorForm(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
+            start, stop = (base + offset for offset in entry["data_offsets"])
+            if stop - start != math.prod(form.shape) * form.dtype.itemsize:
+                raise ValueError(f"{name!r} {form} does not take {stop - start} bytes")
+            places[name] = Place(form, start, stop)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the header of the file is damaged: {error}") from error
+    return MappingProxyType(places), max((p.stop for p in places.values()), default=base)
+
+
+def _fill(file: FileIO, out: memoryview) -> None:
+    while len(out):  # the system may hand out a large read in parts
+        if not (count := file.readinto(out)):
+            raise ValueError("the file is cut short")
+        out = out[count:]
