@@ -1,1 +1,24 @@
-"""One training run, on disk and in memory."""
+"""One training run, on disk and in memory: record it, open it, import it."""
+
+from slipstream.trajectory.importing import import_run
+from slipstream.trajectory.layout import Layout, TensorForm
+from slipstream.trajectory.recorder import Recorder
+from slipstream.trajectory.run_files import check_run, read_run
+from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run
+from slipstream.trajectory.schedule import Schedule
+from slipstream.trajectory.trajectory import Snapshot, Trajectory
+
+__all__ = [
+    "Layout",
+    "Recorder",
+    "RunWriter",
+    "Schedule",
+    "Snapshot",
+    "TensorForm",
+    "Trajectory",
+    "check_run",
+    "create_run",
+    "import_run",
+    "read_run",
+    "reopen_run",
+]

@@ -1,126 +1,40 @@
-"""A run on disk: the only module that knows its files.
+"""Making a run folder and appending to it, so that a process may die at any moment.
 
-    RUN/run.json           what the run is: written once
-    RUN/snapshots.jsonl    the index, a line for each snapshot, written after the snapshot is whole
-    RUN/snapshots/         00000200.safetensors is the snapshot of step 200
-
-The index is the truth: what it does not list is not there. So a process may die at any moment.
-Whoever appends holds a lock on the index, which the system releases when the process ends.
+A file is written under a temporary name, flushed to disk and renamed; only then the index lists
+it. Whoever appends holds a lock on the index, which the system releases when the process ends.
 """
 
 import fcntl
 import json
 import os
 import platform
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cached_property
 from importlib.metadata import version
 from io import FileIO
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from slipstream.trajectory.layout import Layout
-from slipstream.trajectory.tensor_file import (
-    Place,
-    map_tensors,
-    read_places,
-    read_tensor,
-    tensor_chunks,
+from slipstream.trajectory.run_files import (
+    DESCRIPTION,
+    FORMAT,
+    INDEX,
+    SNAPSHOTS,
+    Entry,
+    StoredSnapshot,
+    read_run,
+    whole_lines,
 )
+from slipstream.trajectory.tensor_file import tensor_chunks
 from slipstream.weights import Weights
 
-FORMAT = 1
-DESCRIPTION, INDEX, SNAPSHOTS, TEMPORARY = "run.json", "snapshots.jsonl", "snapshots", ".tmp"
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the index."""
-
-    step: int
-    epoch: float | None
-    files: tuple[str, ...]  # relative to the run folder, or absolute
-    bytes: int  # of all files together
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """What a run folder held when it was opened."""
-
-    path: Path
-    description: Mapping[str, Any]  # run.json
-    layout: Layout
-    entries: tuple[Entry, ...]
-
-    def snapshot(self, entry: Entry) -> "StoredSnapshot":
-        """Return what reads the snapshot of `entry`."""
-        files = tuple(self.path / name for name in entry.files)
-        prefix = self.description["model"]["prefix"]
-        return StoredSnapshot(files, self.layout, prefix, entry.step)
-
-
-@dataclass(frozen=True)
-class StoredSnapshot:
-    """Reads one snapshot, from one file or several shards."""
-
-    files: tuple[Path, ...]
-    layout: Layout
-    prefix: str  # stands before every name in the files, and is not part of the names
-    step: int
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return all tensors, mapped into memory."""
-        found: dict[str, Tensor] = {}
-        for path in self.files:
-            with self._reading(path):
-                found |= self._own(map_tensors(path))
-        with self._reading(self.files[0]):
-            return self.layout.untie(found, where=f"step {self.step}")
-
-    def read_into(self, name: str, out: Tensor) -> None:
-        """Read one tensor into `out`, touching only its bytes."""
-        path = self.files[0] if len(self.files) == 1 else self._places[name][0]
-        with self._reading(path):
-            read_tensor(path, self.prefix + name, out)
-
-    def check(self) -> None:
-        """Read the headers and compare them with the layout."""
-        forms = {name: place.form for name, (_, place) in self._places.items()}
-        with self._reading(self.files[0]):
-            self.layout.check(forms, where=f"step {self.step}")
-
-    @cached_property
-    def _places(self) -> dict[str, tuple[Path, Place]]:
-        places: dict[str, tuple[Path, Place]] = {}
-        for path in self.files:
-            with self._reading(path):
-                places |= {n: (path, place) for n, place in self._own(read_places(path)).items()}
-        return places
-
-    def _own(self, stored: Mapping[str, Value]) -> dict[str, Value]:
-        """What belongs to the layout, under the names of the layout."""
-        named = {
-            n.removeprefix(self.prefix): v for n, v in stored.items() if n.startswith(self.prefix)
-        }
-        return {name: value for name, value in named.items() if name not in self.layout.aliases}
-
-    @contextmanager
-    def _reading(self, path: Path) -> Generator[None]:
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise OSError(
-                f"The snapshot of step {self.step} cannot be read: {path}: {reason}."
-            ) from error
+_TEMPORARY = ".tmp"
 
 
 class RunWriter:
@@ -170,6 +84,7 @@ class RunWriter:
         files: Sequence[Path],
         epoch: float | None = None,
         metrics: Mapping[str, float] | None = None,
+        prefix: str = "",
     ) -> None:
         """List a snapshot that already lies in safetensors files, without copying them.
 
@@ -178,11 +93,17 @@ class RunWriter:
             files: One file, or all shards.
             epoch: Epochs done, if known.
             metrics: Numbers to keep with the snapshot.
+            prefix: Stands before the names in the files; what lacks it is no part of the snapshot.
+
+        Raises:
+            ValueError: If the step does not grow or the files have another layout.
         """
         self._check_step(step)
+        snapshot = StoredSnapshot(step, tuple(files), self.layout, prefix)
+        self.layout.check(snapshot.forms(), where=f"step {step} ({files[0]})")
         size = sum(path.stat().st_size for path in files)
         names = tuple(_reference(path.resolve(), self.path.resolve()) for path in files)
-        self._list(Entry(step, epoch, names, size, _numbers(metrics)))
+        self._list(Entry(step, epoch, names, size, _numbers(metrics), prefix))
 
     def close(self) -> None:
         """Release the run for other writers."""
@@ -223,7 +144,6 @@ def create_run(
     configuration: Mapping[str, Any] | None = None,
     seed: int | None = None,
     provenance: Mapping[str, Any] | None = None,
-    prefix: str = "",
     overwrite: bool = False,
 ) -> RunWriter:
     """Make an empty run folder and return what appends to it.
@@ -234,7 +154,6 @@ def create_run(
         configuration: What made the run, as plain data; kept in `run.json`.
         seed: The seed of the run; kept in `run.json`.
         provenance: Who wrote the snapshots and how, as plain data; kept in `run.json`.
-        prefix: Stands before the names of `model` in linked files.
         overwrite: Whether to delete the snapshots of a run that is already there. Other files in
             its folder are left alone.
 
@@ -251,7 +170,7 @@ def create_run(
     description = {
         "format": FORMAT,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "model": {**layout.to_json(), "prefix": prefix},
+        "model": layout.to_json(),
         "configuration": dict(configuration or {}),
         "seed": seed,
         "provenance": dict(provenance or {}),
@@ -300,7 +219,7 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
         run = read_run(folder)  # again: now nobody else writes
         last = float("inf") if keep_through is None else keep_through
         kept = [entry for entry in run.entries if entry.step <= last]
-        lines = _lines(folder)
+        lines = whole_lines(folder)
         index.truncate(sum(len(line) for line in lines[: len(kept)]))
         os.fsync(index.fileno())
         (folder / SNAPSHOTS).mkdir(exist_ok=True)
@@ -313,81 +232,11 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
     return RunWriter(folder, run.layout, index, kept[-1].step if kept else None)
 
 
-def read_run(path: str | Path) -> RunFolder:
-    """Read what a run folder lists; no snapshot is opened.
-
-    Args:
-        path: A run folder; it may be being written.
-
-    Returns:
-        The description, the layout and the entries of the index.
-
-    Raises:
-        FileNotFoundError: If it is no run folder.
-        ValueError: If the run is of a newer format or its text is damaged.
-    """
-    folder = Path(path)
-    if not (folder / DESCRIPTION).is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no {DESCRIPTION}.")
-    try:
-        description = json.loads((folder / DESCRIPTION).read_bytes())
-        if description["format"] > FORMAT:
-            raise ValueError(f"its format {description['format']} is newer than {FORMAT}")
-        layout = Layout.from_json(description["model"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder / DESCRIPTION} cannot be read: {error}.") from error
-    entries = tuple(_entry(folder, n, line) for n, line in enumerate(_lines(folder), start=1))
-    return RunFolder(folder, description, layout, entries)
-
-
-def check_run(path: str | Path) -> list[str]:
-    """Return what is wrong with a run folder, a sentence each; nothing if it is whole.
-
-    Args:
-        path: A run folder.
-
-    Returns:
-        Missing, damaged and misfitting snapshots. The headers and the sizes are compared, the
-        numbers are not read.
-    """
-    run = read_run(path)
-    problems = []
-    for entry in run.entries:
-        snapshot = run.snapshot(entry)
-        try:
-            snapshot.check()
-        except OSError as error:
-            problems.append(str(error))
-    listed = {file for entry in run.entries for file in entry.files}
-    for file in sorted((run.path / SNAPSHOTS).glob("*")):
-        if f"{SNAPSHOTS}/{file.name}" not in listed:
-            problems.append(f"{file} is not in the index: its writing was broken off.")
-    return problems
-
-
-def _lines(folder: Path) -> list[bytes]:
-    """The whole lines of the index, ends included: a killed writer may leave half a line."""
-    try:
-        text = (folder / INDEX).read_bytes()
-    except FileNotFoundError:
-        return []
-    return [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
-
-
-def _entry(folder: Path, number: int, line: bytes) -> Entry:
-    try:
-        data = json.loads(line)
-        files = tuple(data["files"])
-        return Entry(data["step"], data["epoch"], files, data["bytes"], data["metrics"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Line {number} of {folder / INDEX} is damaged: {error!r}.") from error
-
-
 def _check_free(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (overwrite and (folder / DESCRIPTION).is_file()):
         return
     # All that is left of a run whose making was broken off:
-    unfinished = {INDEX: 0, DESCRIPTION + TEMPORARY: None}
+    unfinished = {INDEX: 0, DESCRIPTION + _TEMPORARY: None}
     for file in folder.iterdir():
         if file.name in unfinished and unfinished[file.name] in (None, file.stat().st_size):
             continue
@@ -427,7 +276,8 @@ def _remove_own(folder: Path, files: Iterable[str]) -> None:
 
 
 def _remove_temporary(folder: Path) -> None:
-    for file in [*folder.glob(f"*{TEMPORARY}"), *(folder / SNAPSHOTS).glob(f"*{TEMPORARY}")]:
+    (folder / (DESCRIPTION + _TEMPORARY)).unlink(missing_ok=True)
+    for file in (folder / SNAPSHOTS).glob(f"*{_TEMPORARY}"):
         file.unlink()
 
 
@@ -439,7 +289,7 @@ def _reference(file: Path, folder: Path) -> str:
 
 def _write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
     """Write a file so that it is there whole or not at all, even if the power fails."""
-    temporary = path.with_name(path.name + TEMPORARY)
+    temporary = path.with_name(path.name + _TEMPORARY)
     try:
         with temporary.open("wb") as file:
             size = sum(file.write(chunk) for chunk in chunks)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from slipstream.trajectory.layout import Layout
-from slipstream.trajectory.run_folder import read_run
+from slipstream.trajectory.run_files import read_run
 from slipstream.weights import Weights, interpolate
 
 _READERS = 4  # threads; two already saturate the page cache, more hide the latency of a cold disk

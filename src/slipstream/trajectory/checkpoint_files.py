@@ -1,0 +1,172 @@
+"""The checkpoints that other tools write: where they are, what their step is, what they hold."""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+_HUGGING_FACE = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
+_USUAL_KEYS = ("state_dict", "model_state_dict", "model", "module")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file, or all shards of one checkpoint."""
+
+    name: str  # of the file or folder, which tells the step
+    files: tuple[Path, ...]
+
+    @property
+    def is_safetensors(self) -> bool:
+        """Whether the files can be read where they are."""
+        return all(path.suffix == ".safetensors" for path in self.files)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a pickled checkpoint holds."""
+
+    weights: Mapping[str, Tensor]
+    step: int | None = None
+    epoch: float | None = None
+
+
+def find_checkpoints(source: Path) -> list[Checkpoint]:
+    """Return the checkpoints in a folder, in the order of their names.
+
+    Args:
+        source: Holds `.pt`, `.pth`, `.ckpt` or `.safetensors` files, or Hugging Face folders, or is
+            one itself.
+
+    Returns:
+        At least one checkpoint.
+
+    Raises:
+        NotADirectoryError: If `source` is no folder.
+        ValueError: If it holds none.
+    """
+    if not source.is_dir():
+        raise NotADirectoryError(f"source must be a folder of checkpoints, {source} is none.")
+    paths = sorted(source.iterdir())
+    folders = ((path.name, _model_files(path)) for path in paths if path.is_dir())
+    if found := [Checkpoint(name, files) for name, files in folders if files]:
+        return found
+    whole = _model_files(source)
+    if whole and set(whole) >= {path for path in paths if path.suffix == ".safetensors"}:
+        return [Checkpoint(source.resolve().name, whole)]
+    if found := [Checkpoint(path.name, (path,)) for path in paths if path.suffix in _SUFFIXES]:
+        return found
+    raise ValueError(
+        f"source {source} holds no checkpoints: neither files ending in {', '.join(_SUFFIXES)} "
+        f"nor folders with {', '.join(_HUGGING_FACE)}."
+    )
+
+
+def number_in(name: str) -> int | None:
+    """Return the step that a file name tells: the number after "step", else the last number.
+
+    Args:
+        name: With its suffix.
+
+    Returns:
+        The number, or None if there is none.
+
+    Example:
+        >>> number_in("epoch=3-step=1200.ckpt"), number_in("resnet18_40.pt"), number_in("best.pt")
+        (1200, 40, None)
+    """
+    stem = re.sub(r"\.[A-Za-z]\w*$", "", name)
+    after_step = re.findall(r"(?:step|iter)\D{0,3}(\d+)", stem, flags=re.IGNORECASE)
+    numbers = after_step or re.findall(r"\d+", stem)
+    return int(numbers[-1]) if numbers else None
+
+
+def trainer_state(checkpoint: Checkpoint) -> tuple[float | None, dict[str, float]]:
+    """Return the epoch and the metrics that Hugging Face's trainer noted beside a checkpoint."""
+    try:
+        text = (checkpoint.files[0].parent / "trainer_state.json").read_text(encoding="utf-8")
+    except OSError:
+        return None, {}
+    state = json.loads(text)
+    metrics: dict[str, float] = {}
+    for entry in state.get("log_history", []):
+        if entry.get("step") == state.get("global_step"):
+            metrics |= {k: v for k, v in entry.items() if isinstance(v, int | float)}
+    return state.get("epoch"), {k: v for k, v in metrics.items() if k not in ("step", "epoch")}
+
+
+def read_pickled(path: Path, *, key: str | None = None) -> Contents:
+    """Read a `.pt`, `.pth`, `.ckpt` or `.bin` file; nothing in it is executed.
+
+    Args:
+        path: What `torch.save` wrote.
+        key: Where in a checkpoint the weights are; by default the usual places are tried.
+
+    Returns:
+        Weights, mapped into memory where the file allows it, and Lightning's step and epoch.
+
+    Raises:
+        ValueError: If the file holds code, is damaged, or no weights are found in it.
+    """
+    try:
+        held = torch.load(
+            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
+    except pickle.UnpicklingError as error:
+        if named := re.search(r"GLOBAL (\S+)", str(error)):
+            raise ValueError(
+                f"{path} is refused: besides tensors it holds {named[1]}, and loading that could "
+                "run code. Where you trust the file, save its state dict alone and import that."
+            ) from error
+        raise ValueError(f"{path} is no file of torch.save, or is damaged.") from error
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    weights = _weights_in(held, path, key)
+    step, epoch = (held.get(name) for name in ("global_step", "epoch"))
+    return Contents(
+        weights,
+        step if isinstance(step, int) else None,
+        epoch if isinstance(epoch, int | float) else None,
+    )
+
+
+def _weights_in(held: object, path: Path, key: str | None) -> dict[str, Tensor]:
+    """The state dict in what a file holds: the thing itself, or what lies under a usual key."""
+    keys = list(held) if isinstance(held, Mapping) else []
+    if key is not None and key not in keys:
+        raise ValueError(f"{path} has no key {key!r}; it has {', '.join(map(str, keys))}.")
+    for place in _USUAL_KEYS if key is None else (key,):
+        if isinstance(held, Mapping) and isinstance(held.get(place), Mapping):
+            held = held[place]
+    if isinstance(held, Mapping) and held and all(isinstance(v, Tensor) for v in held.values()):
+        return dict(held)
+    listed = ", ".join(map(str, keys)) or f"a {type(held).__name__}"
+    raise ValueError(
+        f"No weights were found in {path}. It holds {listed}: pass key= with the one that "
+        "holds the state dict."
+    )
+
+
+def _model_files(folder: Path) -> tuple[Path, ...]:
+    """The files of a Hugging Face checkpoint, shards included; none if it is no such folder."""
+    for name in _HUGGING_FACE:
+        if (folder / name).is_file():
+            return (folder / name,)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            shards = dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values())
+            return tuple(_shard(folder, shard) for shard in sorted(shards))
+    return ()
+
+
+def _shard(folder: Path, name: str) -> Path:
+    if Path(name).name != name or not (folder / name).is_file():
+        raise ValueError(f"The shard {name!r} that the index in {folder} lists is missing.")
+    return folder / name

@@ -1,0 +1,160 @@
+"""Making a run out of the checkpoints that other tools wrote."""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from slipstream.trajectory.checkpoint_files import (
+    Checkpoint,
+    find_checkpoints,
+    number_in,
+    read_pickled,
+    trainer_state,
+)
+from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.run_folder import RunWriter, create_run
+from slipstream.trajectory.tensor_file import read_places
+from slipstream.trajectory.trajectory import Trajectory
+
+_log = logging.getLogger(__name__)
+Value = TypeVar("Value")
+
+
+def import_run(
+    source: str | Path,
+    destination: str | Path | None = None,
+    *,
+    steps: Mapping[str, int] | None = None,
+    prefix: str = "",
+    key: str | None = None,
+    configuration: Mapping[str, Any] | None = None,
+    seed: int | None = None,
+) -> Trajectory:
+    """Make a run folder of a folder of checkpoints.
+
+    Safetensors files stay where they are and the run points to them; pickled files are converted,
+    and nothing in them is executed. Hugging Face `checkpoint-*` folders (sharded ones too),
+    Lightning `.ckpt`, `.pt`, `.pth` and `.safetensors` files are understood.
+
+    Args:
+        source: The folder of checkpoints.
+        destination: The run folder to make; by default beside `source`, its name ending in "-run".
+        steps: The step of each file or folder to import, by name. By default Lightning's
+            global step, else the number after "step" or the last number in the name.
+        prefix: Keep only tensors whose names start with it, and cut it off: "model." for Lightning.
+        key: Where in pickled files the weights are; by default the usual keys are tried.
+        configuration: What made the run, as plain data; kept in `run.json`.
+        seed: The seed of the run; kept in `run.json`.
+
+    Returns:
+        The trajectory, in the order of the steps.
+
+    Raises:
+        FileExistsError: If `destination` is not empty.
+        ValueError: If there are no checkpoints, no steps are told by their names, two have the
+            same step, they differ in a tensor, or a file holds code. Nothing is left behind.
+    """
+    source = Path(source).resolve()
+    target = Path(destination or f"{source}-run").resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"destination {target} is not empty: give another path.")
+    chosen = _numbered(find_checkpoints(source), source, steps, key)
+    layout = _layout(next(iter(chosen.values())), prefix, key)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        with create_run(
+            partial,
+            model=layout,
+            configuration=configuration,
+            seed=seed,
+            provenance={"imported": {"source": str(source)}},
+            overwrite=True,
+        ) as writer:
+            for step, checkpoint in chosen.items():
+                _import(writer, step, checkpoint, prefix, key)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Trajectory.open(target)
+
+
+def _numbered(
+    found: list[Checkpoint], source: Path, steps: Mapping[str, int] | None, key: str | None
+) -> dict[int, Checkpoint]:
+    """The checkpoints by step, in growing order."""
+    if steps is None:
+        told = {checkpoint.name: _told_step(checkpoint, key) for checkpoint in found}
+        steps = {name: step for name, step in told.items() if step is not None}
+        if not steps:
+            raise ValueError(
+                f"No number in the names {', '.join(told)} in {source} tells their steps: pass "
+                f"steps={{{found[0].name!r}: 0, ...}}."
+            )
+        if nameless := [name for name in told if name not in steps]:
+            _log.warning("Left out, no number in the name: %s", ", ".join(nameless))
+    by_name = {checkpoint.name: checkpoint for checkpoint in found}
+    chosen: dict[int, Checkpoint] = {}
+    for name, step in sorted(steps.items(), key=lambda item: item[1]):
+        if name not in by_name:
+            raise ValueError(f"steps names {name!r}; {source} holds {', '.join(by_name)}.")
+        if step in chosen:
+            raise ValueError(
+                f"{chosen[step].name} and {name} both count as step {step}: pass steps="
+                f"{{{name!r}: ..., ...}} with those to import."
+            )
+        chosen[step] = by_name[name]
+    return chosen
+
+
+def _told_step(checkpoint: Checkpoint, key: str | None) -> int | None:
+    if checkpoint.files[0].suffix == ".ckpt":
+        inside = read_pickled(checkpoint.files[0], key=key).step
+        if inside is not None:
+            return inside
+    return number_in(checkpoint.name)
+
+
+def _layout(checkpoint: Checkpoint, prefix: str, key: str | None) -> Layout:
+    if not checkpoint.is_safetensors:
+        return Layout.of_weights(_read(checkpoint, prefix, key)[0], ties=True)
+    places = {n: place for path in checkpoint.files for n, place in read_places(path).items()}
+    kept = _without_prefix(places, prefix, checkpoint)
+    return Layout({name: place.form for name, place in kept.items()})
+
+
+def _import(
+    writer: RunWriter, step: int, checkpoint: Checkpoint, prefix: str, key: str | None
+) -> None:
+    epoch, metrics = trainer_state(checkpoint)
+    if checkpoint.is_safetensors:
+        writer.link(step=step, files=checkpoint.files, epoch=epoch, metrics=metrics, prefix=prefix)
+        return
+    weights, inside = _read(checkpoint, prefix, key)
+    epoch = inside if epoch is None else epoch
+    writer.append(step=step, weights=weights, epoch=epoch, metrics=metrics)
+
+
+def _read(
+    checkpoint: Checkpoint, prefix: str, key: str | None
+) -> tuple[dict[str, Tensor], float | None]:
+    """The weights of a pickled checkpoint, all shards together, and its epoch."""
+    parts = [read_pickled(path, key=key) for path in checkpoint.files]
+    weights = {name: value for part in parts for name, value in part.weights.items()}
+    return _without_prefix(weights, prefix, checkpoint), parts[0].epoch
+
+
+def _without_prefix(
+    named: Mapping[str, Value], prefix: str, checkpoint: Checkpoint
+) -> dict[str, Value]:
+    kept = {n.removeprefix(prefix): value for n, value in named.items() if n.startswith(prefix)}
+    if not kept:
+        raise ValueError(
+            f"No tensor in {checkpoint.name} starts with prefix {prefix!r}; "
+            f"there are {', '.join(list(named)[:6])}, ..."
+        )
+    return kept
