@@ -2,8 +2,10 @@
 
 import gzip
 import io
+import math
 import pickle
 import tarfile
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,10 +88,13 @@ def _idx(folder: str | Path, name: str, *, axes: int) -> np.ndarray:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         _missing(folder, f"{name}[.gz] in it, in raw or in MNIST/raw")
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    sizes = tuple(int(size) for size in np.frombuffer(data, ">u4", count=axes, offset=4))
-    values = np.frombuffer(data, np.uint8, offset=4 + 4 * axes)
-    if data[:4] != bytes((0, 0, 8, axes)) or len(values) != np.prod(sizes):
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is no gzip file, or is cut short: {error}.") from error
+    sizes = [int.from_bytes(data[4 * axis + 4 : 4 * axis + 8], "big") for axis in range(axes)]
+    values = np.frombuffer(data[4 + 4 * axes :], np.uint8)
+    if data[:4] != bytes((0, 0, 8, axes)) or len(values) != math.prod(sizes):
         raise ValueError(f"{path} is not an idx file of {axes} axes of bytes, or is cut short.")
     return values.reshape(sizes)
 
