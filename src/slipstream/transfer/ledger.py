@@ -1,0 +1,182 @@
+"""Keeps the stages of a transfer as they come, in a run folder or in memory."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from slipstream.evaluation import Batch, Metric, evaluate
+from slipstream.symmetry.permutation import Permutation
+from slipstream.trajectory import Trajectory
+from slipstream.trajectory.run_folder import RunWriter, create_run, read_run, reopen_run
+from slipstream.transfer.methods import Step
+from slipstream.transfer.networks import Stopwatch
+from slipstream.transfer.plan import SignWeights, TransferPlan
+from slipstream.transfer.processes import is_main_process
+from slipstream.transfer.result import TransferCost, TransferResult, TransferStage
+from slipstream.weights import Weights
+
+SUMMARY, PERMUTATIONS = "transfer.json", "permutations"
+
+
+@dataclass
+class Ledger:
+    """The stages so far; with a run folder each is on disk before the next one begins."""
+
+    plan: TransferPlan
+    model: nn.Module
+    clock: Stopwatch
+    metrics: Mapping[str, Metric]
+    validation: Iterable[Batch] | None
+    folder: Path | None = None
+    resume: bool = False
+    configuration: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.stages: list[TransferStage] = []
+        self.permutations: dict[int, Permutation] = {}
+        self._held: list[dict[str, Tensor]] = []
+        self._writer: RunWriter | None = None
+        self._stored: dict[int, Mapping[str, float]] = {}
+        if self.folder is not None and is_main_process():
+            self._writer = self._open(self.folder)
+
+    def __enter__(self) -> "Ledger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def enter(self, stage: int, weights: Weights, step: Step | None) -> None:
+        """Keep a stage: measure it, write it, remember its permutation.
+
+        Args:
+            stage: Its number; 0 is the start.
+            weights: The target's weights there, BatchNorm calibrated.
+            step: What led there; None at the start.
+        """
+        metrics = self._stored[stage] if stage in self._stored else self._measure(weights)
+        matching = step.matching if step else None
+        self.stages.append(
+            TransferStage(
+                stage,
+                objective=matching.objective if matching else None,
+                gain=matching.gain if matching else None,
+                sweeps=matching.sweeps if matching else None,
+                metrics=metrics,
+            )
+        )
+        if step is not None:
+            self.permutations[stage] = step.source_to_target
+        with self.clock("storage"):
+            self._keep(stage, weights, metrics)
+
+    def _keep(self, stage: int, weights: Weights, metrics: Mapping[str, float]) -> None:
+        here = {name: value.detach().cpu() for name, value in weights.items()}
+        if self.folder is None or not is_main_process():
+            self._held.append(here)
+        elif stage not in self._stored and self._writer is not None:
+            if stage in self.permutations:
+                (self.folder / PERMUTATIONS).mkdir(exist_ok=True)
+                path = self.folder / PERMUTATIONS / f"{stage:08d}.safetensors"
+                self.permutations[stage].save(path)
+            self._writer.append(step=stage, weights=here, metrics=metrics)
+
+    def close(self, cost: TransferCost, *, keep: Literal["last", "best"]) -> TransferResult:
+        """Return the result, and write its summary into the run folder.
+
+        Args:
+            cost: What the transfer cost.
+            keep: Which weights to go on with: of the last stage, or of the least validation loss.
+
+        Returns:
+            The result, its trajectory read from the run folder if there is one.
+        """
+        chosen = self.stages[-1].stage
+        if keep == "best":
+            chosen = min(self.stages, key=lambda stage: stage.metrics["loss"]).stage
+        on_disk = self.folder is not None and is_main_process()
+        result = TransferResult(
+            plan=self.plan,
+            trajectory=Trajectory.open(self.folder)
+            if on_disk and self.folder
+            else Trajectory.from_weights(self._held),
+            stages=tuple(self.stages),
+            permutations=self.permutations,
+            chosen=chosen,
+            cost=cost,
+        )
+        if on_disk and self.folder:
+            text = json.dumps(result.to_json(), indent=1)
+            temporary = self.folder / f"{SUMMARY}.tmp"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.folder / SUMMARY)
+        return result
+
+    def _measure(self, weights: Weights) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        with self.clock("validation"):
+            return evaluate(self.model, self.metrics, weights=weights, data=self.validation)
+
+    def _open(self, folder: Path) -> RunWriter:
+        plan = {"transfer": asdict(self.plan)}
+        if not (self.resume and (folder / "run.json").is_file()):
+            return create_run(
+                folder, model=self.model, configuration=self.configuration, provenance=plan
+            )
+        before = read_run(folder)
+        _check_same_plan(before.description["provenance"].get("transfer"), self.plan, folder)
+        self._stored = {entry.step: entry.metrics for entry in before.entries}
+        return reopen_run(folder)
+
+
+def load_transfer(path: str | Path) -> TransferResult:
+    """Read the result of a finished transfer from its run folder.
+
+    Args:
+        path: The run folder that `transfer_trajectory` wrote.
+
+    Returns:
+        What `transfer_trajectory` returned.
+
+    Raises:
+        FileNotFoundError: If the folder holds no finished transfer.
+    """
+    folder = Path(path)
+    if not (folder / SUMMARY).is_file():
+        raise FileNotFoundError(f"{folder} holds no finished transfer: it has no {SUMMARY}.")
+    data = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    data["cost"].pop("total_seconds")
+    files = sorted((folder / PERMUTATIONS).glob("*.safetensors"))
+    return TransferResult(
+        plan=_plan_from(data["plan"]),
+        trajectory=Trajectory.open(folder),
+        stages=tuple(TransferStage(**stage) for stage in data["stages"]),
+        permutations={int(file.stem): Permutation.load(file) for file in files},
+        chosen=data["chosen"],
+        cost=TransferCost(**data["cost"]),
+    )
+
+
+def _plan_from(data: Mapping[str, Any]) -> TransferPlan:
+    nested = {"exclude": tuple(data["exclude"]), "signs": SignWeights(**data["signs"])}
+    return replace(TransferPlan(), **{**data, **nested})
+
+
+def _check_same_plan(before: Mapping[str, Any] | None, plan: TransferPlan, folder: Path) -> None:
+    if before is None:
+        raise ValueError(f"{folder} holds a run that is no transfer: give another path.")
+    old, new = asdict(_plan_from(before)), asdict(plan)
+    changed = [
+        f"{name}: {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name]
+    ]
+    if changed:
+        raise ValueError(
+            f"The transfer in {folder} was begun with another plan ({'; '.join(changed)}): resume "
+            "it with the same plan, or give another path."
+        )

@@ -1,0 +1,124 @@
+"""The ways to carry a path to a new start: each yields one step a stage."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slipstream.evaluation import Batch
+from slipstream.matching import Matching, Objective, Solver, match_weights
+from slipstream.matching.low_rank import Gradient, dense
+from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.symmetry.permutation import Permutation
+from slipstream.trajectory import Trajectory
+from slipstream.transfer.networks import Networks
+from slipstream.transfer.plan import SignWeights, TransferPlan
+from slipstream.weights import Weights, difference
+
+
+@dataclass(frozen=True)
+class Step:
+    """The target's weights after one more stage, and what chose them."""
+
+    weights: dict[str, Tensor]
+    source_to_target: Permutation
+    matching: Matching | None = None
+
+
+def fixed(
+    networks: Networks, path: Trajectory, start: Weights, permutation: Permutation
+) -> Iterator[Step]:
+    """Carry the path by one permutation: the naive, random and oracle baselines."""
+    for stage in range(1, len(path)):
+        yield Step(networks.carry(start, path, stage, permutation), permutation)
+
+
+def oracle(
+    path: Trajectory,
+    start: Weights,
+    trained: Weights,
+    groups: NeuronGroups,
+    carried: tuple[str, ...],
+) -> Matching:
+    """Match the source's displacement with that of a trained target."""
+    source, target = (
+        difference(*({name: weights[name] for name in carried} for weights in ends))
+        for ends in ((path[-1].weights, path[0].weights), (trained, start))
+    )
+    return match_weights(source, target, groups=groups)
+
+
+def gmt(
+    networks: Networks, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
+) -> Iterator[Step]:
+    """Gradient matching along the trajectory: all target gradients are renewed at every stage.
+
+    Yields:
+        The target's weights after each stage.
+
+    Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024), Algorithm 1.
+    """
+    permutation = first
+    seen: list[tuple[list[Batch], dict[str, Gradient]]] = []
+    for stage in range(1, len(path)):
+        batches = networks.next_batches()
+        source = networks.source(path, stage - 1, permutation)
+        seen.append((batches, networks.gradient(source, batches)))
+        objective = Objective(first.groups)
+        for earlier, (batches, gradient) in enumerate(seen):
+            there = networks.carry(start, path, earlier, permutation)
+            renewed = networks.gradient(there, batches)
+            objective.add(target=renewed, source=gradient)
+        matching = Solver(objective).solve(permutation if plan.warm_start else first)
+        permutation = matching.source_to_target
+        yield Step(networks.carry(start, path, stage, permutation), permutation, matching)
+
+
+def signed(
+    networks: Networks, path: Trajectory, start: Weights, matched: Step, signs: SignWeights
+) -> Iterator[Step]:
+    """Carry the path's increments, each entry weighted by whether the target's gradient agrees.
+
+    An entry agrees where moving by it lowers the loss to first order at the present weights.
+
+    Yields:
+        The target's weights after each stage.
+    """
+    permutation = matched.source_to_target
+    weights = dict(start)
+    for stage in range(1, len(path)):
+        gradient = networks.gradient(weights, networks.next_batches())
+        move = networks.move(path, stage, permutation)
+        for name, value in move.items():
+            agrees = value * dense(gradient[name]) < 0
+            value.mul_(torch.where(agrees, signs.agree, signs.disagree))
+        weights = networks.displaced(weights, move)
+        yield Step(weights, permutation, matched.matching)
+
+
+def fgmt(
+    networks: Networks, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
+) -> Iterator[Step]:
+    """Fast gradient matching along the trajectory: each stage adds one pair and keeps the others.
+
+    Yields:
+        The target's weights after each stage.
+
+    Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024), Algorithm 2.
+    """
+    permutation = first
+    objective = Objective(first.groups)
+    solver = Solver(objective)
+    weights = dict(start)
+    for stage in range(1, len(path)):
+        batches = networks.next_batches()
+        source = networks.source(path, stage - 1, permutation)
+        objective.add(
+            source=networks.gradient(source, batches),
+            target=networks.gradient(weights, batches),
+        )
+        matching = solver.solve(permutation if plan.warm_start else first)
+        permutation = matching.source_to_target
+        weights = networks.carry(start, path, stage, permutation)
+        yield Step(weights, permutation, matching)

@@ -1,0 +1,71 @@
+"""What a transfer will do, as plain data: printed, saved with the result, compared on resuming."""
+
+import fnmatch
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Method = Literal["naive", "random", "oracle", "gmt", "fgmt", "fgmt-signed"]
+Path_ = Literal["line", "recorded"]
+Schedule = Literal["uniform", "cosine"]
+
+
+@dataclass(frozen=True)
+class SignWeights:
+    """What `fgmt-signed` multiplies the entries of each move by."""
+
+    agree: float = 1.25  # where the move goes against the target's gradient
+    disagree: float = 0.5  # elsewhere
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """How a trajectory is carried to a new start."""
+
+    method: Method = "fgmt"
+    stages: int = 10  # steps along the path, in each segment
+    path: Path_ = "line"  # the straight line from the run's start to its end, or its snapshots
+    schedule: Schedule = "cosine"  # of the line
+    segments: int = 1  # parts of the run, each with a permutation of its own
+    batches_per_gradient: int = 1
+    batchnorm_batches: int = 2  # for the statistics, before each gradient
+    warm_start: bool = True  # each matching starts from the stage before
+    exclude: tuple[str, ...] = ()  # patterns of tensors that stay the target's own
+    signs: SignWeights = SignWeights()  # of `fgmt-signed`
+    seed: int = 0  # of the random permutation
+
+    def __post_init__(self) -> None:
+        choices = {"method": Method, "path": Path_, "schedule": Schedule}
+        for name, options in choices.items():
+            if getattr(self, name) not in get_args(options):
+                listed = ", ".join(get_args(options))
+                raise ValueError(f"{name} must be one of {listed}; got {getattr(self, name)!r}.")
+        for name in ("stages", "segments", "batches_per_gradient", "batchnorm_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def total_stages(self) -> int:
+        """Stages of all segments together, the start not counted."""
+        return self.stages * self.segments
+
+    def excluded(self, names: Iterable[str]) -> frozenset[str]:
+        """Return those of `names` that match a pattern of `exclude`.
+
+        Args:
+            names: Names of tensors.
+
+        Returns:
+            The names that stay the target's own.
+
+        Raises:
+            ValueError: If a pattern matches nothing.
+        """
+        listed = list(names)
+        for pattern in self.exclude:
+            if not fnmatch.filter(listed, pattern):
+                raise ValueError(
+                    f"exclude: {pattern!r} matches no tensor of the model; it has "
+                    f"{', '.join(listed[:8])}{' and more' if len(listed) > 8 else ''}."
+                )
+        return frozenset(n for p in self.exclude for n in fnmatch.filter(listed, p))
