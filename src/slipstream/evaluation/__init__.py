@@ -8,6 +8,7 @@ from slipstream.evaluation.batches import (
     batch_size,
     classification_loss,
     device_of,
+    inputs_of,
     to_device,
 )
 from slipstream.evaluation.batchnorm import forward_inputs, recalibrate_batchnorm
@@ -28,6 +29,7 @@ __all__ = [
     "evaluate",
     "forward_inputs",
     "gradient",
+    "inputs_of",
     "probe_determinism",
     "recalibrate_batchnorm",
     "to_device",

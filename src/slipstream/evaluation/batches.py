@@ -67,6 +67,11 @@ def device_of(model: nn.Module) -> torch.device:
     return torch.device("cpu") if tensor is None else tensor.device
 
 
+def inputs_of(batch: Batch) -> Batch:
+    """Return the model's inputs: the first item of a tuple or list, else the batch itself."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
 def tensors_in(batch: Batch) -> Iterator[Tensor]:
     """Yield the tensors of a batch, in its own order."""
     if isinstance(batch, Tensor):

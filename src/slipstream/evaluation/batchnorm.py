@@ -6,16 +6,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slipstream.evaluation.batches import Batch, sized_batches
+from slipstream.evaluation.batches import Batch, inputs_of, sized_batches
 from slipstream.evaluation.borrowing import eval_mode, weights_in
 from slipstream.weights import Weights
 
 
 def forward_inputs(model: nn.Module, batch: Batch) -> object:
-    """Call `model` on the inputs of `batch`: the first of a tuple, or a mapping's items by name."""
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(batch[0] if isinstance(batch, tuple | list) else batch)
+    """Call `model` on the inputs of `batch`; a mapping's items are passed by name."""
+    inputs = inputs_of(batch)
+    return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def recalibrate_batchnorm(

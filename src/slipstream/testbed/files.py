@@ -130,7 +130,7 @@ def _cifar10_batch(name: str, read: Callable[[str], bytes]) -> Raw:
 class _Unpickler(pickle.Unpickler):
     """Builds numpy arrays and plain Python values, and calls nothing else."""
 
-    def find_class(self, module: str, name: str) -> Any:  # ruff: ignore[any-type]
+    def find_class(self, module: str, name: str) -> Any:
         if module.split(".")[0] == "numpy" and name in _NUMPY:
             return _NUMPY[name]
         if (module, name) == ("_codecs", "encode"):  # how old protocols spell bytes

@@ -1,0 +1,200 @@
+"""From plain data to a model with its data and its loss: what a run keeps to be rebuilt."""
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from slipstream.evaluation import Batch, Loss, Metric, accuracy, classification_loss
+from slipstream.testbed.datasets import DataSpec, load_data
+from slipstream.testbed.networks import build_network
+
+EVALUATION_BATCH = 500
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A model, the batches to train and judge it on, and how."""
+
+    model: nn.Module
+    train: Iterable[Batch]
+    validation: Iterable[Batch]
+    test: Iterable[Batch]  # for reporting, never for choosing
+    loss: Loss
+    metrics: Mapping[str, Metric]  # the loss, and the accuracy if it is a classification
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What makes an experiment, as plain data.
+
+    `model`, `data` and `loss` may each be a function of the user's own, `package.module:function`.
+    That of the model returns a module, that of the data an object with the iterables of batches
+    `train`, `validation` and `test`; that of the loss maps a model and a batch to the mean loss.
+    """
+
+    model: str = "mlp"
+    data: str = "digits"
+    loss: str | None = None  # cross entropy
+    width: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the testbed's network
+    examples: int | None = None  # of the training part: the first ones
+    batch_size: int = 128
+    seed: int = 0  # of the initial weights and of the order of the batches
+
+    def build(self, *, seed: int | None = None, device: str = "cpu") -> Experiment:
+        """Build the model, load the data and find the loss.
+
+        Args:
+            seed: Seed of the initial weights, if another than the setup's; the batches stay.
+            device: Where the model goes.
+
+        Returns:
+            The experiment.
+
+        Raises:
+            ValueError: If something is unknown or does not fit.
+
+        Example:
+            >>> Setup("mlp", "digits", width=8).build().model.hidden1
+            Linear(in_features=64, out_features=8, bias=True)
+        """
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {device!r}, but PyTorch finds no CUDA device here.")
+        data = self._data()
+        model = self._model(getattr(data, "spec", None), self.seed if seed is None else seed)
+        loss: Loss = find_function(self.loss) if self.loss else classification_loss
+        metrics: dict[str, Metric] = {"loss": loss}
+        if self.loss is None:
+            metrics["accuracy"] = accuracy
+        return Experiment(model.to(device), data.train, data.validation, data.test, loss, metrics)
+
+    def _data(self) -> "_Data":
+        if _is_function(self.data):
+            given: _Data = find_function(self.data)()
+            for part in ("train", "validation", "test"):
+                if not hasattr(given, part):
+                    raise ValueError(
+                        f"What {self.data} returns must have the iterables of batches train, "
+                        f"validation and test; it has no {part}."
+                    )
+            return given
+        split = load_data(self.data)
+        train = split.train if self.examples is None else split.train.take(self.examples)
+        return _Batched(
+            train.batches(self.batch_size, seed=self.seed),
+            split.validation.batches(EVALUATION_BATCH),
+            split.test.batches(EVALUATION_BATCH),
+            split.spec,
+        )
+
+    def _model(self, spec: DataSpec | None, seed: int) -> nn.Module:
+        if not _is_function(self.model):
+            if spec is None:
+                raise ValueError(
+                    f"{self.model} must know the inputs and classes of {self.data}: let what that "
+                    "returns have a `spec`, a DataSpec, or give a model as package.module:function."
+                )
+            return build_network(self.model, data=spec, width=self.width, seed=seed, **self.options)
+        if self.width is not None or self.options:
+            raise ValueError(f"width and options are for the testbed's networks, not {self.model}.")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = find_function(self.model)()
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"{self.model} must return an nn.Module, got {type(model).__name__}.")
+        return model
+
+
+def rebuild(
+    configuration: Mapping[str, Any],
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    loss: str | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+) -> Experiment:
+    """Build the experiment of a recorded run again.
+
+    Args:
+        configuration: The run's, `Trajectory.description["configuration"]`.
+        model: Another model than the configuration's: a name or `package.module:function`.
+        data: Other data.
+        loss: Another loss.
+        seed: Seed of the initial weights, if another than the run's; the batches stay.
+        device: Where the model goes.
+
+    Returns:
+        The model with initial weights, the data and the loss.
+
+    Raises:
+        ValueError: If the configuration does not tell the model or the data and they are not
+            given, or if something is unknown or does not fit.
+    """
+    recorded = configuration.get("setup")
+    if recorded is None and (model is None or data is None):
+        raise ValueError(
+            "The run was not made by `slipstream train`, so it does not tell how to build its "
+            "model and its data: give both, model and data, as package.module:function."
+        )
+    try:
+        setup = Setup(**(recorded or {}))
+    except TypeError as error:
+        raise ValueError(f"The run's configuration holds an unknown setup: {error}.") from error
+    if model is not None:
+        setup = replace(setup, model=model, width=None, options={})
+    setup = replace(setup, data=data or setup.data, loss=loss or setup.loss)
+    return setup.build(seed=seed, device=device)
+
+
+def find_function(name: str) -> Callable[..., Any]:
+    """Import the function that `package.module:function` names.
+
+    Args:
+        name: A module that Python can import, a colon, and a function in it.
+
+    Returns:
+        The function.
+
+    Raises:
+        ValueError: If there is no such module or function.
+
+    Example:
+        >>> find_function("math:hypot")(3, 4)
+        5.0
+    """
+    module_name, _, function_name = name.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{name!r} cannot be imported: {error}.") from error
+    if not callable(function):
+        raise ValueError(f"{name!r} is no function but a {type(function).__name__}.")
+    return function
+
+
+class _Data(Protocol):
+    """What a function of the user's own returns."""
+
+    train: Iterable[Batch]
+    validation: Iterable[Batch]
+    test: Iterable[Batch]
+
+
+@dataclass
+class _Batched:
+    """A data set of the testbed, in batches."""
+
+    train: Iterable[Batch]
+    validation: Iterable[Batch]
+    test: Iterable[Batch]
+    spec: DataSpec
+
+
+def _is_function(name: str) -> bool:
+    """Whether it is `package.module:function`, and not one of the testbed's `name:DIR`."""
+    return ":" in name and name.partition(":")[0] not in ("digits", "mnist", "cifar10")
