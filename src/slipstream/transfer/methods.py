@@ -70,7 +70,9 @@ def gmt(
             there = networks.carry(start, path, earlier, permutation)
             renewed = networks.gradient(there, batches)
             objective.add(target=renewed, source=gradient)
-        matching = Solver(objective).solve(permutation if plan.warm_start else first)
+        matching = Solver(objective).solve(
+            permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
+        )
         permutation = matching.source_to_target
         yield Step(networks.carry(start, path, stage, permutation), permutation, matching)
 
@@ -118,7 +120,9 @@ def fgmt(
             source=networks.gradient(source, batches),
             target=networks.gradient(weights, batches),
         )
-        matching = solver.solve(permutation if plan.warm_start else first)
+        matching = solver.solve(
+            permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
+        )
         permutation = matching.source_to_target
         weights = networks.carry(start, path, stage, permutation)
         yield Step(weights, permutation, matching)

@@ -30,6 +30,7 @@ class TransferPlan:
     batches_per_gradient: int = 1
     batchnorm_batches: int = 2  # for the statistics, before each gradient
     warm_start: bool = True  # each matching starts from the stage before
+    max_sweeps: int = 100  # over the groups in each matching; it converges long before
     exclude: tuple[str, ...] = ()  # patterns of tensors that stay the target's own
     signs: SignWeights = SignWeights()  # of `fgmt-signed`
     seed: int = 0  # of the random permutation
@@ -40,7 +41,13 @@ class TransferPlan:
             if getattr(self, name) not in get_args(options):
                 listed = ", ".join(get_args(options))
                 raise ValueError(f"{name} must be one of {listed}; got {getattr(self, name)!r}.")
-        for name in ("stages", "segments", "batches_per_gradient", "batchnorm_batches"):
+        for name in (
+            "stages",
+            "segments",
+            "batches_per_gradient",
+            "batchnorm_batches",
+            "max_sweeps",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 

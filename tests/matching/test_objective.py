@@ -1,0 +1,190 @@
+import pytest
+import torch
+
+from oracles.plain_matching import plain_value
+from slipstream.matching import LowRank, Objective, match_weights, solve
+from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
+from slipstream.symmetry.permutation import Permutation
+
+CHAIN = NeuronGroups(
+    (NeuronGroup("a", 5), NeuronGroup("b", 4)),
+    (
+        Block("w1", 0, 0, ("a",)),
+        Block("bias", 0, 0, ("a",)),
+        Block("w2", 0, 0, ("b",)),
+        Block("w2", 1, 0, ("a", 3)),
+        Block("w3", 1, 0, ("b",)),
+    ),
+    {"w1": (5, 3, 2, 2), "bias": (5,), "w2": (4, 15), "w3": (2, 4), "free": (7,)},
+)
+CONCATENATION = NeuronGroups(
+    (NeuronGroup("a", 5), NeuronGroup("b", 4), NeuronGroup("c", 3)),
+    (
+        Block("w1", 0, 0, ("a",)),
+        Block("w2", 0, 0, ("b",)),
+        Block("w3", 1, 0, ("a",)),
+        Block("w3", 1, 5, ("b",)),
+        Block("w3", 0, 0, ("c",)),
+        Block("w4", 1, 1, ("c",)),
+    ),
+    {"w1": (5, 30), "w2": (4, 20), "w3": (3, 9), "w4": (20, 5)},
+)
+GROUPED = NeuronGroups(
+    (NeuronGroup("G", 3), NeuronGroup("i", 2, ("G",)), NeuronGroup("o", 4, ("G",))),
+    (
+        Block("w0", 0, 0, ("G", "i")),
+        Block("b0", 0, 0, ("G", "i")),
+        Block("w", 0, 0, ("G", "o")),
+        Block("w", 1, 0, ("i",)),
+        Block("w2", 1, 0, ("G", "o")),
+    ),
+    {"w0": (6, 5, 1, 1), "b0": (6,), "w": (12, 2, 3, 3), "w2": (7, 12, 1, 1)},
+)
+DENSE_BETWEEN_GROUPED = NeuronGroups(
+    (
+        NeuronGroup("G", 3),
+        NeuronGroup("i", 2, ("G",)),
+        NeuronGroup("H", 2),
+        NeuronGroup("j", 3, ("H",)),
+    ),
+    (Block("w", 0, 0, ("G", "i")), Block("w", 1, 0, ("H", "j")), Block("u", 1, 0, ("G", "i"))),
+    {"w": (6, 6), "u": (2, 6)},
+)
+RESIDUAL = NeuronGroups(
+    (NeuronGroup("s", 6),),
+    (
+        Block("embed", 0, 0, ("s",)),
+        Block("inner", 0, 0, ("s",)),
+        Block("inner", 1, 0, ("s",)),
+        Block("head", 1, 0, ("s",)),
+    ),
+    {"embed": (6, 30), "inner": (6, 6), "head": (2, 6)},
+)
+LAYOUTS = {
+    "chain": CHAIN,
+    "concatenation": CONCATENATION,
+    "grouped": GROUPED,
+    "dense between grouped": DENSE_BETWEEN_GROUPED,
+}
+
+
+def tensors(groups, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(shape, dtype=torch.float64, generator=generator)
+        for name, shape in groups.shapes.items()
+    }
+
+
+def swapped(permutation):
+    """The permutation after one exchange in its last group: few columns change."""
+    name = list(permutation.orders)[-1]
+    order = permutation.orders[name].clone()
+    order[..., [0, 1]] = order[..., [1, 0]]
+    return Permutation(permutation.groups, {**permutation.orders, name: order})
+
+
+def worth(similarity, order):
+    return similarity.gather(-1, order.unsqueeze(-1)).sum().item()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_value_is_the_inner_product_with_the_permuted_source(layout):
+    groups = LAYOUTS[layout]
+    objective, pairs = Objective(groups), []
+    for number in range(3):  # pairs come one by one, and the permutation changes in between
+        pairs.append((tensors(groups, 2 * number), tensors(groups, 2 * number + 1)))
+        objective.add(target=pairs[-1][0], source=pairs[-1][1])
+        permutation = Permutation.random(groups, seed=number)
+        for permutation in (permutation, swapped(permutation)):
+            expected = plain_value(pairs, permutation)
+            assert objective.value(permutation) == pytest.approx(expected, abs=1e-10)
+    identity = Permutation.identity(groups)
+    assert objective.identity == pytest.approx(plain_value(pairs, identity), abs=1e-10)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_similarity_says_what_any_other_order_is_worth(layout):
+    groups = LAYOUTS[layout]
+    objective, pairs = Objective(groups), []
+    for number in range(2):
+        pairs.append((tensors(groups, 2 * number), tensors(groups, 2 * number + 1)))
+        objective.add(target=pairs[-1][0], source=pairs[-1][1])
+        here = Permutation.random(groups, seed=number)
+        for permutation in (here, swapped(here)):
+            for group in groups.groups:
+                similarity = objective.similarity(group.name, permutation)
+                for seed in range(3):
+                    order = Permutation.random(groups, seed=70 + seed).orders[group.name]
+                    other = Permutation(groups, {**permutation.orders, group.name: order})
+                    change = plain_value(pairs, other) - plain_value(pairs, permutation)
+                    predicted = worth(similarity, order)
+                    predicted -= worth(similarity, permutation.orders[group.name])
+                    assert predicted == pytest.approx(change, abs=1e-10)
+
+
+def test_factors_are_worth_what_their_product_is():
+    generator = torch.Generator().manual_seed(0)
+    groups = CHAIN
+    factored, plain = Objective(groups), Objective(groups)
+    for number in range(2):
+        sides = []
+        for _ in range(2):
+            full = tensors(groups, number)
+            factors = LowRank(
+                torch.randn(6, 4, dtype=torch.float64, generator=generator),
+                torch.randn(6, 15, dtype=torch.float64, generator=generator),
+            )
+            sides.append(({**full, "w2": factors}, {**full, "w2": factors.dense()}))
+        factored.add(target=sides[0][0], source=sides[1][0])
+        plain.add(target=sides[0][1], source=sides[1][1])
+        for seed in range(2):
+            permutation = Permutation.random(groups, seed=seed)
+            assert factored.value(permutation) == pytest.approx(plain.value(permutation))
+            for name in groups.sizes():
+                torch.testing.assert_close(
+                    factored.similarity(name, permutation), plain.similarity(name, permutation)
+                )
+    assert factored.identity == pytest.approx(plain.identity)
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, "residual"])
+def test_the_solution_is_one_that_no_group_can_improve(layout):
+    groups = {**LAYOUTS, "residual": RESIDUAL}[layout]
+    pairs = [(tensors(groups, 0), tensors(groups, 1)), (tensors(groups, 2), tensors(groups, 3))]
+    objective = Objective(groups)
+    for target, source in pairs:
+        objective.add(target=target, source=source)
+    start = Permutation.random(groups, seed=3)
+    found = solve(objective, start=start)
+    assert found.converged
+    assert found.objective == pytest.approx(plain_value(pairs, found.source_to_target))
+    assert found.objective >= plain_value(pairs, start) - 1e-12
+    assert found.gain == pytest.approx(found.objective - found.identity_objective)
+    for group in groups.groups if layout != "residual" else ():
+        for seed in range(20):
+            order = Permutation.random(groups, seed=seed).orders[group.name]
+            other = {**found.source_to_target.orders, group.name: order}
+            assert plain_value(pairs, Permutation(groups, other)) <= found.objective + 1e-10
+
+
+@pytest.mark.parametrize("layout", ["chain", "concatenation", "grouped", "residual"])
+def test_a_permuted_network_is_found_again(layout):
+    groups = {**LAYOUTS, "residual": RESIDUAL}[layout]
+    source = tensors(groups, 0)
+    hidden = Permutation.random(groups, seed=1)
+    found = match_weights(source, hidden.apply(source), groups=groups)
+    assert found.source_to_target.same_as(hidden)
+    assert found.objective == pytest.approx(sum(float(w.square().sum()) for w in source.values()))
+
+
+def test_weights_of_another_layout_are_named():
+    source = tensors(CHAIN, 0)
+    with pytest.raises(ValueError, match=r"source and target differ in the shape of 'w3'"):
+        match_weights(source, {**source, "w3": torch.zeros(2, 5)}, groups=CHAIN)
+
+
+def test_a_nan_is_refused():
+    source = tensors(CHAIN, 0)
+    with pytest.raises(ValueError, match="NaN"):
+        match_weights(source, {**source, "w1": source["w1"] * torch.nan}, groups=CHAIN)
