@@ -154,7 +154,7 @@ def check_run(path: str | Path) -> list[str]:
     listed = {file for entry in run.entries for file in entry.files}
     for file in sorted((run.path / SNAPSHOTS).glob("*")):
         if f"{SNAPSHOTS}/{file.name}" not in listed:
-            problems.append(f"{file} is not in the index: its writing was broken off.")
+            problems.append(f"{file} is not in the index: its writing was broken off, it may go.")
     return problems
 
 

@@ -71,7 +71,7 @@ class RunWriter:
         name = f"{SNAPSHOTS}/{step:08d}.safetensors"
         try:
             size = _write_whole(self.path / name, chunks)
-            self._list(Entry(step, epoch, (name,), size, _numbers(metrics)))
+            self._list(_entry(step, epoch, (name,), size, metrics))
         except OSError as error:
             (self.path / name).unlink(missing_ok=True)
             text = f"Step {step} could not be kept in {self.path}: {error.strerror}. "
@@ -103,7 +103,7 @@ class RunWriter:
         self.layout.check(snapshot.forms(), where=f"step {step} ({files[0]})")
         size = sum(path.stat().st_size for path in files)
         names = tuple(_reference(path.resolve(), self.path.resolve()) for path in files)
-        self._list(Entry(step, epoch, names, size, _numbers(metrics), prefix))
+        self._list(_entry(step, epoch, names, size, metrics, prefix))
 
     def close(self) -> None:
         """Release the run for other writers."""
@@ -131,7 +131,7 @@ class RunWriter:
             while line:
                 line = line[self._index.write(line) :]
             os.fsync(self._index.fileno())
-        except OSError:
+        except BaseException:
             self._index.truncate(end)
             raise
         self.last_step = entry.step
@@ -186,15 +186,16 @@ def create_run(
         raise TypeError(f"configuration and provenance must be plain data: {error}.") from error
     _check_free(folder, overwrite)
     folder.mkdir(parents=True, exist_ok=True)
-    writer = RunWriter(folder, layout, _lock(folder), None)
+    index = _lock(folder)
     try:
-        _clear(folder, writer._index)
+        _check_free(folder, overwrite)  # again: another may have made it before the lock
+        _clear(folder, index)
         _write_whole(folder / DESCRIPTION, [text.encode()])
         (folder / SNAPSHOTS).mkdir(exist_ok=True)
     except BaseException:
-        writer.close()
+        index.close()
         raise
-    return writer
+    return RunWriter(folder, layout, index, None)
 
 
 def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWriter:
@@ -308,5 +309,14 @@ def _write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
     return size
 
 
-def _numbers(metrics: Mapping[str, float] | None) -> dict[str, float]:
-    return {name: float(value) for name, value in (metrics or {}).items()}
+def _entry(
+    step: int,
+    epoch: float | None,
+    files: tuple[str, ...],
+    size: int,
+    metrics: Mapping[str, float] | None,
+    prefix: str = "",
+) -> Entry:
+    """A line of plain numbers, of whatever kind they came."""
+    numbers = {name: float(value) for name, value in (metrics or {}).items()}
+    return Entry(int(step), None if epoch is None else float(epoch), files, size, numbers, prefix)

@@ -138,7 +138,7 @@ class Trajectory:
             end: The last one, of the same layout.
             stages: Number of moves T; the line has T + 1 snapshots, and the stage is their step.
             schedule: How long the moves are: all the same, or large first as 1 + cos(pi t / T)
-                with t = 1..T, by which the last move is empty.
+                with t = 0..T-1.
 
         Returns:
             A trajectory whose two ends are exact.
@@ -241,11 +241,8 @@ class Trajectory:
     def _tensor(self, name: str) -> Tensor:
         stored = self.layout.resolve(name)
         form = self.layout.tensors[stored]
-        size = len(self) * math.prod(form.shape) * form.dtype.itemsize
-        # numpy asks the system for huge pages, torch does not: three times the speed on large reads
-        out = torch.from_numpy(np.empty(size, np.uint8)).view(form.dtype)
-        out = out.view(len(self), *form.shape)  # (steps, *shape)
-        if len(self) == 1 or size < _WORTH_THREADS:
+        out = _empty((len(self), *form.shape), form.dtype)  # (steps, *shape)
+        if len(self) == 1 or out.nbytes < _WORTH_THREADS:
             for snapshot, row in zip(self.snapshots, out, strict=True):
                 snapshot.reader.read_into(stored, row)
         else:
@@ -253,6 +250,14 @@ class Trajectory:
                 rows = zip(self.snapshots, out, strict=True)
                 list(pool.map(lambda pair: pair[0].reader.read_into(stored, pair[1]), rows))
         return out
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory to read into: numpy asks for huge pages, torch does not, which is 3x slower here."""
+    size = math.prod(shape) * dtype.itemsize
+    if size == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(np.empty(size, np.uint8)).view(dtype).view(shape)
 
 
 @dataclass(frozen=True)
@@ -290,8 +295,7 @@ def _fractions(stages: int, schedule: str) -> list[float]:
         raise ValueError(f"stages must be at least 1, got {stages}.")
     if schedule not in ("uniform", "cosine"):
         raise ValueError(f"schedule must be 'uniform' or 'cosine', got {schedule!r}.")
-    if schedule == "uniform" or stages == 1:
+    if schedule == "uniform":
         return [stage / stages for stage in range(stages + 1)]
-    moves = [1 + math.cos(math.pi * t / stages) for t in range(1, stages + 1)]
-    done = [0.0, *(math.fsum(moves[:t]) / math.fsum(moves) for t in range(1, stages + 1))]
-    return done
+    moves = [1 + math.cos(math.pi * t / stages) for t in range(stages)]
+    return [math.fsum(moves[:stage]) / math.fsum(moves) for stage in range(stages + 1)]

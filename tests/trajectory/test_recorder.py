@@ -1,0 +1,240 @@
+"""The recorder, in a real training loop."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+from recorded_networks import tied, train
+from torch import nn
+
+from slipstream.trajectory import Recorder, Schedule, Trajectory, check_run
+from slipstream.trajectory.run_folder import RunWriter
+from slipstream.weights import copy, load_weights_, weights_of
+
+
+def setup(seed=0):
+    model = tied(seed)
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def test_each_snapshot_is_the_model_after_that_step(tmp_path):
+    model, optimizer = setup()
+    seen = {0: copy(weights_of(model))}
+    with Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(optimizer):
+        train(model, optimizer, 20, lambda step: seen.update({step: copy(weights_of(model))}))
+    run = Trajectory.open(tmp_path / "run")
+    assert run.steps == list(range(21))
+    for snapshot in run:
+        for name, value in snapshot.weights.items():
+            if name in dict(model.named_parameters()):  # buffers move before the step, too
+                assert torch.equal(value, seen[snapshot.step][name])
+    assert run["norm.num_batches_tracked"].tolist() == run.steps
+    assert run["norm.running_mean"][-1].tolist() == model.norm.running_mean.tolist()
+
+
+def test_the_schedule_epochs_and_metrics(tmp_path):
+    model, optimizer = setup()
+    schedule = Schedule.epochs(4)
+    with Recorder(
+        tmp_path / "run", model, schedule=schedule, configuration={"a": 1}, seed=5
+    ).attach(optimizer) as recorder:
+        train(model, optimizer, 10, lambda step: recorder.log(loss=torch.tensor(float(step))))
+        recorder.log(epoch=9, accuracy=0.5)
+    run = Trajectory.open(tmp_path / "run")
+    assert run.steps == schedule.steps(10)
+    assert [snapshot.epoch for snapshot in run] == [0, 1, 2, 9]
+    # Logged after a step, a number belongs to the next snapshot.
+    metrics = [dict(snapshot.metrics) for snapshot in run]
+    assert metrics == [{}, {"loss": 3}, {"loss": 7}, {"loss": 10, "accuracy": 0.5}]
+    assert (run.description["configuration"], run.description["seed"]) == ({"a": 1}, 5)
+    kept = run.description["provenance"]["recorded"]["schedule"]
+    assert Schedule.from_json(kept) == schedule
+
+
+def test_explicit_records_need_no_optimizer(tmp_path):
+    model = tied()
+    with Recorder(tmp_path / "run", model) as recorder:
+        recorder.record(step=3, epoch=0.5, metrics={"loss": 2})
+        recorder.record(step=8)
+        with pytest.raises(ValueError, match="step must grow: 8 comes after 8"):
+            recorder.record(step=8)
+    run = Trajectory.open(tmp_path / "run")
+    assert run.steps == [3, 8]
+    assert (run[0].epoch, run[0].metrics) == (0.5, {"loss": 2})
+
+
+def test_recording_changes_nothing_in_the_training(tmp_path):
+    plain, optimizer = setup()
+    train(plain, optimizer, 15)
+    model, optimizer = setup()
+    with Recorder(tmp_path / "run", model, schedule=Schedule.every(2)).attach(optimizer):
+        train(model, optimizer, 15)
+    for name, value in weights_of(plain).items():
+        assert torch.equal(value, weights_of(model)[name])
+
+
+def test_a_closed_recorder_is_detached(tmp_path):
+    model, optimizer = setup()
+    recorder = Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(optimizer)
+    with pytest.raises(RuntimeError, match=r"attached .* already"):
+        recorder.attach(optimizer)
+    train(model, optimizer, 2)
+    recorder.close()
+    recorder.close()
+    train(model, optimizer, 2)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 1, 2]
+
+
+def test_resuming_goes_on_counting(tmp_path):
+    model, optimizer = setup()
+    schedule = Schedule.every(3)
+    with Recorder(tmp_path / "run", model, schedule=schedule).attach(optimizer):
+        train(model, optimizer, 4)
+    with Recorder(tmp_path / "run", model, schedule=schedule, resume=True) as recorder:
+        assert recorder.step == 4
+        recorder.attach(optimizer)
+        train(model, optimizer, 4)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 3, 4, 6, 8]
+
+
+def test_resuming_from_an_earlier_checkpoint_drops_what_came_after(tmp_path):
+    model, optimizer = setup()
+    schedule = Schedule.every(2)
+    with Recorder(tmp_path / "run", model, schedule=schedule).attach(optimizer):
+        train(model, optimizer, 8)
+    load_weights_(model, Trajectory.open(tmp_path / "run").at(4).weights)
+    with Recorder(tmp_path / "run", model, schedule=schedule, resume=True, step=4).attach(
+        optimizer
+    ):
+        train(model, optimizer, 3)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 2, 4, 6, 7]
+    with pytest.raises(ValueError, match=r"The model to resume .* with: the tensor 'weight'"):
+        Recorder(tmp_path / "run", nn.Linear(2, 2), resume=True)
+    assert check_run(tmp_path / "run") == []
+
+
+def test_ctrl_c_closes_the_run(tmp_path):
+    model, optimizer = setup()
+
+    def interrupt(step):
+        if step == 5:
+            raise KeyboardInterrupt
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Recorder(tmp_path / "run", model, schedule=Schedule.every(2)).attach(optimizer),
+    ):
+        train(model, optimizer, 9, interrupt)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 2, 4]
+    Recorder(tmp_path / "run", model, resume=True).close()
+
+
+def test_a_slow_disk_holds_the_loop_up_and_loses_nothing(tmp_path, monkeypatch):
+    model, optimizer = setup()
+    gate, waiting = threading.Semaphore(0), []
+    append = RunWriter.append
+
+    def slow(self, **snapshot):
+        assert gate.acquire(timeout=30)
+        append(self, **snapshot)
+
+    monkeypatch.setattr(RunWriter, "append", slow)
+    recorder = Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(optimizer)
+    loop = threading.Thread(target=train, args=(model, optimizer, 6, waiting.append))
+    loop.start()
+    loop.join(timeout=0.5)
+    assert loop.is_alive()
+    assert waiting == [1]  # step 0 is being written, step 1 waits, step 2 has no buffer
+    gate.release(7)
+    loop.join()
+    recorder.close()
+    run = Trajectory.open(tmp_path / "run")
+    assert run["norm.num_batches_tracked"].tolist() == run.steps == list(range(7))
+
+
+def full_disk(monkeypatch, after):
+    calls = []
+
+    def append(self, **snapshot):
+        calls.append(snapshot["step"])
+        if len(calls) > after:
+            raise OSError(errno.ENOSPC, "Step 1 could not be kept: No space left on device.")
+
+    monkeypatch.setattr(RunWriter, "append", append)
+    return calls
+
+
+def test_an_error_behind_the_loop_is_raised_in_the_loop(tmp_path, monkeypatch):
+    model, optimizer = setup()
+    calls = full_disk(monkeypatch, after=1)
+    with (
+        pytest.raises(OSError, match="No space left"),
+        Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(optimizer),
+    ):
+        train(model, optimizer, 50)
+    assert calls == [0, 1]  # nothing is written behind a gap
+
+
+def test_an_error_after_the_last_step_is_raised_by_close(tmp_path, monkeypatch):
+    model, optimizer = setup()
+    full_disk(monkeypatch, after=0)
+    recorder = Recorder(tmp_path / "run", model).attach(optimizer)
+    with pytest.raises(OSError, match="No space left"):
+        recorder.close()
+
+
+def test_two_recorders_on_one_folder(tmp_path):
+    model, optimizer = setup()
+    with Recorder(tmp_path / "run", model).attach(optimizer):
+        with pytest.raises(FileExistsError, match="already holds a run"):
+            Recorder(tmp_path / "run", model)
+        with pytest.raises(BlockingIOError, match="written by another recorder"):
+            Recorder(tmp_path / "run", model, resume=True)
+
+
+TRAIN = textwrap.dedent(
+    """
+    import sys, torch
+    from slipstream.trajectory import Recorder
+    from torch import nn
+
+    model = nn.Linear(50, 50)
+    torch.nn.init.zeros_(model.bias)
+    recorder = Recorder(sys.argv[1], model)
+    for step in range(int(sys.argv[2])):
+        recorder.record(step=step)
+        with torch.no_grad():
+            model.bias += 1
+        print(step, flush=True)
+    """
+)
+
+
+def test_a_forgotten_recorder_writes_what_it_holds(tmp_path):
+    subprocess.run([sys.executable, "-c", TRAIN, str(tmp_path / "run"), "5"], check=True)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_training_that_is_killed_leaves_a_run_that_opens(tmp_path, number):
+    command = [sys.executable, "-c", TRAIN, str(tmp_path / "run"), "1000000"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as loop:
+        for _ in range(30):
+            loop.stdout.readline()
+        os.kill(loop.pid, number)
+    folder = tmp_path / "run"
+    run = Trajectory.open(folder)
+    assert run.steps == list(range(len(run)))
+    assert len(run) > 20
+    assert run["bias"][:, 7].tolist() == run.steps
+    assert [problem for problem in check_run(folder) if "broken off" not in problem] == []
+    Recorder(folder, nn.Linear(50, 50), resume=True).close()
+    assert not list(folder.rglob("*.tmp"))
