@@ -1,1 +1,5 @@
-"""The command line: one file per command around one public function."""
+"""The command `slipstream`: one file for each command."""
+
+from slipstream.cli.app import main
+
+__all__ = ["main"]

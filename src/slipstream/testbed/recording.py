@@ -1,10 +1,10 @@
 """Train and record: what `slipstream train` does."""
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from slipstream.evaluation import Batch, evaluate
+from slipstream.evaluation import evaluate
 from slipstream.testbed.setup import Setup
 from slipstream.testbed.training import OptimizerName, ScheduleName, train
 from slipstream.trajectory import Recorder, Schedule
@@ -42,7 +42,7 @@ def record_training(
     path: str | Path,
     overwrite: bool = False,
     device: str = "cpu",
-    on_step: Callable[[int], object] | None = None,
+    on_step: Callable[[int, int | None], object] | None = None,
 ) -> RecordedTraining:
     """Train the model of `setup` and record the run, with its validation metrics at every epoch.
 
@@ -55,7 +55,7 @@ def record_training(
         path: The run folder to make.
         overwrite: Whether to delete the snapshots of a run that is already there.
         device: Where to train.
-        on_step: Called after each step with the number of steps taken.
+        on_step: Called after each step with the steps taken and their final number, if known.
 
     Returns:
         Losses, cost, and the metrics of the final weights.
@@ -65,6 +65,7 @@ def record_training(
         FileExistsError: If the folder is not empty.
     """
     experiment = setup.build(device=device)
+    total = len(experiment.train) * plan.epochs if isinstance(experiment.train, Sized) else None
 
     def validate() -> dict[str, float]:
         found = evaluate(experiment.model, experiment.metrics, data=experiment.validation)
@@ -74,7 +75,7 @@ def record_training(
     recorder = Recorder(
         path,
         experiment.model,
-        schedule=_between_epochs(options.pop("keep"), experiment.train, epochs=plan.epochs),
+        schedule=_between_epochs(options.pop("keep"), total, plan.epochs),
         configuration={"setup": asdict(setup), "training": asdict(plan)},
         seed=setup.seed,
         overwrite=overwrite,
@@ -88,7 +89,7 @@ def record_training(
             **options,
             seed=setup.seed,
             on_optimizer=recorder.attach,
-            on_step=on_step,
+            on_step=on_step and (lambda step: on_step(step, total)),
             on_epoch=lambda epoch, loss: recorder.record(
                 epoch=epoch, metrics={"train_loss": loss, **validate()}
             ),
@@ -102,14 +103,14 @@ def record_training(
     )
 
 
-def _between_epochs(keep: str, data: Iterable[Batch], *, epochs: int) -> Schedule:
+def _between_epochs(keep: str, total: int | None, epochs: int) -> Schedule:
     """The snapshots to keep besides the ends of the epochs, which wait for their metrics."""
     rule, _, number = keep.partition(":")
     if keep == "epochs":
         return Schedule.at(())
     if keep != "log" and not (rule == "every" and number.isdecimal()):
         raise ValueError(f"keep must be epochs, log or every:N, got {keep!r}.")
-    if not isinstance(data, Sized):
+    if total is None:
         raise ValueError(f"keep={keep!r} needs data that knows its length; use keep='epochs'.")
     plan = Schedule.log() if keep == "log" else Schedule.every(int(number))
-    return Schedule.at(step for step in plan.steps(len(data) * epochs) if step % len(data))
+    return Schedule.at(step for step in plan.steps(total) if step * epochs % total)

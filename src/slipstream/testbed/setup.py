@@ -26,6 +26,13 @@ class Experiment:
     loss: Loss
     metrics: Mapping[str, Metric]  # the loss, and the accuracy if it is a classification
 
+    def part(self, name: str) -> Iterable[Batch]:
+        """Return the part of the data that is called `train`, `validation` or `test`."""
+        parts = {"train": self.train, "validation": self.validation, "test": self.test}
+        if name not in parts:
+            raise ValueError(f"split must be train, validation or test, got {name!r}.")
+        return parts[name]
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -115,6 +122,8 @@ def rebuild(
     model: str | None = None,
     data: str | None = None,
     loss: str | None = None,
+    width: float | None = None,
+    options: Mapping[str, Any] | None = None,
     seed: int | None = None,
     device: str = "cpu",
 ) -> Experiment:
@@ -125,6 +134,8 @@ def rebuild(
         model: Another model than the configuration's: a name or `package.module:function`.
         data: Other data.
         loss: Another loss.
+        width: Width of that other model.
+        options: Options of that other model.
         seed: Seed of the initial weights, if another than the run's; the batches stay.
         device: Where the model goes.
 
@@ -146,7 +157,9 @@ def rebuild(
     except TypeError as error:
         raise ValueError(f"The run's configuration holds an unknown setup: {error}.") from error
     if model is not None:
-        setup = replace(setup, model=model, width=None, options={})
+        setup = replace(setup, model=model, width=width, options=options or {})
+    elif width is not None or options:
+        raise ValueError("width and options go with another model; the run's has its own.")
     setup = replace(setup, data=data or setup.data, loss=loss or setup.loss)
     return setup.build(seed=seed, device=device)
 

@@ -1,0 +1,54 @@
+"""The list of commands, and what all of them do about mistakes."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from slipstream.cli.evaluate import evaluate
+from slipstream.cli.groups import groups
+from slipstream.cli.importing import import_
+from slipstream.cli.show import show
+from slipstream.cli.train import train
+
+MISTAKE, INTERRUPTED = 2, 130  # exit codes: of a wrong argument or file, and of Ctrl-C
+
+
+class Commands(TyperGroup):
+    """Says what went wrong in one line, without a traceback, where the user can mend it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            complain(str(error))
+            raise typer.Exit(MISTAKE) from error
+        except KeyboardInterrupt as error:
+            complain("Interrupted.")
+            raise typer.Exit(INTERRUPTED) from error
+
+
+def complain(message: str) -> None:
+    """Write one line, in red, to the standard error."""
+    typer.secho(" ".join(message.split()), fg="red", err=True)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Record a training run, transfer it to another start, and measure it.",
+)
+for command in (train, import_, show, groups, evaluate):
+    app.command(command.__name__.rstrip("_"))(command)
+
+
+def main() -> None:
+    """Run the command line."""
+    sys.path.insert(0, str(Path.cwd()))  # for package.module:function
+    app()

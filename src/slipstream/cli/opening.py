@@ -1,0 +1,104 @@
+"""From what a user types to a model with its data: of a run, or of the testbed, or their own."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from slipstream.cli.options import network_options
+from slipstream.testbed.setup import Experiment, Setup, rebuild
+from slipstream.trajectory import Snapshot, Trajectory, read_run
+from slipstream.trajectory.tensor_file import map_tensors
+from slipstream.weights import weights_of
+
+
+def open_experiment(
+    run: Path | None,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    loss: str | None = None,
+    width: float | None = None,
+    option: list[str] | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+) -> Experiment:
+    """Build the model and load the data of a run, or those that are named.
+
+    Args:
+        run: A run folder, if there is one; what is named besides replaces what it tells.
+        model: A network of the testbed, or `package.module:function`.
+        data: A data set of the testbed, or `package.module:function`; `digits` without a run.
+        loss: `package.module:function`.
+        width: Of the testbed's network.
+        option: Further settings of it, as `name=value`.
+        seed: Of the initial weights.
+        device: Where the model goes.
+
+    Returns:
+        The model with initial weights, the data and the loss.
+
+    Raises:
+        ValueError: If there is neither a run nor a model, or something does not fit.
+    """
+    options = network_options(option)
+    if run is not None:
+        return rebuild(
+            read_run(run).description["configuration"],
+            model=model,
+            data=data,
+            loss=loss,
+            width=width,
+            options=options,
+            seed=seed,
+            device=device,
+        )
+    if model is None:
+        raise ValueError("Give a run folder, or name a model with --model.")
+    setup = Setup(model, data or "digits", loss, width=width, options=options, seed=seed or 0)
+    return setup.build(device=device)
+
+
+def open_weights(
+    model: nn.Module, *, run: Path | None, step: int | None, file: Path | None
+) -> dict[str, Tensor]:
+    """Read a file of weights, or a snapshot of a run, and check that it is the model's.
+
+    Args:
+        model: What the weights are for.
+        run: A run folder.
+        step: Step of the snapshot; by default the last.
+        file: A safetensors file, instead of a snapshot.
+
+    Returns:
+        Weights for every tensor of the model.
+
+    Raises:
+        ValueError: If there is nothing to read, the step was not kept, or a tensor is missing.
+    """
+    if file is not None:
+        weights, where = _read(file), str(file)
+    elif run is not None:
+        snapshot = _snapshot(run, step)
+        weights, where = snapshot.weights, f"step {snapshot.step} of {run}"
+    else:
+        raise ValueError("Give a run folder, or a file with --weights.")
+    if missing := [name for name in weights_of(model) if name not in weights]:
+        raise ValueError(f"{where} lacks the tensor {missing[0]!r} that the model has.")
+    return weights
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return map_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from error
+
+
+def _snapshot(run: Path, step: int | None) -> Snapshot:
+    trajectory = Trajectory.open(run)
+    if not len(trajectory):
+        raise ValueError(f"{run} holds no snapshot.")
+    try:
+        return trajectory[-1] if step is None else trajectory.at(step)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error

@@ -1,0 +1,60 @@
+"""Options that several commands have, so that they read the same everywhere."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="digits, mnist:DIR, cifar10:DIR, or package.module:function that returns an object "
+        "with the iterables of batches train, validation and test."
+    ),
+]
+OtherData = Annotated[str | None, typer.Option(help="Other data than the run's; as of `train`.")]
+Loss = Annotated[
+    str | None,
+    typer.Option(
+        help="package.module:function of a model and a batch. Cross entropy if not given."
+    ),
+]
+OtherModel = Annotated[
+    str | None, typer.Option(help="Another model than the run's, or one without a run.")
+]
+Width = Annotated[
+    float | None, typer.Option(help="Units of the mlp's layers; of the others, a factor.")
+]
+Option = Annotated[
+    list[str] | None,
+    typer.Option(help="Further settings of the network, such as hidden_layers=2, batchnorm=true."),
+]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu or cuda.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def network_options(given: list[str] | None) -> dict[str, Any]:
+    """Read `name=value` pairs, the values as JSON.
+
+    Args:
+        given: What the user wrote.
+
+    Returns:
+        Name to value.
+
+    Raises:
+        ValueError: If a pair has no equals sign, or its value is no JSON.
+
+    Example:
+        >>> network_options(["hidden_layers=2", "batchnorm=true"])
+        {'hidden_layers': 2, 'batchnorm': True}
+    """
+    pairs = {}
+    for text in given or ():
+        name, _, value = text.partition("=")
+        try:
+            pairs[name] = json.loads(value)
+        except json.JSONDecodeError as error:
+            message = f"--option must be name=value, such as hidden_layers=2, got {text!r}."
+            raise ValueError(message) from error
+    return pairs

@@ -1,0 +1,37 @@
+"""A bar on the standard error while something takes its time."""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+@contextmanager
+def steps_bar(what: str, *, hidden: bool = False) -> Generator[Callable[[int, int | None], None]]:
+    """Show a bar for the length of a `with` block.
+
+    Args:
+        what: What takes its time.
+        hidden: Whether to show nothing.
+
+    Yields:
+        A function to call with the steps done, and their number if it is known.
+    """
+    console = Console(stderr=True)
+    shown = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        disable=hidden or not console.is_terminal,
+        transient=True,
+    )
+    with shown:
+        task = shown.add_task(what, total=None)
+
+        def update(done: int, total: int | None = None) -> None:
+            shown.update(task, completed=done, total=total)
+
+        yield update
