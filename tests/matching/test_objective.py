@@ -95,8 +95,8 @@ def test_the_value_is_the_inner_product_with_the_permuted_source(layout):
     for number in range(3):  # pairs come one by one, and the permutation changes in between
         pairs.append((tensors(groups, 2 * number), tensors(groups, 2 * number + 1)))
         objective.add(target=pairs[-1][0], source=pairs[-1][1])
-        permutation = Permutation.random(groups, seed=number)
-        for permutation in (permutation, swapped(permutation)):
+        drawn = Permutation.random(groups, seed=number)
+        for permutation in (drawn, swapped(drawn)):
             expected = plain_value(pairs, permutation)
             assert objective.value(permutation) == pytest.approx(expected, abs=1e-10)
     identity = Permutation.identity(groups)

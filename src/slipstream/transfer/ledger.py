@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Metric, evaluate
@@ -59,6 +60,8 @@ class Ledger:
             weights: The target's weights there, BatchNorm calibrated.
             step: What led there; None at the start.
         """
+        if stage in self._stored:
+            self._check_same_start(weights, stage)
         metrics = self._stored[stage] if stage in self._stored else self._measure(weights)
         matching = step.matching if step else None
         self.stages.append(
@@ -116,6 +119,17 @@ class Ledger:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self.folder / SUMMARY)
         return result
+
+    def _check_same_start(self, weights: Weights, stage: int) -> None:
+        if stage > 0 or self.folder is None:
+            return
+        stored = Trajectory.open(self.folder)[0].weights
+        for name, value in stored.items():
+            if not torch.equal(value, weights[name].cpu()):
+                raise ValueError(
+                    f"The transfer in {self.folder} was begun with another target (it differs in "
+                    f"{name!r}) or other data: resume it with the same, or give another path."
+                )
 
     def _measure(self, weights: Weights) -> dict[str, float]:
         if self.validation is None:

@@ -1,0 +1,258 @@
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+import torch
+from torch import nn
+
+from oracles.plain_transfer import plain_gradient, plain_transfer
+from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.symmetry.permutation import Permutation
+from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.trajectory import Trajectory
+from slipstream.transfer import SignWeights, TransferPlan, transfer_to_many, transfer_trajectory
+from slipstream.weights import weights_of
+from transfer.small_runs import batches, network, trained
+
+
+def transfer(run, target, model, **options):
+    settings = {"loss": classification_loss, "data": batches(), **options}
+    return transfer_trajectory(run, target, model=model, **settings)
+
+
+def close(first, second, **tolerance):
+    for name, value in first.items():
+        torch.testing.assert_close(value, second[name], **tolerance)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return trained(network(0))
+
+
+@pytest.fixture(scope="module")
+def plain_run():
+    return trained(network(0, batchnorm=False))
+
+
+@pytest.mark.parametrize("method", ["gmt", "fgmt", "oracle"])
+@pytest.mark.parametrize("path", ["line", "recorded"])
+def test_a_permuted_start_is_carried_to_the_permuted_end(run, method, path):
+    model = network(0)
+    groups = find_neuron_groups(model, batches()[0][0])
+    hidden = Permutation.random(groups, seed=5)
+    target, trained_target = hidden.apply(run[0].weights), hidden.apply(run[-1].weights)
+    plan = TransferPlan(method=method, stages=3, path=path)
+    result = transfer(run, target, model, plan=plan, groups=groups, trained_target=trained_target)
+    assert result.source_to_target.same_as(hidden)
+    for name, _ in model.named_parameters():
+        torch.testing.assert_close(result.weights[name], trained_target[name])
+
+
+def test_naive_adds_the_displacement(run):
+    model, target = network(1), weights_of(network(2))
+    result = transfer(run, target, model, plan=TransferPlan(method="naive", stages=2))
+    for name, _ in model.named_parameters():
+        expected = target[name] + run[-1].weights[name] - run[0].weights[name]
+        torch.testing.assert_close(result.weights[name], expected)
+    assert result.cost.gradient_evaluations == 0
+    assert result.source_to_target.moved() == 0
+
+
+def test_the_random_permutation_is_the_seeds(run):
+    model, target = network(1), weights_of(network(2))
+    groups = find_neuron_groups(model, batches()[0][0])
+    plan = TransferPlan(method="random", stages=1, seed=3)
+    result = transfer(run, target, model, plan=plan, groups=groups)
+    assert result.source_to_target.same_as(Permutation.random(groups, seed=3))
+
+
+@pytest.mark.parametrize("method", ["gmt", "fgmt"])
+@pytest.mark.parametrize("per_gradient", [1, 2])
+def test_the_same_permutations_as_a_plain_implementation(plain_run, method, per_gradient):
+    model, target = network(1, batchnorm=False), weights_of(network(2, batchnorm=False))
+    groups = find_neuron_groups(model, batches()[0][0])
+    data = batches(count=6)
+    plan = TransferPlan(
+        method=method, stages=3, schedule="uniform", batches_per_gradient=per_gradient
+    )
+    result = transfer(plain_run, target, model, plan=plan, groups=groups, data=data)
+    line = Trajectory.line(plain_run[0], plain_run[-1], stages=3)
+    parts = [data[t * per_gradient : (t + 1) * per_gradient] for t in range(3)]
+    path = [dict(snapshot.weights) for snapshot in line]
+    expected = plain_transfer(method, model, path, dict(target), groups, parts)
+    for stage, permutation in enumerate(expected, start=1):
+        assert result.permutations[stage].same_as(permutation)
+    evaluations = {"fgmt": 6, "gmt": 3 + 6}  # the source's are kept, the target's renewed
+    assert result.cost.gradient_evaluations == evaluations[method]
+
+
+def test_signs_weight_each_entry_of_each_move(plain_run):
+    model, target = network(1, batchnorm=False), weights_of(network(2, batchnorm=False))
+    data = batches()
+    plan = TransferPlan("fgmt-signed", stages=2, signs=SignWeights(agree=2.0, disagree=0.25))
+    result = transfer(plain_run, target, model, plan=plan, data=data)
+    line = Trajectory.line(plain_run[0], plain_run[-1], stages=2, schedule="cosine")
+    permutation = result.source_to_target
+    weights = dict(target)
+    for stage in (1, 2):
+        gradient = plain_gradient(model, weights, [data[(1 + stage) % len(data)]])
+        for name in weights:
+            move = line[stage].weights[name] - line[stage - 1].weights[name]
+            move = permutation.apply({name: move})[name]
+            factor = torch.where(move.sign() == -gradient[name].sign(), 2.0, 0.25)
+            weights[name] = weights[name] + factor * move
+    close(weights, result.weights)
+    assert result.cost.gradient_evaluations == 2 * 2 + 2
+
+
+def test_factors_of_one_carry_what_fgmt_carries(run):
+    model, target = network(1), weights_of(network(2))
+    plain = transfer(run, target, model, plan=TransferPlan("fgmt", stages=2))
+    signs = SignWeights(agree=1.0, disagree=1.0)
+    plan = TransferPlan("fgmt-signed", stages=2, signs=signs)
+    signed = transfer(run, target, model, plan=plan)
+    for name, _ in model.named_parameters():
+        torch.testing.assert_close(signed.weights[name], plain.weights[name])
+
+
+def test_batchnorm_statistics_belong_to_the_carried_weights(run):
+    model, target = network(1), weights_of(network(2))
+    plan = TransferPlan(stages=2, batchnorm_batches=3)
+    result = transfer(run, target, model, plan=plan)
+    for snapshot in result.trajectory:
+        parameters = {n: snapshot.weights[n] for n, _ in model.named_parameters()}
+        again = recalibrate_batchnorm(model, weights=parameters, data=batches()[:3])
+        close(again, snapshot.weights)
+
+
+def test_segments_start_where_the_one_before_ends(run):
+    model, target = network(1), weights_of(network(2))
+    plan = TransferPlan("naive", stages=2, segments=3)
+    result = transfer(run, target, model, plan=plan)
+    assert [stage.stage for stage in result.stages] == list(range(7))
+    for segment in range(4):
+        for name, _ in model.named_parameters():
+            move = run[2 * segment].weights[name] - run[0].weights[name]
+            reached = result.trajectory[2 * segment].weights[name]
+            torch.testing.assert_close(reached, target[name] + move)
+    ends = transfer(run, target, model, plan=TransferPlan("naive", stages=1)).weights
+    for name, _ in model.named_parameters():
+        torch.testing.assert_close(result.weights[name], ends[name])
+    matched = transfer(run, target, model, plan=TransferPlan("fgmt", stages=1, segments=2))
+    assert set(matched.permutations) == {1, 2}
+
+
+def test_the_best_stage_is_chosen_by_validation(run):
+    model, target = network(1), weights_of(network(2))
+    validation = batches(seed=9)
+    plan = TransferPlan("naive", stages=4, schedule="uniform")
+    options = {"validation": validation, "metrics": {"accuracy": accuracy}, "plan": plan}
+    result = transfer(run, target, model, keep="best", **options)
+    losses = [stage.metrics["loss"] for stage in result.stages]
+    assert result.chosen == losses.index(min(losses))
+    measured = evaluate(
+        model, {"loss": classification_loss}, weights=result.weights, data=validation
+    )
+    assert measured["loss"] == pytest.approx(min(losses))
+    assert set(result.stages[2].metrics) == {"loss", "accuracy"}
+
+
+def test_an_excluded_head_stays_the_targets_own(run):
+    model, target = network(1, classes=5), weights_of(network(2, classes=5))
+    with pytest.raises(ValueError, match=r"'6.weight' .*\(3, 8\).*\(5, 8\).*exclude=\('6\.\*',\)"):
+        transfer(run, target, model)
+    result = transfer(run, target, model, plan=TransferPlan(stages=2, exclude=("6.*",)))
+    for name in ("6.weight", "6.bias"):
+        assert torch.equal(result.weights[name], target[name])
+    assert not torch.equal(result.weights["4.weight"], target["4.weight"])
+
+
+def test_bf16_weights_stay_bf16():
+    model = network(1).bfloat16()
+    run = Trajectory.from_weights(
+        [{n: v.bfloat16() if v.is_floating_point() else v for n, v in s.weights.items()}
+         for s in trained(network(0))]
+    )  # fmt: skip
+    data = [(inputs.bfloat16(), labels) for inputs, labels in batches()]
+    target = weights_of(network(2).bfloat16())
+    result = transfer(run, target, model, data=data, plan=TransferPlan("fgmt-signed", stages=2))
+    assert {v.dtype for v in result.weights.values()} == {torch.bfloat16, torch.int64}
+
+
+def test_the_model_is_left_as_it_was(run):
+    model = network(1).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    transfer(run, weights_of(network(2)), model, plan=TransferPlan("fgmt-signed", stages=2))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize("pool", ["none", "threads", "processes"])
+def test_many_targets_at_once(run, pool):
+    targets = [weights_of(network(seed)) for seed in (2, 3)]
+    plan = TransferPlan(stages=2)
+    one_by_one = [transfer(run, target, network(1), plan=plan) for target in targets]
+    options = {"model": network(1), "loss": classification_loss, "data": batches(), "plan": plan}
+    told = []
+    options["progress"] = lambda done, total: told.append((done, total))
+    if pool == "none":
+        together = transfer_to_many(run, targets, **options)
+    elif pool == "threads":
+        with ThreadPoolExecutor(2) as executor:
+            together = transfer_to_many(run, targets, executor=executor, **options)
+    else:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+            together = transfer_to_many(run, targets, executor=executor, **options)
+    for alone, beside in zip(one_by_one, together, strict=True):
+        close(alone.weights, beside.weights)
+    assert told == [(1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"data": []}, "data is empty"),
+        ({"data": iter(batches()[:1])}, "runs out"),
+        ({"plan": TransferPlan("oracle")}, "pass trained_target"),
+        ({"plan": TransferPlan(path="recorded", stages=40)}, "has 7 snapshots.*at least 41"),
+        ({"plan": TransferPlan(exclude=("head.*",))}, "'head.*' matches no tensor"),
+        ({"keep": "best"}, "pass validation="),
+        ({"loss": lambda m, batch: m(batch[0]).sum() * torch.rand(())}, "not deterministic"),
+    ],
+)
+def test_what_cannot_be_transferred(run, change, words):
+    options = {"plan": TransferPlan(stages=2), **change}
+    with pytest.raises(ValueError, match=words):
+        transfer(run, weights_of(network(2)), network(1), **options)
+
+
+def test_a_nan_in_the_source_is_named_with_its_step(run):
+    bad = [dict(snapshot.weights) for snapshot in run]
+    bad[4]["4.weight"] = bad[4]["4.weight"].clone()
+    bad[4]["4.weight"][0, 0] = torch.nan
+    plan = TransferPlan(stages=6, path="recorded")
+    with pytest.raises(ValueError, match=r"'4.weight' at step 4"):
+        transfer(Trajectory.from_weights(bad), weights_of(network(2)), network(1), plan=plan)
+
+
+def test_another_architecture_is_named(run):
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(96, 3)).double()
+    with pytest.raises(ValueError, match=r"lacks the tensor '2.weight'"):
+        transfer(run, weights_of(model), model)
+    with pytest.raises(ValueError, match=r"target lacks the tensor '0.weight'"):
+        transfer(run, {}, network(1))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"method": "magic"}, "method must be one of naive, random.*got 'magic'"),
+        ({"schedule": "linear"}, "schedule must be one of"),
+        ({"stages": 0}, "stages must be at least 1, got 0"),
+    ],
+)
+def test_plans_that_make_no_sense(change, words):
+    with pytest.raises(ValueError, match=words):
+        TransferPlan(**change)

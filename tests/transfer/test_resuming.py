@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import torch
+
+from slipstream.evaluation import classification_loss
+from slipstream.symmetry.permutation import Permutation
+from slipstream.trajectory import Trajectory
+from slipstream.transfer import TransferPlan, load_transfer, transfer_trajectory
+from slipstream.weights import weights_of
+from transfer.small_runs import batches, network, trained
+
+
+@pytest.fixture(scope="module")
+def run():
+    return trained(network(0))
+
+
+def transfer(run, folder, **options):
+    settings = {"data": batches(), "validation": batches(seed=7), **options}
+    return transfer_trajectory(
+        run,
+        weights_of(network(2)),
+        model=network(1),
+        loss=classification_loss,
+        run_folder=folder,
+        **settings,
+    )
+
+
+def interrupt_after(count):
+    def progress(done, _):
+        if done == count:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def same(first, second):
+    assert len(first.trajectory) == len(second.trajectory)
+    for mine, other in zip(first.trajectory, second.trajectory, strict=True):
+        for name, value in mine.weights.items():
+            assert torch.equal(value, other.weights[name])
+    assert first.stages == second.stages
+    assert all(p.same_as(second.permutations[stage]) for stage, p in first.permutations.items())
+
+
+@pytest.mark.parametrize(("method", "after"), [("gmt", 2), ("fgmt", 2), ("fgmt-signed", 2),
+                                               ("fgmt-signed", 5), ("naive", 1)])  # fmt: skip
+def test_an_interrupted_transfer_ends_in_the_same_bits(run, tmp_path, method, after):
+    plan = TransferPlan(method, stages=4)
+    whole = transfer(run, tmp_path / "whole", plan=plan)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(run, tmp_path / "broken", plan=plan, progress=interrupt_after(after))
+    left = len(Trajectory.open(tmp_path / "broken"))
+    assert left < 5
+    resumed = transfer(run, tmp_path / "broken", plan=plan, resume=True)
+    same(whole, resumed)
+    if method != "naive":
+        assert resumed.cost.resumed_stages > 0
+        spent = resumed.cost.gradient_evaluations + resumed.cost.resumed_stages
+        assert spent == whole.cost.gradient_evaluations
+    assert not (tmp_path / "broken" / "gradients").exists()
+
+
+def test_the_run_folder_is_a_run_like_any_other(run, tmp_path):
+    plan = TransferPlan("fgmt", stages=3, exclude=("6.*",))
+    result = transfer(run, tmp_path / "run", plan=plan, configuration={"network": "small"})
+    opened = Trajectory.open(tmp_path / "run")
+    assert opened.steps == [0, 1, 2, 3]
+    assert opened.description["configuration"] == {"network": "small"}
+    model = network(5)
+    model.load_state_dict(dict(opened[-1].weights))
+    loaded = load_transfer(tmp_path / "run")
+    same(result, loaded)
+    assert (loaded.plan, loaded.cost, loaded.chosen) == (result.plan, result.cost, result.chosen)
+    summary = json.loads((tmp_path / "run" / "transfer.json").read_text())
+    assert summary["cost"]["gradient_evaluations"] == 6
+    held = Permutation.load(tmp_path / "run" / "permutations" / "00000003.safetensors")
+    assert held.same_as(result.source_to_target)
+
+
+def test_a_finished_transfer_is_not_done_again(run, tmp_path):
+    first = transfer(run, tmp_path / "run", plan=TransferPlan(stages=2))
+    again = transfer(run, tmp_path / "run", plan=TransferPlan(stages=2), resume=True)
+    same(first, again)
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        transfer(run, tmp_path / "run", plan=TransferPlan(stages=2))
+
+
+def broken(run, folder, **plan):
+    with pytest.raises(KeyboardInterrupt):
+        transfer(run, folder, plan=TransferPlan(stages=4, **plan), progress=interrupt_after(3))
+
+
+def test_another_plan_data_or_target_is_refused(run, tmp_path):
+    broken(run, tmp_path / "run")
+    with pytest.raises(ValueError, match=r"another plan \(stages: 4, now 5\)"):
+        transfer(run, tmp_path / "run", plan=TransferPlan(stages=5), resume=True)
+    other = [*batches()[:2], *batches(seed=1)[2:]]  # the first two calibrate BatchNorm
+    with pytest.raises(ValueError, match="gives other batches"):
+        transfer(run, tmp_path / "run", plan=TransferPlan(stages=4), resume=True, data=other)
+    with pytest.raises(ValueError, match="another target"):
+        transfer_trajectory(
+            run,
+            weights_of(network(3)),
+            model=network(1),
+            loss=classification_loss,
+            data=batches(),
+            plan=TransferPlan(stages=4),
+            run_folder=tmp_path / "run",
+            resume=True,
+        )
