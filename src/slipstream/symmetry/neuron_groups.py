@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +61,9 @@ class NeuronGroups:
         return len(self.groups)
 
     def __getitem__(self, name: str) -> NeuronGroup:
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise KeyError(f"No neuron group is named {name!r}.")
+        if name not in self._by_name:
+            raise KeyError(f"No neuron group is named {name!r}.")
+        return self._by_name[name]
 
     def sizes(self) -> dict[str, int]:
         """Return the size of every group by name."""
@@ -75,16 +75,12 @@ class NeuronGroups:
 
     def blocks_on(self, tensor: str, axis: int | None = None) -> tuple[Block, ...]:
         """Return the blocks on `tensor`, or on one axis of it."""
-        return tuple(
-            block
-            for block in self.blocks
-            if block.tensor == tensor and (axis is None or block.axis == axis)
-        )
+        blocks = self._by_tensor.get(tensor, ())
+        return tuple(block for block in blocks if axis is None or block.axis == axis)
 
     def length(self, block: Block) -> int:
         """Return how many places of its axis `block` covers."""
-        sizes = self.sizes()
-        return math.prod(sizes[f] if isinstance(f, str) else f for f in block.factors)
+        return math.prod(self._by_name[f].size if isinstance(f, str) else f for f in block.factors)
 
     def children_of(self, group: str) -> tuple[str, ...]:
         """Return the groups whose order may differ for each neuron of `group`."""
@@ -174,6 +170,17 @@ class NeuronGroups:
             The groups, checked for consistency.
         """
         return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+    @cached_property
+    def _by_name(self) -> dict[str, NeuronGroup]:
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def _by_tensor(self) -> dict[str, list[Block]]:
+        blocks: dict[str, list[Block]] = {}
+        for block in self.blocks:
+            blocks.setdefault(block.tensor, []).append(block)
+        return blocks
 
     def _check(self) -> None:
         sizes = self.sizes()

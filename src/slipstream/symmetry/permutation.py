@@ -206,14 +206,29 @@ class Permutation:
         return indices
 
     def _axis_index(self, name: str, axis: int, shape: tuple[int, ...]) -> Tensor:
-        index = _along(torch.arange(shape[axis]), axis, len(shape))
-        for block in self.groups.blocks_on(name, axis):
+        blocks = self.groups.blocks_on(name, axis)
+        index = torch.arange(shape[axis])
+        if all(self.orders[f].dim() == 1 for b in blocks for f in b.factors if isinstance(f, str)):
+            for block in blocks:
+                places = self._plain_index(block) + block.offset
+                index[block.offset : block.offset + len(places)] = places
+            return index
+        index = _along(index, axis, len(shape))
+        for block in blocks:
             places = self._block_index(block, shape) + block.offset
             wide = [max(*sizes) for sizes in zip(index.shape, places.shape, strict=True)]
             wide[axis] = shape[axis]
             index = index.expand(wide).clone()
             index.narrow(axis, block.offset, places.shape[axis]).copy_(places)
         return index.flatten() if index.numel() == shape[axis] else index
+
+    def _plain_index(self, block: Block) -> Tensor:
+        """The place inside the block from which each receives, if no group has parents."""
+        places = torch.zeros(1, dtype=torch.int64)
+        for factor in block.factors:
+            order = torch.arange(factor) if isinstance(factor, int) else self.orders[factor]
+            places = (places[:, None] * len(order) + order).flatten()
+        return places
 
     def _block_index(self, block: Block, shape: tuple[int, ...]) -> Tensor:
         """The place inside the block from which each of its places receives: broadcastable."""

@@ -1,0 +1,125 @@
+"""Operators that put axes one behind the other, or take pieces of them."""
+
+from itertools import accumulate
+
+from slipstream.symmetry.atoms import Axis, Layout, fixed, free, is_fixed, length, resolve
+from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
+
+
+@rule("cat", "concat", "concatenate")
+def cat(call: Call) -> Layout:
+    """One axis lists the places of all, the others are shared."""
+    first, *others = layouts = call.tensors()
+    if any(len(axes) != len(first) for axes in others):
+        raise UnsupportedError("its tensors differ in rank")
+    dim = call["dim"] % len(first)
+    for axes in others:
+        for number, axis in enumerate(axes):
+            if number != dim:
+                call.tie(first[number], axis)
+    return _replaced(first, dim, tuple(run for axes in layouts for run in axes[dim]))
+
+
+@rule("stack")
+def stack(call: Call) -> Layout:
+    """A new axis numbers the tensors, the others are shared."""
+    first, *others = layouts = call.tensors()
+    for axes in others:
+        for axis, own in zip(first, axes, strict=True):
+            call.tie(axis, own)
+    dim = call["dim"] % (len(first) + 1)
+    return (*first[:dim], fixed(len(layouts)), *first[dim:])
+
+
+@rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+def split(call: Call) -> list[Layout]:
+    """Consecutive pieces of an axis."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    sizes = [shape[dim] for shape in call.shapes]
+    starts = [0, *accumulate(sizes)]
+    return [
+        _piece(call, axes, dim, start, size) for start, size in zip(starts, sizes, strict=False)
+    ]
+
+
+@rule("unbind")
+def unbind(call: Call) -> list[Layout]:
+    """Every place of an axis alone."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    return [_dropped(_piece(call, axes, dim, place, 1), dim) for place in range(length(axes[dim]))]
+
+
+@rule("slice")
+def slice_(call: Call) -> Layout:
+    """A run of places, or places at equal distances."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    size = length(axes[dim])
+    start, stop, step = slice(call["start"], call["end"], call["step"]).indices(size)
+    if step == 1:
+        return _piece(call, axes, dim, start, max(stop - start, 0))
+    call.pin(axes[dim], "it takes single places of this axis")
+    return _replaced(axes, dim, fixed(call.shapes[0][dim]))
+
+
+@rule("narrow")
+def narrow(call: Call) -> Layout:
+    """A run of places."""
+    axes, start = call.axes("self"), call["start"]
+    if not isinstance(start, int):
+        raise UnsupportedError("where it starts depends on data")
+    dim = call["dim"] % len(axes)
+    return _piece(call, axes, dim, start % length(axes[dim]), call["length"])
+
+
+@rule("select")
+def select(call: Call) -> Layout:
+    """One place of an axis."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    place = call["index"] % length(axes[dim])
+    return _dropped(_piece(call, axes, dim, place, 1), dim)
+
+
+@rule("pad", "constant_pad_nd")
+def pad(call: Call) -> Layout:
+    """Constant places before and after; any other filling depends on the order of the axis."""
+    axes = list(call.axes("self"))
+    amounts = call["pad"]
+    for number in range(len(amounts) // 2):
+        before, after = amounts[2 * number : 2 * number + 2]
+        dim = len(axes) - 1 - number
+        size = call.shapes[0][dim]
+        if before == after == 0:
+            continue
+        if call["mode"] not in {None, "constant"} or min(before, after) < 0:
+            call.pin(axes[dim], "it pads by neighbours")
+        if is_fixed(resolve(axes[dim])):
+            axes[dim] = fixed(size)
+        else:
+            axes[dim] = free(before) * (before > 0) + axes[dim] + free(after) * (after > 0)
+    return tuple(axes)
+
+
+@rule("embedding")
+def embedding(call: Call) -> Layout:
+    """Rows of the table, looked up by number."""
+    rows, features = call.axes("weight")
+    call.pin(rows, "rows are looked up by number")
+    return (*call.axes("indices"), features)
+
+
+def _piece(call: Call, axes: Layout, dim: int, start: int, size: int) -> Layout:
+    _, tail = call.cut(axes[dim], start)
+    piece, _ = call.cut(tail, size)
+    return _replaced(axes, dim, piece)
+
+
+def _replaced(axes: Layout, dim: int, axis: Axis) -> Layout:
+    return (*axes[:dim], axis, *axes[dim + 1 :])
+
+
+def _dropped(axes: Layout, dim: int) -> Layout:
+    return (*axes[:dim], *axes[dim + 1 :])

@@ -1,0 +1,61 @@
+"""Operators that divide by what they measure over some axes, and then scale."""
+
+from slipstream.symmetry.atoms import Axis, Layout
+from slipstream.symmetry.axis_rules.registry import Call, Value, rule
+
+
+@rule("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm")
+def channel_norm(call: Call) -> Layout:
+    """Statistics, gain and bias belong to the channels."""
+    axes = call.axes("input")
+    _tie_channels(call, axes[1], "weight", "bias", "running_mean", "running_var")
+    for axis in axes[2:]:
+        call.independent(axes[0], axis)
+        call.independent(axes[1], axis)
+    call.independent(axes[1], axes[0])
+    return axes
+
+
+@rule("layer_norm", "rms_norm")
+def layer_norm(call: Call) -> Layout:
+    """The last axes are measured together; gain and bias lie on them."""
+    axes = call.axes("input")
+    split = len(axes) - len(call["normalized_shape"])
+    for name in ("weight", "bias"):
+        if isinstance(call[name], Value):
+            for axis, own in zip(axes[split:], call.axes(name), strict=True):
+                call.tie(axis, own)
+    return _measured(call, axes, list(range(split, len(axes))))
+
+
+@rule("group_norm")
+def group_norm(call: Call) -> Layout:
+    """Channels are groups times places inside, and each group is measured alone."""
+    axes = call.axes("input")
+    groups, inside = call.divide(axes[1], call["num_groups"])
+    _tie_channels(call, axes[1], "weight", "bias")
+    for measured in (inside, *axes[2:]):
+        call.independent(axes[0], measured)
+        call.independent(groups, measured)
+    return axes
+
+
+@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin")
+def softmax(call: Call) -> Layout:
+    """Every place along the axis is compared with all the others, none is special."""
+    axes = call.axes("self", "input")
+    return _measured(call, axes, [call["dim"] % len(axes)])
+
+
+def _measured(call: Call, axes: Layout, measured: list[int]) -> Layout:
+    for number, axis in enumerate(axes):
+        for other in measured:
+            if number not in measured:
+                call.independent(axis, axes[other])
+    return axes
+
+
+def _tie_channels(call: Call, channels: Axis, *names: str) -> None:
+    for name in names:
+        if isinstance(call[name], Value):
+            call.tie(channels, call.axes(name)[0])

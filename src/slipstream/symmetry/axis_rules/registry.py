@@ -1,0 +1,108 @@
+"""How a rule is written: a small function from a call to the axes of its result."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from slipstream.symmetry import atoms
+from slipstream.symmetry.atoms import Axis, Cause, Layout
+from slipstream.symmetry.nesting import Independence
+
+
+class UnsupportedError(Exception):
+    """An operator, or this use of it, has no rule: everything it touches will be pinned."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of the graph: its axes."""
+
+    axes: Layout
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of every axis."""
+        return tuple(map(atoms.length, self.axes))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator call in the graph, and what its rule may do to the axes."""
+
+    operator: str  # the name without namespace and overload: "conv2d"
+    where: str  # the module it runs in, as a dotted path
+    arguments: Mapping[str, Any]  # by the names of the operator's schema, tensors as `Value`
+    shapes: tuple[tuple[int, ...], ...]  # of the results
+    independences: list[Independence] = field(default_factory=list)
+
+    def __getitem__(self, argument: str) -> Any:
+        return self.arguments.get(argument)
+
+    def axes(self, *names: str) -> Layout:
+        """Return the axes of the first of the arguments `names` that is a tensor."""
+        for name in names:
+            if isinstance(value := self[name], Value):
+                return value.axes
+        raise UnsupportedError(f"{names[0]} is no tensor")
+
+    def tensors(self) -> list[Layout]:
+        """Return the axes of all tensor arguments, also inside lists."""
+        found = []
+        for argument in self.arguments.values():
+            items = argument if isinstance(argument, list | tuple) else [argument]
+            found += [item.axes for item in items if isinstance(item, Value)]
+        return found
+
+    def cause(self, reason: str) -> Cause:
+        """Return a cause that names this call."""
+        return Cause(self.operator, self.where, reason)
+
+    def tie(self, first: Axis, second: Axis) -> None:
+        """Let two axes list the same places."""
+        atoms.tie(first, second, self.cause("it joins axes of different structure"))
+
+    def pin(self, axis: Axis, reason: str) -> None:
+        """Fix the places of `axis`."""
+        atoms.pin(axis, self.cause(reason))
+
+    def cut(self, axis: Axis, at: int) -> tuple[Axis, Axis]:
+        """Cut `axis` before place `at`."""
+        return atoms.cut(axis, at, self.cause("it cuts through parts that move"))
+
+    def regroup(self, layout: Layout, shape: tuple[int, ...]) -> Layout:
+        """Return the axes of `layout` viewed as `shape`."""
+        if 0 in shape:
+            raise UnsupportedError("an axis is empty")
+        return atoms.regroup(layout, shape, self.cause("it divides an axis unevenly"))
+
+    def divide(self, axis: Axis, outer: int) -> tuple[Axis, Axis]:
+        """Write `axis` as `outer` parts times the places inside a part."""
+        inner = atoms.length(axis) // outer
+        return atoms.divide(axis, inner, self.cause("it divides an axis unevenly"))
+
+    def independent(self, axis: Axis, other: Axis) -> None:
+        """Demand that no order on `axis` depends on a place on `other`."""
+        self.independences.append((axis, other))
+
+
+Rule = Callable[[Call], Layout | list[Layout]]
+RULES: dict[str, Rule] = {}
+
+
+def rule(*operators: str) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operators, by name ("sum") or by name and overload ("max.dim").
+
+    The in-place variant of an operator ("relu_") follows the rule of the operator.
+
+    Args:
+        *operators: Names, several in one string if they are separated by spaces.
+
+    Returns:
+        A decorator that registers a rule and passes it on.
+    """
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(" ".join(operators).split(), function))
+        return function
+
+    return register

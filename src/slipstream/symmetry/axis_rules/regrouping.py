@@ -1,0 +1,109 @@
+"""Operators that show the same places under other axes."""
+
+import math
+
+from slipstream.symmetry.atoms import Layout, fixed, free, length, merge
+from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
+
+
+@rule("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel")
+@rule("_unsafe_view _reshape_alias atleast_1d atleast_2d")
+def view(call: Call) -> Layout:
+    """The same places in the same order, under other axes."""
+    if call["dtype"] is not None:
+        raise UnsupportedError("it reads the bytes as another type")
+    return call.regroup(call.axes("self"), call.shapes[0])
+
+
+@rule("permute")
+def permute(call: Call) -> Layout:
+    """Axes in another order."""
+    axes = call.axes("self")
+    return tuple(axes[dim] for dim in call["dims"])
+
+
+@rule("transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T", "adjoint", "mH")
+def transpose(call: Call) -> Layout:
+    """Two axes change places, or all of them."""
+    axes = list(call.axes("self"))
+    if call.operator == "numpy_T":
+        return tuple(reversed(axes))
+    if len(axes) < 2:
+        return tuple(axes)
+    dims = [call[name] for name in ("dim0", "dim1", "axis0", "axis1") if call[name] is not None]
+    first, second = dims or (-2, -1)
+    axes[first], axes[second] = axes[second], axes[first]
+    return tuple(axes)
+
+
+@rule("movedim", "moveaxis")
+def movedim(call: Call) -> Layout:
+    """Some axes move, the others keep their order."""
+    axes = call.axes("self")
+    source, target = (
+        [d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)]
+        for dims in (call["source"], call["destination"])
+    )
+    others = [axis for number, axis in enumerate(axes) if number not in source]
+    for place, number in sorted(zip(target, source, strict=True)):
+        others.insert(place, axes[number])
+    return tuple(others)
+
+
+@rule("expand", "expand_as", "broadcast_to")
+def expand(call: Call) -> Layout:
+    """Along an axis that repeats one place, all places are equal and may move in any way."""
+    shape = call.shapes[0]
+    axes = call.axes("self")
+    padded = (((),),) * (len(shape) - len(axes)) + axes
+    return tuple(a if length(a) == n else free(n) for a, n in zip(padded, shape, strict=True))
+
+
+@rule("repeat", "tile")
+def repeat(call: Call) -> Layout:
+    """Whole copies one after another."""
+    axes = call.axes("self")
+    shape = call.shapes[0]
+    padded = (((),),) * (len(shape) - len(axes)) + axes
+    return tuple(
+        free(n) if length(a) == 1 else a * (n // length(a))
+        for a, n in zip(padded, shape, strict=True)
+    )
+
+
+@rule("repeat_interleave.self_int")
+def repeat_interleave(call: Call) -> Layout:
+    """Every place becomes a run of equal places."""
+    axes, dim = call.axes("self"), call["dim"]
+    if dim is None:
+        raise UnsupportedError("it flattens its input")
+    dim %= len(axes)
+    return (*axes[:dim], merge([axes[dim], free(call["repeats"])]), *axes[dim + 1 :])
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> Layout:
+    """The fastest part of the channels becomes places of the map."""
+    *batch, channels, height, width = call.axes("self")
+    kept, moved = call.divide(channels, math.prod(call.shapes[0][-3:-2]))
+    for axis in (moved, height, width):
+        call.pin(axis, "it turns this axis into places of a map")
+    return (*batch, kept, *(fixed(size) for size in call.shapes[0][-2:]))
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> Layout:
+    """Places of the map become the fastest part of the channels."""
+    *batch, channels, height, width = call.axes("self")
+    for axis in (height, width):
+        call.pin(axis, "it divides this axis into small squares")
+    inside = fixed(call["downscale_factor"] ** 2)
+    return (*batch, merge([channels, inside]), *(fixed(size) for size in call.shapes[0][-2:]))
+
+
+@rule("channel_shuffle")
+def channel_shuffle(call: Call) -> Layout:
+    """Groups and the places inside them swap roles."""
+    axes = call.axes("self")
+    groups, inside = call.divide(axes[1], call["groups"])
+    return (axes[0], merge([inside, groups]), *axes[2:])

@@ -1,0 +1,192 @@
+"""A model as a graph of ATen operators over its weights, with the module each operator ran in."""
+
+import copy
+import inspect
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from slipstream.weights import weights_of
+
+ExampleInput = Any  # a tensor, a tuple of arguments, or a dictionary of keyword arguments
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What a tracer saw of a model."""
+
+    graph: torch.fx.Graph
+    weights: Mapping[torch.fx.Node, str]  # the placeholders that are weights, by name
+
+
+def arguments_of(example_input: ExampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the positional and the keyword arguments that `example_input` stands for.
+
+    Example:
+        >>> arguments_of({"mask": None})
+        ((), {'mask': None})
+    """
+    if isinstance(example_input, Mapping):
+        return (), dict(example_input)
+    if isinstance(example_input, tuple | list):
+        return tuple(example_input), {}
+    return (example_input,), {}
+
+
+@contextmanager
+def evaluation_copy(model: nn.Module) -> Generator[nn.Module]:
+    """Yield a copy of `model` in evaluation mode, or the model itself if it refuses to be copied.
+
+    Either way, the modes of the model are as before when the block ends.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        replica = copy.deepcopy(model)
+    except (RuntimeError, TypeError):  # a module holds a computed tensor, or a lock
+        replica = model
+    try:
+        yield replica.eval()
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def call_with(model: nn.Module, tensors: Mapping[str, Tensor], example_input: ExampleInput) -> Any:
+    """Return what `model` computes from `example_input` with `tensors` for its own."""
+    args, kwargs = arguments_of(example_input)
+    return torch.func.functional_call(model, dict(tensors), args, kwargs)
+
+
+def capture(model: nn.Module, example_input: ExampleInput) -> Capture:
+    """Trace `model`, which is in evaluation mode, without computing anything.
+
+    Args:
+        model: Any module.
+        example_input: A tensor, a tuple of arguments, or a dictionary of keyword arguments.
+
+    Returns:
+        The graph of high-level ATen operators; nothing is decomposed.
+
+    Raises:
+        ValueError: If the model does not accept the input, or no tracer takes the model.
+    """
+    failures = []
+    for tracer in (_by_make_fx, _by_export):
+        try:
+            return tracer(model, example_input)
+        except Exception as error:  # ruff: ignore[blind-except] - tracers fail in many ways
+            failures.append(error)
+    _check_runs(model, example_input)
+    raise ValueError(
+        f"No tracer takes {type(model).__name__}: {_first_line(failures[0])} Most often a branch "
+        "or a shape depends on the values of a tensor. Either move that out of `forward`, or write "
+        "the neuron groups by hand: NeuronGroups.load('groups.json'), then check them with "
+        "slipstream.symmetry.proof.check(model, groups, example_input)."
+    ) from failures[0]
+
+
+def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
+    tensors = dict(weights_of(model))
+    names = tuple(tensors)
+    tensors |= {name: b for name, b in model.named_buffers() if name not in tensors}
+    leaves, structure = tree_flatten(example_input)
+    places = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def run(*values: Tensor) -> Any:
+        given = leaves.copy()
+        for place, value in zip(places, values[len(tensors) :], strict=True):
+            given[place] = value
+        own = dict(zip(tensors, values, strict=False))
+        return call_with(model, own, tree_unflatten(given, structure))
+
+    trace = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
+    with torch.no_grad(), _noting_modules(model):
+        graph = trace(*tensors.values(), *(leaves[place] for place in places)).graph
+    placeholders = graph.find_nodes(op="placeholder")
+    return Capture(graph, dict(zip(placeholders, names, strict=False)))
+
+
+def _by_export(model: nn.Module, example_input: ExampleInput) -> Capture:
+    args, kwargs = arguments_of(example_input)
+    program = torch.export.export(model, args, kwargs, strict=False)
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    canonical = {id(value): name for name, value in _all_tensors(model, remove_duplicate=True)}
+    known = {
+        name: canonical[id(value)] for name, value in _all_tensors(model, remove_duplicate=False)
+    }
+    listed = weights_of(model)
+    weights = {
+        node: known[names[node.name]]
+        for node in program.graph.find_nodes(op="placeholder")
+        if node.name in names and known[names[node.name]] in listed
+    }
+    for node in program.graph.nodes:
+        stack = node.meta.get("nn_module_stack") or {}
+        node.meta["custom"] = {"where": next((path for path, _ in reversed(stack.values())), "")}
+    return Capture(program.graph, weights)
+
+
+def _all_tensors(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=remove_duplicate)
+    yield from model.named_buffers(remove_duplicate=remove_duplicate)
+
+
+@contextmanager
+def _noting_modules(model: nn.Module) -> Generator[None]:
+    """Write the path of the running module into every node that a tracer makes."""
+    paths = [""]
+
+    def entering(path: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            paths.append(path)
+            traceback.current_meta["custom"] = {"where": path}
+
+        return hook
+
+    def leave(*_: object) -> None:
+        paths.pop()
+        traceback.current_meta["custom"] = {"where": paths[-1]}
+
+    handles = []
+    for path, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(entering(path), prepend=True))
+        handles.append(module.register_forward_hook(leave, always_call=True))
+    try:
+        with traceback.preserve_node_meta():
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _check_runs(model: nn.Module, example_input: ExampleInput) -> None:
+    args, kwargs = arguments_of(example_input)
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as error:
+        signature = inspect.signature(model.forward)
+        raise ValueError(
+            f"{type(model).__name__}.forward{signature} does not accept example_input "
+            f"({_describe(example_input)}): {_first_line(error)} Several arguments are given as a "
+            "tuple, keyword arguments as a dictionary."
+        ) from error
+
+
+def _describe(example_input: ExampleInput) -> str:
+    leaves = tree_flatten(example_input)[0]
+    shown = [str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else repr(leaf) for leaf in leaves]
+    return f"{type(example_input).__name__}: {', '.join(shown)}"
+
+
+def _first_line(error: Exception) -> str:
+    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return text if text.endswith(".") else text + "."

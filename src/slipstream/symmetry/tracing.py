@@ -1,0 +1,251 @@
+"""From a model to its neuron groups: trace it, follow the axes through every operator, prove it."""
+
+import operator
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.symmetry import atoms
+from slipstream.symmetry.atoms import Axis, Cause, Layout
+from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Value
+from slipstream.symmetry.axis_rules.table import find_rule
+from slipstream.symmetry.capture import Capture, ExampleInput, capture, evaluation_copy
+from slipstream.symmetry.nesting import Independence, settle
+from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups, Pin
+from slipstream.symmetry.proof import check
+from slipstream.weights import weights_of
+
+INPUT = Cause("input", "", "the order of the model's inputs is given")
+OUTPUT = Cause("output", "", "the order of the model's outputs is given")
+CONSTANT = Cause("constant", "", "a tensor that is no parameter and no persistent buffer")
+UNUSED = Cause("unused", "", "not used in the forward pass, so nothing says what moves with it")
+INTEGERS = Cause("integers", "", "a buffer of whole numbers counts or points to places")
+
+
+def find_neuron_groups(
+    model: nn.Module, example_input: ExampleInput, *, prove: bool = True, seed: int = 0
+) -> NeuronGroups:
+    """Find which neurons of `model` may change places without changing its function.
+
+    The model is traced in evaluation mode, without computing anything. Every axis of every value
+    is followed through the operators, which tie axes, regroup them, or pin them; an operator
+    without a rule pins all it touches and is listed in `pins`. Model and input stay as they are.
+
+    Args:
+        model: Any module; it is left as it is.
+        example_input: A tensor, a tuple of arguments, or a dictionary of keyword arguments.
+        prove: Evaluate the model with and without a permutation of the groups, in float64, and
+            move the groups that change the output, or cannot be tested, to `dropped`.
+        seed: Of the proof's permutations and of its disturbed weights.
+
+    Returns:
+        The groups in the order of the forward pass, parents before children.
+
+    Raises:
+        ValueError: If the model does not accept the input, if no tracer takes the model, or if
+            two evaluations of it differ.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> groups = find_neuron_groups(model, torch.ones(5, 4))
+        >>> [(block.tensor, block.axis) for block in groups.blocks_of("0.weight:0")]
+        [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
+    """
+    with evaluation_copy(model) as replica:
+        flow = _follow(capture(replica, example_input), weights_of(replica))
+        groups = _collect(flow)
+        return check(replica, groups, example_input, seed=seed) if prove else groups
+
+
+@dataclass
+class _Flow:
+    """The axes of everything, as far as they have been followed."""
+
+    weights: dict[str, Layout]  # of every weight of the model
+    used: dict[str, None] = field(default_factory=dict)  # weights in the order of their first use
+    values: dict[torch.fx.Node, Any] = field(default_factory=dict)  # nodes to `Value`s, or lists
+    independences: list[Independence] = field(default_factory=list)
+    unsupported: dict[Cause, None] = field(default_factory=dict)
+
+
+def _follow(captured: Capture, weights: Mapping[str, Tensor]) -> _Flow:
+    """Run the rules over the graph."""
+    flow = _Flow({name: _weight_axes(value) for name, value in weights.items()})
+    _tie_shared(flow, weights)
+    for node in captured.graph.nodes:
+        if node.op == "call_function":
+            flow.values[node] = _result_of(node, flow)
+            names = (captured.weights.get(argument) for argument in node.all_input_nodes)
+            flow.used.update(dict.fromkeys(name for name in names if name is not None))
+        elif node.op == "output":
+            _pin_all(torch.fx.map_arg(node.args[0], flow.values.__getitem__), OUTPUT)
+        elif node in captured.weights:
+            flow.values[node] = Value(flow.weights[captured.weights[node]])
+        else:
+            cause = INPUT if node.op == "placeholder" else CONSTANT
+            flow.values[node] = _fixed_values(node.meta.get("val"), cause)
+    for name, layout in flow.weights.items():
+        if name not in flow.used:
+            _pin_all(Value(layout), UNUSED)
+    return flow
+
+
+def _weight_axes(value: Tensor) -> Layout:
+    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+        return tuple(atoms.free(size) for size in value.shape)
+    return tuple(atoms.fixed(size, INTEGERS) for size in value.shape)
+
+
+def _tie_shared(flow: _Flow, weights: Mapping[str, Tensor]) -> None:
+    """Tie parameters that are different objects over the same memory."""
+    first: dict[tuple[Any, ...], str] = {}
+    for name, value in weights.items():
+        if value.device.type != "meta" and value.numel() > 1:
+            place = (value.data_ptr(), value.shape, value.stride())
+            known = first.setdefault(place, name)
+            for axis, other in zip(flow.weights[known], flow.weights[name], strict=True):
+                atoms.tie(axis, other, OUTPUT)
+
+
+def _result_of(node: torch.fx.Node, flow: _Flow) -> Any:
+    """The axes of what a node computes; of nothing but fixed places if no rule says more."""
+    arguments: Any = torch.fx.map_arg((node.args, dict(node.kwargs)), flow.values.__getitem__)
+    if node.target is operator.getitem:
+        return arguments[0][0][arguments[0][1]]
+    outputs = node.meta.get("val")
+    try:
+        return _apply_rule(node, arguments, outputs, flow)
+    except UnsupportedError as error:
+        cause = Cause(str(node.target), _where(node), str(error))
+        flow.unsupported[cause] = None
+        _pin_all(arguments, cause)
+        return _fixed_values(outputs, cause)
+
+
+def _apply_rule(
+    node: torch.fx.Node,
+    arguments: Any,
+    outputs: Any,
+    flow: _Flow,
+) -> Any:
+    target = node.target
+    rule = find_rule(target) if isinstance(target, torch._ops.OpOverload) else None
+    if rule is None or not isinstance(target, torch._ops.OpOverload):
+        raise UnsupportedError("no rule says how this operator moves neurons")
+    schema = target._schema
+    results = [outputs] if isinstance(outputs, Tensor) else list(outputs or ())
+    if not all(isinstance(result, Tensor) for result in results):
+        raise UnsupportedError("it returns something other than tensors")
+    bound = {argument.name: argument.default_value for argument in schema.arguments}
+    bound |= dict(zip(bound, arguments[0], strict=False)) | arguments[1]
+    shapes = tuple(tuple(result.shape) for result in results)
+    name = schema.name.removeprefix("aten::")
+    name = name.rstrip("_") if name.endswith("_") else name
+    found = rule(Call(name, _where(node), bound, shapes, flow.independences))
+    values = [Value(layout) for layout in (found if isinstance(found, list) else [found])]
+    if tuple(value.shape for value in values) != shapes:
+        raise UnsupportedError(f"its rule expects other shapes than {shapes}")
+    return values if isinstance(found, list) else values[0]
+
+
+def _where(node: torch.fx.Node) -> str:
+    return str((node.meta.get("custom") or {}).get("where", ""))
+
+
+def _fixed_values(outputs: Any, cause: Cause) -> Any:
+    if isinstance(outputs, Tensor):
+        return Value(tuple(atoms.fixed(size, cause) for size in outputs.shape))
+    if isinstance(outputs, list | tuple):
+        return [_fixed_values(output, cause) for output in outputs]
+    return outputs
+
+
+def _pin_all(values: Any, cause: Cause) -> None:
+    for value in torch.utils._pytree.tree_leaves(values):
+        if isinstance(value, Value):
+            for axis in value.axes:
+                atoms.pin(axis, cause)
+
+
+def _collect(flow: _Flow) -> NeuronGroups:
+    """Turn the atoms that are still free into groups and blocks."""
+    values = [v for v in torch.utils._pytree.tree_leaves(flow.values) if isinstance(v, Value)]
+    layouts = [*flow.weights.values(), *(value.axes for value in values)]
+    parents = settle(layouts, flow.independences)
+    weights = {
+        name: tuple(atoms.resolve(axis) for axis in layout) for name, layout in flow.weights.items()
+    }
+    names = _name_atoms((name, weights[name]) for name in flow.used)
+    ordered = sorted(names, key=lambda atom: len(parents[atom]))
+    return NeuronGroups(
+        groups=tuple(
+            NeuronGroup(
+                names[atom], atom.size, tuple(names[p] for p in ordered if p in parents[atom])
+            )
+            for atom in _parents_first(names, parents)
+        ),
+        blocks=tuple(b for name in flow.used for b in _blocks(name, weights[name], names)),
+        shapes={name: tuple(map(atoms.length, layout)) for name, layout in weights.items()},
+        pins=_pins(flow, weights),
+    )
+
+
+def _parents_first(
+    names: Mapping[atoms.Atom, str], parents: Mapping[atoms.Atom, list[atoms.Atom]]
+) -> list[atoms.Atom]:
+    ordered: dict[atoms.Atom, None] = {}
+    for atom in names:
+        above = sorted(parents[atom], key=lambda parent: len(parents[parent]))
+        ordered.update(dict.fromkeys([*above, atom]))
+    return list(ordered)
+
+
+def _name_atoms(weights: Iterable[tuple[str, Layout]]) -> dict[atoms.Atom, str]:
+    """Name every moving atom after the tensor and the axis that first list it."""
+    names: dict[atoms.Atom, str] = {}
+    for tensor, layout in weights:
+        for number, axis in enumerate(layout):
+            offset = 0
+            for product in axis:
+                size = atoms.length((product,))
+                place = f"{tensor}:{number}"
+                place += f"[{offset}:{offset + size}]" if len(axis) > 1 else ""
+                _name_product(product, place, names)
+                offset += size
+    return names
+
+
+def _name_product(product: atoms.Product, place: str, names: dict[atoms.Atom, str]) -> None:
+    moving = list(dict.fromkeys(atom for atom in product if atom.cause is None))
+    for number, atom in enumerate(moving):
+        suffix = "" if len(moving) == 1 else "/inside" * number or "/groups"
+        names.setdefault(atom, place + suffix)
+
+
+def _blocks(tensor: str, layout: Layout, names: Mapping[atoms.Atom, str]) -> Iterable[Block]:
+    for number, axis in enumerate(layout):
+        offset = 0
+        for product in axis:
+            if any(atom in names for atom in product):
+                factors = tuple(names.get(atom, atom.size) for atom in product)
+                yield Block(tensor, number, offset, factors)
+            offset += atoms.length((product,))
+
+
+def _pins(flow: _Flow, weights: Mapping[str, Layout]) -> tuple[Pin, ...]:
+    """What fixed axes of weights, one entry for every cause; unsupported operators in any case."""
+    fixed: dict[Cause, list[str]] = {cause: [] for cause in flow.unsupported}
+    for name, layout in weights.items():
+        for number, axis in enumerate(layout):
+            for cause in _causes(axis):
+                fixed.setdefault(cause, []).append(f"{name}:{number}")
+    return tuple(Pin(c.operator, c.where, c.reason, tuple(axes)) for c, axes in fixed.items())
+
+
+def _causes(axis: Axis) -> list[Cause]:
+    causes = [atom.cause for product in axis for atom in product]
+    return list(Counter(c for c in causes if c is not None and c is not atoms.POSITIONS))
