@@ -7,11 +7,13 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from slipstream.cli.demo import demo
 from slipstream.cli.evaluate import evaluate
 from slipstream.cli.groups import groups
 from slipstream.cli.importing import import_
 from slipstream.cli.show import show
 from slipstream.cli.train import train
+from slipstream.cli.transfer import transfer
 
 MISTAKE, INTERRUPTED = 2, 130  # exit codes: of a wrong argument or file, and of Ctrl-C
 
@@ -44,7 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Record a training run, transfer it to another start, and measure it.",
 )
-for command in (train, import_, show, groups, evaluate):
+for command in (demo, train, import_, show, groups, transfer, evaluate):
     app.command(command.__name__.rstrip("_"))(command)
 
 

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 @contextmanager
-def steps_bar(what: str, *, hidden: bool = False) -> Generator[Callable[[int, int | None], None]]:
+def steps_bar(what: str, *, hidden: bool = False) -> Generator[Callable[..., None]]:
     """Show a bar for the length of a `with` block.
 
     Args:
@@ -16,7 +16,7 @@ def steps_bar(what: str, *, hidden: bool = False) -> Generator[Callable[[int, in
         hidden: Whether to show nothing.
 
     Yields:
-        A function to call with the steps done, and their number if it is known.
+        A function to call with the steps done, their number if it is known, and what is done now.
     """
     console = Console(stderr=True)
     shown = Progress(
@@ -31,7 +31,22 @@ def steps_bar(what: str, *, hidden: bool = False) -> Generator[Callable[[int, in
     with shown:
         task = shown.add_task(what, total=None)
 
-        def update(done: int, total: int | None = None) -> None:
-            shown.update(task, completed=done, total=total)
+        def update(done: int, total: int | None = None, now: str | None = None) -> None:
+            shown.update(task, completed=done, total=total, description=now)
 
         yield update
+
+
+@contextmanager
+def pieces_bar(what: str, *, hidden: bool = False) -> Generator[Callable[[str, int, int], None]]:
+    """Show a bar for work in named pieces.
+
+    Args:
+        what: What is done before the first piece is named.
+        hidden: Whether to show nothing.
+
+    Yields:
+        A function to call with the name of the next piece, its number, and how many there are.
+    """
+    with steps_bar(what, hidden=hidden) as bar:
+        yield lambda name, done, total: bar(done, total, name)
