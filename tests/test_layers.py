@@ -15,6 +15,7 @@ LAYERS = {
     "transfer": 3,
     "testbed": 3,
     "report": 4,
+    "demo": 4,
     "cli": 5,
 }
 

@@ -1,6 +1,7 @@
 """Options that several commands have, so that they read the same everywhere."""
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -58,3 +59,16 @@ def network_options(given: list[str] | None) -> dict[str, Any]:
             message = f"--option must be name=value, such as hidden_layers=2, got {text!r}."
             raise ValueError(message) from error
     return pairs
+
+
+def exactly_one(given: Mapping[str, object]) -> None:
+    """Raise unless one of some options was given, and no other.
+
+    Args:
+        given: How to write each option, and its value or None.
+
+    Raises:
+        ValueError: If none or several were given.
+    """
+    if sum(value is not None for value in given.values()) != 1:
+        raise ValueError(f"Give exactly one of {' and '.join(given)}.")

@@ -7,8 +7,8 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-# Below this size scipy alone is faster than finding prices first.
-SMALL = 128
+# Up to this size scipy alone is as fast as finding prices first (measured on gradients).
+SMALL = 512
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def assign(similarity: Tensor, *, prices: Tensor | None = None) -> Assignment:
     if not torch.isfinite(matrix).all():
         raise ValueError("similarity holds a NaN or an infinity.")
     size = len(matrix)
-    if size < SMALL:
+    if size <= SMALL:
         prices = torch.zeros(size)
     else:
         spread = float(matrix.std())

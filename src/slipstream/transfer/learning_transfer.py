@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, Metric, eval_mode, probe_determinism
+from slipstream.evaluation import Batch, Loss, Metric, eval_mode, inputs_of, probe_determinism
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -318,7 +318,7 @@ def _groups(
         shapes = {name: tuple(value.shape) for name, value in weights_of(model).items()}
         return NeuronGroups((), (), shapes)
     if example_input is None:
-        example_input = batch[0] if isinstance(batch, tuple | list) else batch
+        example_input = inputs_of(batch)
     found = find_neuron_groups(model, example_input)
     if not len(found):
         raise ValueError(f"No neurons of this model may change places:\n{found}")

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Metric, evaluate
 from slipstream.symmetry.permutation import Permutation
-from slipstream.trajectory import Trajectory
-from slipstream.trajectory.run_folder import RunWriter, create_run, read_run, reopen_run
+from slipstream.trajectory import RunWriter, Trajectory, create_run, read_run, reopen_run
 from slipstream.transfer.methods import Step
 from slipstream.transfer.networks import Stopwatch
 from slipstream.transfer.plan import SignWeights, TransferPlan

@@ -1,0 +1,105 @@
+"""`slipstream transfer`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from slipstream.cli import options
+from slipstream.cli.output import in_words, write_json, write_table
+from slipstream.cli.progress import steps_bar
+
+Method = Literal["naive", "random", "oracle", "gmt", "fgmt", "fgmt-signed"]
+TARGET = "A safetensors file with the start to transfer to, instead of a fresh initialisation."
+ALONG = "Along the straight line from start to end, or the run's own snapshots."
+EXCLUDE = "Tensors that stay the target's own, such as 'head.*'."
+GROUPS = "Neuron groups, as `slipstream groups --save` writes them; found if not given."
+
+
+def transfer(
+    run: Annotated[Path, typer.Argument(help="The recorded run to transfer.")],
+    out: Annotated[Path, typer.Option(help="The run folder to make.")] = Path("transferred"),
+    target: Annotated[Path | None, typer.Option(help=TARGET)] = None,
+    target_seed: Annotated[int | None, typer.Option(help="Seed of a fresh initialisation.")] = None,
+    trained_target: Annotated[
+        Path | None, typer.Option(help="Where the target's own training ended, for oracle.")
+    ] = None,
+    method: Annotated[Method, typer.Option(help="How the permutation is chosen.")] = "fgmt",
+    stages: Annotated[int, typer.Option(help="Stages along the path.")] = 10,
+    path: Annotated[Literal["line", "recorded"], typer.Option(help=ALONG)] = "line",
+    schedule: Annotated[Literal["cosine", "uniform"], typer.Option(help="Of the line.")] = "cosine",
+    segments: Annotated[int, typer.Option(help="Parts with a permutation each.")] = 1,
+    batches: Annotated[int, typer.Option(help="Batches for each gradient.")] = 1,
+    exclude: Annotated[list[str] | None, typer.Option(help=EXCLUDE)] = None,
+    groups: Annotated[Path | None, typer.Option(help=GROUPS)] = None,
+    keep: Annotated[Literal["last", "best"], typer.Option(help="By validation loss.")] = "last",
+    resume: Annotated[bool, typer.Option(help="Go on with an unfinished transfer.")] = False,
+    model: options.OtherModel = None,
+    data: options.OtherData = None,
+    loss: options.Loss = None,
+    width: options.Width = None,
+    option: options.Option = None,
+    device: options.Device = "cpu",
+    json: options.AsJson = False,
+) -> None:
+    """Transfer a recorded run to another start, without training it again.
+
+    Example: slipstream transfer run --target-seed 7 --method fgmt-signed --out transferred
+    """
+    from slipstream.cli.opening import open_experiment, open_weights
+    from slipstream.evaluation import evaluate
+    from slipstream.symmetry.neuron_groups import NeuronGroups
+    from slipstream.trajectory import Trajectory
+    from slipstream.transfer import TransferPlan, transfer_trajectory
+    from slipstream.weights import weights_of
+
+    options.exactly_one({"--target FILE": target, "--target-seed N": target_seed})
+    source = Trajectory.open(run)
+    experiment = open_experiment(
+        run, model=model, data=data, loss=loss, width=width, option=option, seed=target_seed,
+        device=device,
+    )  # fmt: skip
+    network = experiment.model
+    ends = {"run": None, "step": None}
+    start = open_weights(network, file=target, **ends) if target else weights_of(network)
+    trained = open_weights(network, file=trained_target, **ends) if trained_target else None
+    plan = TransferPlan(
+        method, stages, path, schedule, segments, batches, exclude=tuple(exclude or ())
+    )
+    with steps_bar("transferring", hidden=json) as bar:
+        result = transfer_trajectory(
+            source,
+            start,
+            model=network,
+            loss=experiment.loss,
+            data=experiment.train,
+            plan=plan,
+            groups=NeuronGroups.load(groups) if groups else None,
+            trained_target=trained,
+            validation=experiment.validation,
+            metrics=experiment.metrics,
+            keep=keep,
+            run_folder=out,
+            configuration={**source.description["configuration"], "source": str(run)},
+            resume=resume,
+            progress=bar,
+        )
+    test = evaluate(network, experiment.metrics, weights=result.weights, data=experiment.test)
+    if json:
+        write_json({**result.to_json(), "path": str(out), "test": test})
+        return
+    names = list(experiment.metrics)
+    write_table(
+        ["stage", *(f"validation {name}" for name in names), "gain over identity"],
+        [
+            [str(s.stage), *(f"{s.metrics[n]:.4f}" for n in names), f"{s.gain or 0:.4g}"]
+            for s in result.stages
+        ],
+    )
+    cost = result.cost
+    typer.echo(
+        f"{cost.gradient_evaluations} gradients, {cost.total_seconds:.1f} s ("
+        + ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in cost.seconds.items())
+        + f"), recorded in {out}"
+    )
+    typer.echo(f"test, stage {result.chosen}: {in_words(test)}")

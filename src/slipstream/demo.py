@@ -1,0 +1,108 @@
+"""The main job in a minute: train on digits, record the run, transfer it to three new starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from slipstream.evaluation import evaluate
+from slipstream.report.figures import plot_along
+from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.testbed.recording import TrainingPlan, record_training
+from slipstream.testbed.setup import Experiment, Setup
+from slipstream.testbed.training import train
+from slipstream.trajectory import Trajectory
+from slipstream.transfer.comparison import Comparison, Target, compare_methods
+from slipstream.transfer.plan import Method, TransferPlan
+from slipstream.weights import Weights, copy, load_weights_, weights_of
+
+SETUP = Setup("mlp", "digits", width=256, options={"hidden_layers": 2}, batch_size=32)
+TRAINING = TrainingPlan(epochs=20, lr=0.05)
+GRADIENT_BATCH = 128
+FURTHER_RATES = (0.05, 0.01, 0.002)
+METHODS: tuple[Method, ...] = ("naive", "random", "fgmt", "fgmt-signed", "oracle")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Result of `run_demo`."""
+
+    run: Path  # the recorded source
+    figure: Path  # accuracy along the transfer
+    training_seconds: float  # of one training from scratch, recording included
+    comparison: Comparison
+
+
+def run_demo(
+    folder: str | Path,
+    *,
+    targets: int = 3,
+    seed: int = 0,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Demo:
+    """Train and record a network, transfer the run to new starts, and compare with training them.
+
+    Args:
+        folder: Where the run and the figure go; a run that is there is replaced.
+        targets: How many new starts.
+        seed: Of the source; the targets take the seeds that follow.
+        progress: Called with what is being done, the number of the piece and how many there are.
+
+    Returns:
+        Where the files are, and the comparison.
+    """
+    tell = progress or (lambda *_: None)
+    folder = Path(folder)
+    ways = len(METHODS) + 2
+    pieces = 1 + targets + targets * ways
+    tell("training the source", 0, pieces)
+    setup = replace(SETUP, seed=seed)
+    recorded = record_training(setup, TRAINING, path=folder / "source", overwrite=True)
+    experiment = setup.build()
+    starts = []
+    for number in range(1, targets + 1):
+        tell(f"training target {number}, to compare with", number, pieces)
+        start = weights_of(setup.build(seed=seed + number).model)
+        trained = _train_on(experiment, start, epochs=TRAINING.epochs, lr=TRAINING.lr)
+        starts.append(Target(start, trained))
+    batches = next(iter(experiment.train))[0]
+    comparison = compare_methods(
+        Trajectory.open(folder / "source"),
+        starts,
+        model=experiment.model,
+        loss=experiment.loss,
+        data=replace(setup, batch_size=GRADIENT_BATCH).build().train,
+        plans={method: TransferPlan(method, seed=seed) for method in METHODS},
+        metrics=experiment.metrics,
+        validation=experiment.validation,
+        test=experiment.test,
+        groups=find_neuron_groups(experiment.model, batches),
+        further=lambda weights: _best_epoch(experiment, weights),
+        progress=lambda name, done, _: tell(name, 1 + targets + done, pieces),
+    )
+    figure = folder / "accuracy_along_the_transfer.png"
+    plot_along(comparison, figure)
+    return Demo(folder / "source", figure, recorded.seconds, comparison)
+
+
+def _best_epoch(experiment: Experiment, start: Weights) -> Weights:
+    """One more epoch at the rate that is best on the validation data: no start suits all rates."""
+    found = [_train_on(experiment, start, epochs=1, lr=rate) for rate in FURTHER_RATES]
+    loss = {"loss": experiment.loss}
+    losses = [
+        evaluate(experiment.model, loss, weights=weights, data=experiment.validation)["loss"]
+        for weights in found
+    ]
+    return found[losses.index(min(losses))]
+
+
+def _train_on(experiment: Experiment, start: Weights, *, epochs: int, lr: float) -> Weights:
+    load_weights_(experiment.model, start)
+    train(
+        experiment.model,
+        experiment.loss,
+        data=experiment.train,
+        epochs=epochs,
+        optimizer=TRAINING.optimizer,
+        lr=lr,
+    )
+    return copy(weights_of(experiment.model))
