@@ -15,8 +15,8 @@ LAYERS = {
     "transfer": 3,
     "testbed": 3,
     "report": 4,
-    "demo": 4,
-    "cli": 5,
+    "demo": 5,
+    "cli": 6,
 }
 
 

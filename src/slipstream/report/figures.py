@@ -71,9 +71,13 @@ def _label(axes: "Axes", labels: list[tuple[float, str, str]], *, x: float) -> N
     """Write each name beside the end of its line, moved apart where lines end close together."""
     low, high = axes.get_ylim()
     gap = (high - low) * 0.055
-    height = float("-inf")
-    for level, name, colour in sorted(labels):
-        height = max(level, height + gap)
+    ordered = sorted(labels)
+    heights: list[float] = []
+    for level, _, _ in ordered:
+        heights.append(max(level, heights[-1] + gap) if heights else level)
+    for above, position in enumerate(reversed(range(len(heights)))):
+        heights[position] = min(heights[position], high - above * gap)
+    for height, (_, name, colour) in zip(heights, ordered, strict=True):
         axes.annotate(
             name,
             (x, height),
