@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,8 @@ def capture(model: nn.Module, example_input: ExampleInput) -> Capture:
     failures = []
     for tracer in (_by_make_fx, _by_export):
         try:
-            return tracer(model, example_input)
+            with _silent(logging.getLogger("torch._subclasses.fake_tensor")):
+                return tracer(model, example_input)
         except Exception as error:  # ruff: ignore[blind-except] - tracers fail in many ways
             failures.append(error)
     _check_runs(model, example_input)
@@ -165,6 +167,17 @@ def _noting_modules(model: nn.Module) -> Generator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Generator[None]:
+    """Keep the tracer's own report of a failure off the screen: it is raised as well."""
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _check_runs(model: nn.Module, example_input: ExampleInput) -> None:

@@ -121,8 +121,7 @@ def _prepare(
     trial = _Trial(model, groups, tree_map(_to_double, example_input), tensors, ())
     with torch.no_grad():
         _measure_statistics_(trial)
-        moving = {block.tensor for block in groups.blocks}
-        trial = replace(trial, tensors=_disturbed(tensors, moving, seed))
+        trial = replace(trial, tensors=_disturbed(tensors, weights_of(model), seed))
         trial = replace(trial, outputs=trial.evaluate({}))
     if (change := trial.change({})) > 0:
         raise ValueError(
@@ -154,13 +153,11 @@ def _is_constant(tensor: Tensor | None) -> bool:
     return tensor is not None and bool((tensor == tensor.flatten()[0]).all())
 
 
-def _disturbed(
-    tensors: Mapping[str, Tensor], moving: Iterable[str], seed: int
-) -> dict[str, Tensor]:
+def _disturbed(tensors: Mapping[str, Tensor], names: Iterable[str], seed: int) -> dict[str, Tensor]:
     """Multiply vectors and constant tensors by U(.5, 1.5), or put that in the place of zeros."""
     generator = torch.Generator().manual_seed(seed)
     disturbed = dict(tensors)
-    for name in sorted(moving):
+    for name in names:
         value = tensors[name]
         if value.is_floating_point() and (value.dim() == 1 or _is_constant(value)):
             noise = torch.rand(value.shape, generator=generator).to(value) + 0.5

@@ -56,7 +56,7 @@ def find_neuron_groups(
         [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
     """
     with evaluation_copy(model) as replica:
-        flow = _follow(capture(replica, example_input), weights_of(replica))
+        flow = _follow(capture(replica, example_input), weights_of(model))
         groups = _collect(flow)
         return check(replica, groups, example_input, seed=seed) if prove else groups
 

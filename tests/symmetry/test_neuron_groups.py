@@ -1,0 +1,131 @@
+import pytest
+
+from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups, Pin
+
+GROUPS = NeuronGroups(
+    (NeuronGroup("conv", 4), NeuronGroup("inside", 2, ("conv",))),
+    (
+        Block("conv.weight", 0, 0, ("conv", "inside")),
+        Block("conv.bias", 0, 0, ("conv", "inside")),
+        Block("head.weight", 1, 3, ("conv", "inside", 5)),
+    ),
+    {"conv.weight": (8, 3, 1, 1), "conv.bias": (8,), "head.weight": (2, 43), "head.bias": (2,)},
+    pins=(Pin("input", "", "the order is given", ("conv.weight:1",)),),
+)
+TEXT = """{
+ "format": 1,
+ "groups": [
+  {
+   "name": "units",
+   "size": 3,
+   "parents": []
+  }
+ ],
+ "blocks": [
+  {
+   "tensor": "weight",
+   "axis": 1,
+   "offset": 2,
+   "factors": [
+    "units",
+    2
+   ]
+  }
+ ],
+ "shapes": {
+  "weight": [
+   4,
+   8
+  ]
+ },
+ "pins": [
+  {
+   "operator": "fft",
+   "where": "net.0",
+   "reason": "no rule",
+   "tensors": [
+    "weight:0"
+   ]
+  }
+ ],
+ "dropped": []
+}"""
+
+
+def test_json_is_this_text_and_comes_back(tmp_path):
+    groups = NeuronGroups(
+        (NeuronGroup("units", 3),),
+        (Block("weight", 1, 2, ("units", 2)),),
+        {"weight": (4, 8)},
+        (Pin("fft", "net.0", "no rule", ("weight:0",)),),
+    )
+    assert groups.to_json() == TEXT
+    assert NeuronGroups.from_json(TEXT) == groups
+    GROUPS.save(tmp_path / "groups.json")
+    assert NeuronGroups.load(tmp_path / "groups.json") == GROUPS
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "not the JSON of neuron groups"),
+        ("nonsense", "not the JSON of neuron groups"),
+        (TEXT.replace('"format": 1', '"format": 2'), "format 2 are newer than 1"),
+        (TEXT.replace('"units",\n    2', '"cells",\n    2'), "names no known group: 'cells'"),
+        (TEXT.replace('"offset": 2', '"offset": 3'), "covers places 3 to 9 on axis 1 of 'weight'"),
+        (TEXT.replace('"tensor": "weight"', '"tensor": "bias"'), "no tensor of the model"),
+    ],
+)
+def test_bad_json_is_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        NeuronGroups.from_json(text)
+
+
+ONE = NeuronGroup("one", 3)
+
+
+@pytest.mark.parametrize(
+    ("groups", "blocks", "message"),
+    [
+        ([ONE, ONE], [], "same name"),
+        ([ONE], [Block("w", 0, 0, ("one",)), Block("w", 0, 2, ("one",))], "overlap on axis 0"),
+        ([NeuronGroup("child", 2, ("one",)), ONE], [], "no group before it"),
+        (
+            [ONE, NeuronGroup("two", 2, ("one",)), NeuronGroup("three", 2, ("two",))],
+            [],
+            "must name 'one' as a parent too",
+        ),
+    ],
+)
+def test_inconsistent_groups_are_refused(groups, blocks, message):
+    with pytest.raises(ValueError, match=message):
+        NeuronGroups(tuple(groups), tuple(blocks), {"w": (6,)})
+
+
+def test_lookups():
+    assert GROUPS.sizes() == {"conv": 4, "inside": 2}
+    assert GROUPS["inside"].parents == ("conv",)
+    assert [GROUPS.length(block) for block in GROUPS.blocks] == [8, 8, 40]
+    assert GROUPS.children_of("conv") == ("inside",)
+    assert GROUPS.blocks_on("head.weight", 0) == ()
+    assert len(GROUPS.blocks_of("inside")) == 3
+    assert GROUPS.coverage() == pytest.approx((24 + 8 + 86) / 120)
+    with pytest.raises(KeyError, match="nothing"):
+        GROUPS["nothing"]
+
+
+def test_keep_turns_the_places_of_other_groups_into_places_that_stay():
+    kept = GROUPS.keep(["inside"])
+    assert kept.groups == (NeuronGroup("inside", 2),)
+    assert kept.blocks[2].factors == (4, "inside", 5)
+    assert GROUPS.keep([]).blocks == ()
+
+
+def test_the_table_is_readable():
+    assert str(GROUPS).splitlines() == [
+        "group   size  in    listed on",
+        "conv    4     -     conv.weight:0, conv.bias:0, head.weight:1",
+        "inside  2     conv  conv.weight:0, conv.bias:0, head.weight:1",
+        "2 groups move 98.3% of the numbers",
+        "pinned by input in the model: the order is given (conv.weight:1)",
+    ]
