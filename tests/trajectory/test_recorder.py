@@ -115,7 +115,8 @@ def test_resuming_from_an_earlier_checkpoint_drops_what_came_after(tmp_path):
         train(model, optimizer, 3)
     assert Trajectory.open(tmp_path / "run").steps == [0, 2, 4, 6, 7]
     with pytest.raises(ValueError, match=r"The model to resume .* with: the tensor 'weight'"):
-        Recorder(tmp_path / "run", nn.Linear(2, 2), resume=True)
+        Recorder(tmp_path / "run", nn.Linear(2, 2), resume=True, step=0)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 2, 4, 6, 7]
     assert check_run(tmp_path / "run") == []
 
 

@@ -347,3 +347,14 @@ def test_an_unfinished_making_can_be_repeated(tmp_path):
     with create_run(tmp_path, model=tied()) as writer:
         writer.append(step=0, weights=weights_of(tied()))
     assert Trajectory.open(tmp_path).steps == [0]
+
+
+def test_a_full_disk_leaves_the_old_description_in_place(tmp_path, monkeypatch):
+    run = small_run(tmp_path / "run")
+    before = (run / "run.json").read_bytes()
+    with monkeypatch.context() as patch:
+        FullDisk(patch, 1)
+        with pytest.raises(OSError, match="No space left"):
+            create_run(run, model=tied(), overwrite=True)
+    assert (run / "run.json").read_bytes() == before
+    reopen_run(run).close()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.run_files import read_run
 from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run
 from slipstream.trajectory.schedule import Schedule
 from slipstream.weights import Weights, weights_of
@@ -69,7 +70,7 @@ class Recorder:
             configuration: What makes the run, as plain data; kept in `run.json`.
             seed: The seed of the run; kept in `run.json`.
             overwrite: Whether to delete the snapshots of a run that is already there.
-            resume: Whether to append to a run that is already there.
+            resume: Whether to append to a run that is already there; what made it stays noted.
             step: Steps the optimiser has done so far; by default 0 or, when resuming, those of the
                 last snapshot. When resuming, snapshots after it are dropped.
 
@@ -81,20 +82,16 @@ class Recorder:
         self._model = model
         layout = Layout.of(model)
         if resume:
+            before = read_run(path).layout  # compared before any snapshot is dropped
+            before.check(layout.tensors, where=f"The model to resume {path} with")
             writer = reopen_run(path, keep_through=step)
-            try:
-                writer.layout.check(layout.tensors, where=f"The model to resume {path} with")
-            except ValueError:
-                writer.close()
-                raise
         else:
-            provenance = {"recorded": {"schedule": self.schedule.to_json()}}
             writer = create_run(
                 path,
                 model=layout,
                 configuration=configuration,
                 seed=seed,
-                provenance=provenance,
+                provenance={"recorded": {"schedule": self.schedule.to_json()}},
                 overwrite=overwrite,
             )
         self.step = step if step is not None else writer.last_step or 0
