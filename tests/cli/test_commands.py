@@ -192,6 +192,8 @@ MISTAKES = [
     (["train", "--option", "depth=2"], "mlp has no option 'depth'"),
     (["train", "--keep", "all"], "keep must be epochs, log or every:N, got 'all'"),
     (["train", "--model", "gone:build"], "'gone:build' cannot be imported"),
+    (["train", "--epochs", "0", "--keep", "log"], "epochs must be at least 1, got 0"),
+    (["train", "--keep", "every:0"], "at least 1, got 0"),
     (["train", "--batch-size", "0"], "at least 1, got 0"),
     (["train", "--lr", "1e30", "--width", "4"], "try a smaller lr"),
     (["show", "/nowhere"], "/nowhere is no run folder"),

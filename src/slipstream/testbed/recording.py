@@ -22,6 +22,10 @@ class TrainingPlan:
     schedule: ScheduleName = "constant"  # of the learning rate
     keep: str = "epochs"  # snapshots besides each epoch's end: epochs (none), every:10 or log
 
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}.")
+
 
 @dataclass(frozen=True)
 class RecordedTraining:
