@@ -106,11 +106,12 @@ def test_signs_weight_each_entry_of_each_move(plain_run):
     assert result.cost.gradient_evaluations == 2 * 2 + 2
 
 
-def test_factors_of_one_carry_what_fgmt_carries(run):
+@pytest.mark.parametrize("matching", ["naive", "random", "fgmt", "gmt"])
+def test_factors_of_one_carry_what_is_carried_without_signs(run, matching):
     model, target = network(1), weights_of(network(2))
-    plain = transfer(run, target, model, plan=TransferPlan("fgmt", stages=2))
+    plain = transfer(run, target, model, plan=TransferPlan(matching, stages=2))
     signs = SignWeights(agree=1.0, disagree=1.0)
-    plan = TransferPlan("fgmt-signed", stages=2, signs=signs)
+    plan = TransferPlan(f"{matching}-signed", stages=2, signs=signs)
     signed = transfer(run, target, model, plan=plan)
     for name, _ in model.named_parameters():
         torch.testing.assert_close(signed.weights[name], plain.weights[name])

@@ -9,7 +9,10 @@ from slipstream.cli import options
 from slipstream.cli.output import in_words, write_json, write_table
 from slipstream.cli.progress import steps_bar
 
-Method = Literal["naive", "random", "oracle", "gmt", "fgmt", "fgmt-signed"]
+Method = Literal[
+    "naive", "random", "oracle", "gmt", "fgmt",
+    "naive-signed", "random-signed", "oracle-signed", "gmt-signed", "fgmt-signed",
+]  # fmt: skip
 TARGET = "A safetensors file with the start to transfer to, instead of a fresh initialisation."
 ALONG = "Along the straight line from start to end, or the run's own snapshots."
 EXCLUDE = "Tensors that stay the target's own, such as 'head.*'."

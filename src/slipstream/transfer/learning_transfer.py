@@ -145,8 +145,18 @@ def transfer_to_many(
     folders: Sequence[str | Path | None] = run_folders or [None] * len(targets)
     if len(folders) != len(targets):
         raise ValueError(f"{len(targets)} targets need as many run_folders, got {len(folders)}.")
+    plan = options.get("plan") or TransferPlan()
+    # Once for all: tracing is slow, and no two threads can do it at a time.
+    groups = _groups(
+        model,
+        options.pop("groups", None),
+        plan,
+        BatchStream(options["data"]).take(1)[0],
+        options.pop("example_input", None),
+    )
     jobs = [
-        {"target": target, "model": deepcopy(model), "run_folder": folder, **options}
+        {"target": target, "model": deepcopy(model), "run_folder": folder, "groups": groups}
+        | options
         for target, folder in zip(targets, folders, strict=True)
     ]
     if executor is None:
@@ -175,9 +185,9 @@ def _run(
     weights: Weights = networks.start
     ledger.enter(0, networks.calibrated(weights), None)
     permutation = Permutation.identity(groups)
-    if plan.method == "random":
+    if plan.matching == "random":
         permutation = Permutation.random(groups, seed=plan.seed)
-    if plan.method == "oracle":
+    if plan.matching == "oracle":
         permutation = _oracle(networks, segments, groups, trained_target)
     stage = 0
     for path in segments:
@@ -198,16 +208,17 @@ def _steps(
     plan: TransferPlan,
     counter: "_Counter",
 ) -> Iterator[Step]:
-    if plan.method not in {"gmt", "fgmt", "fgmt-signed"}:
-        yield from methods.fixed(networks, path, start, permutation)
-        return
-    match = methods.gmt if plan.method == "gmt" else methods.fgmt
-    matched = _timed(match(networks, path, start, permutation, plan), networks.clock)
-    if plan.method != "fgmt-signed":
-        yield from matched
+    ways = {"gmt": methods.gmt, "fgmt": methods.fgmt}
+    if plan.matching in ways:
+        matched = ways[plan.matching](networks, path, start, permutation, plan)
+        chosen = _timed(matched, networks.clock)
+    else:
+        chosen = methods.fixed(networks, path, start, permutation)
+    if not plan.signed:
+        yield from chosen
         return
     # Late permutations are better than early ones: match along the whole path, then set out anew.
-    for step in matched:
+    for step in chosen:
         counter.tick()
         last = step
     yield from methods.signed(networks, path, start, last, plan.signs)
@@ -225,7 +236,7 @@ class _Counter:
     """Tells the caller how much work is done."""
 
     def __init__(self, plan: TransferPlan, progress: Progress | None) -> None:
-        passes = 2 if plan.method == "fgmt-signed" else 1
+        passes = 2 if plan.signed else 1
         self._total = passes * plan.total_stages
         self._done = 0
         self._progress = progress
@@ -240,7 +251,7 @@ def _oracle(
     networks: Networks, segments: list[Trajectory], groups: NeuronGroups, trained: Weights | None
 ) -> Permutation:
     if trained is None:
-        raise ValueError("The method oracle matches a trained target: pass trained_target=...")
+        raise ValueError("The oracle matches a trained target: pass trained_target=...")
     whole = Trajectory.line(segments[0][0], segments[-1][-1], stages=1)
     ends = {"start": networks.start, "trained": trained}
     matching = methods.oracle(whole, ends["start"], trained, groups, networks.carried)
@@ -308,13 +319,13 @@ def _groups(
     model: nn.Module,
     groups: NeuronGroups | None,
     plan: TransferPlan,
-    batch: Batch | None,
+    batch: Batch,
     example_input: Any,
 ) -> NeuronGroups:
     if groups is not None:
         check_shapes(weights_of(model), groups.shapes)
         return groups
-    if plan.method == "naive":
+    if plan.matching == "naive":
         shapes = {name: tuple(value.shape) for name, value in weights_of(model).items()}
         return NeuronGroups((), (), shapes)
     if example_input is None:

@@ -5,14 +5,26 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Method = Literal["naive", "random", "oracle", "gmt", "fgmt", "fgmt-signed"]
+Method = Literal[
+    "naive",
+    "random",
+    "oracle",
+    "gmt",
+    "fgmt",
+    "naive-signed",
+    "random-signed",
+    "oracle-signed",
+    "gmt-signed",
+    "fgmt-signed",
+]
+SIGNED = "-signed"
 Path_ = Literal["line", "recorded"]
 Schedule = Literal["uniform", "cosine"]
 
 
 @dataclass(frozen=True)
 class SignWeights:
-    """What `fgmt-signed` multiplies the entries of each move by."""
+    """What the signed methods multiply the entries of each move by."""
 
     agree: float = 1.25  # where the move goes against the target's gradient
     disagree: float = 0.5  # elsewhere
@@ -32,7 +44,7 @@ class TransferPlan:
     warm_start: bool = True  # each matching starts from the stage before
     max_sweeps: int = 100  # over the groups in each matching; it converges long before
     exclude: tuple[str, ...] = ()  # patterns of tensors that stay the target's own
-    signs: SignWeights = SignWeights()  # of `fgmt-signed`
+    signs: SignWeights = SignWeights()  # of the signed methods
     seed: int = 0  # of the random permutation
 
     def __post_init__(self) -> None:
@@ -50,6 +62,16 @@ class TransferPlan:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    @property
+    def matching(self) -> str:
+        """How the permutation is chosen: the method without its signs."""
+        return self.method.removesuffix(SIGNED)
+
+    @property
+    def signed(self) -> bool:
+        """Whether a second pass weights each entry by the target's gradient."""
+        return self.method.endswith(SIGNED)
 
     @property
     def total_stages(self) -> int:
