@@ -149,3 +149,11 @@ def test_groups_of_another_model_are_refused():
     groups = groups_of(other, ("0.weight", 0, "units"), units=9)
     with pytest.raises(ValueError, match=r"expect '0.weight' of shape \(9, 6\), .* has \(8, 6\)"):
         check(CASES["mlp"].model(), groups, INPUTS)
+
+
+def test_units_that_the_example_leaves_dead_are_tested_on_other_inputs():
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    with torch.no_grad():
+        model[0].weight.abs_()
+        model[0].bias.zero_().sub_(0.1)
+    assert len(find_neuron_groups(model, -torch.ones(4, 6))) == 1

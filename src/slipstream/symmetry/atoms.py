@@ -21,7 +21,7 @@ class Cause:
     reason: str
 
 
-POSITIONS = Cause("", "", "places of a batch, a map or a kernel")
+POSITIONS = Cause("", "", "places of a kernel")  # not worth a report
 NESTED = Cause("cat", "", "a concatenation inside every part of a moving axis")
 LONGEST = 4096  # runs into which an axis of fixed places is unrolled at most
 

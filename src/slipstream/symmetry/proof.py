@@ -20,6 +20,7 @@ from slipstream.symmetry.neuron_groups import NeuronGroups, Pin
 from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import weights_of
 
+ATTEMPTS = 3  # other inputs and weights for groups that the output does not depend on
 DRAWS = 2  # random permutations that every group has to pass
 SENSITIVE = 100  # tested weights move the output by this many times the tolerance, at least
 LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
@@ -36,8 +37,8 @@ def check(
     """Keep the groups for which f(x; pi(theta)) = f(x; theta), and list the others in `dropped`.
 
     All groups are permuted at once; where the output changes, halves of them are tried until the
-    wrong ones stand alone. A group whose weights do not reach the output cannot be tested and is
-    dropped too.
+    wrong ones stand alone. A group whose weights do not reach the output (dead units) is tried
+    again on disturbed inputs; what cannot be tested is dropped too.
 
     Args:
         model: Any module; it is left as it is.
@@ -64,12 +65,19 @@ def check(
     _check_shapes(model, groups)
     if not groups.groups:
         return groups
+    untested = {group.name: "" for group in groups.groups}
+    faults: dict[str, str] = {}
     with evaluation_copy(model) as replica:
-        trial = _prepare(replica, groups, example_input, seed)
-        faults = _untested(trial, tolerance)
-        for draw in range(DRAWS):
-            names = [group.name for group in groups.groups if group.name not in faults]
-            faults |= _wrong_among(trial, names, tolerance, seed + draw)
+        for attempt in range(ATTEMPTS):
+            inputs = _with_noise(example_input, seed + attempt) if attempt else example_input
+            trial = _prepare(replica, groups, inputs, seed + attempt)
+            waiting, untested = untested, _untested(trial, untested, tolerance)
+            for draw in range(DRAWS):
+                names = [name for name in waiting if name not in untested | faults]
+                faults |= _wrong_among(trial, names, tolerance, seed + draw)
+            if not untested:
+                break
+    faults |= untested
     kept = groups.keep(group.name for group in groups.groups if group.name not in faults)
     dropped = tuple(
         Pin("proof", "", fault, tuple(f"{b.tensor}:{b.axis}" for b in groups.blocks_of(name)))
@@ -165,19 +173,32 @@ def _disturbed(tensors: Mapping[str, Tensor], names: Iterable[str], seed: int) -
     return disturbed
 
 
-def _untested(trial: _Trial, tolerance: float) -> dict[str, str]:
+def _with_noise(example_input: ExampleInput, seed: int) -> ExampleInput:
+    """The input with other signs, and noise on it; the function must be the same there too."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def disturb(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+            return leaf
+        factor, noise = torch.randn(2, *leaf.shape, generator=generator).to(leaf)
+        return torch.where(leaf.isfinite(), leaf * factor + noise, leaf)
+
+    return tree_map(disturb, example_input)
+
+
+def _untested(trial: _Trial, names: Iterable[str], tolerance: float) -> dict[str, str]:
     """The groups of whose tensors not two (or the only one) move the output, and the fault."""
     if not all(bool(torch.isfinite(output).all()) for output in trial.outputs):
         fault = "could not be tested: the output of the model is not finite"
-        return {group.name: fault for group in trial.groups.groups}
+        return dict.fromkeys(names, fault)
     effects = _effects(trial)
     faults = {}
-    for group in trial.groups.groups:
-        tensors = list(dict.fromkeys(b.tensor for b in trial.groups.blocks_of(group.name)))
+    for name in names:
+        tensors = list(dict.fromkeys(b.tensor for b in trial.groups.blocks_of(name)))
         needed = min(2, len(tensors))
-        alive = sum(effects.get(name, 0.0) > SENSITIVE * tolerance for name in tensors)
-        if alive < needed and _moving_alone(trial, group.name, tensors, tolerance) < needed:
-            faults[group.name] = "could not be tested: its weights hardly change the output"
+        alive = sum(effects.get(tensor, 0.0) > SENSITIVE * tolerance for tensor in tensors)
+        if alive < needed and _moving_alone(trial, name, tensors, tolerance) < needed:
+            faults[name] = "could not be tested: its weights hardly change the output"
     return faults
 
 
@@ -195,9 +216,12 @@ def _effects(trial: _Trial) -> dict[str, float]:
             if output.requires_grad
         ]
         if not terms:
-            return dict.fromkeys(names, 0.0)
+            return {}
         total = torch.stack(terms).sum()
-        derivatives = torch.autograd.grad(total, list(own.values()), allow_unused=True)
+        try:
+            derivatives = torch.autograd.grad(total, list(own.values()), allow_unused=True)
+        except RuntimeError:  # the model overwrites what its derivative needs
+            return {}
     return {
         name: 0.0 if derivative is None else derivative.mul_(own[name].detach()).norm().item()
         for name, derivative in zip(names, derivatives, strict=True)

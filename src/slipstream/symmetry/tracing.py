@@ -1,7 +1,6 @@
 """From a model to its neuron groups: trace it, follow the axes through every operator, prove it."""
 
 import operator
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -247,5 +246,7 @@ def _pins(flow: _Flow, weights: Mapping[str, Layout]) -> tuple[Pin, ...]:
 
 
 def _causes(axis: Axis) -> list[Cause]:
-    causes = [atom.cause for product in axis for atom in product]
-    return list(Counter(c for c in causes if c is not None and c is not atoms.POSITIONS))
+    """What fixed the parts of an axis that cannot move at all."""
+    stay = [product for product in axis if atoms.is_fixed((product,))]
+    causes = dict.fromkeys(atom.cause for product in stay for atom in product)
+    return [cause for cause in causes if cause is not None and cause is not atoms.POSITIONS]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from string import ascii_letters
 
-from slipstream.symmetry.atoms import POSITIONS, Axis, Layout, fixed, length, merge, pin
+from slipstream.symmetry.atoms import POSITIONS, Axis, Layout, length, merge, pin
 from slipstream.symmetry.axis_rules.elementwise import align
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
@@ -100,7 +100,7 @@ def _convolve(call: Call, weight: Layout) -> Layout:
     result = merge([groups, outside])
     if call["bias"] is not None:
         call.tie(result, call.axes("bias")[0])
-    return (*rest, result, *(fixed(size) for size in call.shapes[0][len(batch) + 1 :]))
+    return (*rest, result, *call.places(call.shapes[0][len(batch) + 1 :]))
 
 
 def _product(call: Call, first: Layout, second: Layout) -> Layout:

@@ -14,4 +14,5 @@ def equal(call: Call) -> Layout:
 @rule("arange linspace eye")
 def numbered(call: Call) -> Layout:
     """Every place has its number."""
-    return tuple(fixed(size) for size in call.shapes[0])
+    cause = call.cause("every place has its number")
+    return tuple(fixed(size, cause) for size in call.shapes[0])

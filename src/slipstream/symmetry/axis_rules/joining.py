@@ -2,7 +2,7 @@
 
 from itertools import accumulate
 
-from slipstream.symmetry.atoms import Axis, Layout, fixed, free, is_fixed, length, resolve
+from slipstream.symmetry.atoms import Axis, Layout, free, is_fixed, length, resolve
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 
@@ -28,7 +28,7 @@ def stack(call: Call) -> Layout:
         for axis, own in zip(first, axes, strict=True):
             call.tie(axis, own)
     dim = call["dim"] % (len(first) + 1)
-    return (*first[:dim], fixed(len(layouts)), *first[dim:])
+    return (*first[:dim], *call.places([len(layouts)]), *first[dim:])
 
 
 @rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
@@ -61,7 +61,7 @@ def slice_(call: Call) -> Layout:
     if step == 1:
         return _piece(call, axes, dim, start, max(stop - start, 0))
     call.pin(axes[dim], "it takes single places of this axis")
-    return _replaced(axes, dim, fixed(call.shapes[0][dim]))
+    return _replaced(axes, dim, *call.places([call.shapes[0][dim]]))
 
 
 @rule("narrow")
@@ -97,7 +97,7 @@ def pad(call: Call) -> Layout:
         if call["mode"] not in {None, "constant"} or min(before, after) < 0:
             call.pin(axes[dim], "it pads by neighbours")
         if is_fixed(resolve(axes[dim])):
-            axes[dim] = fixed(size)
+            (axes[dim],) = call.places([size])
         else:
             axes[dim] = free(before) * (before > 0) + axes[dim] + free(after) * (after > 0)
     return tuple(axes)

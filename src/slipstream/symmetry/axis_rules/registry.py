@@ -1,6 +1,6 @@
 """How a rule is written: a small function from a call to the axes of its result."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,6 +56,10 @@ class Call:
     def cause(self, reason: str) -> Cause:
         """Return a cause that names this call."""
         return Cause(self.operator, self.where, reason)
+
+    def places(self, sizes: Sequence[int]) -> Layout:
+        """Return new axes of places that stay: positions on a map, numbers of tensors."""
+        return tuple(atoms.fixed(size, self.cause("places of a map")) for size in sizes)
 
     def tie(self, first: Axis, second: Axis) -> None:
         """Let two axes list the same places."""

@@ -88,7 +88,7 @@ def pixel_shuffle(call: Call) -> Layout:
     kept, moved = call.divide(channels, math.prod(call.shapes[0][-3:-2]))
     for axis in (moved, height, width):
         call.pin(axis, "it turns this axis into places of a map")
-    return (*batch, kept, *(fixed(size) for size in call.shapes[0][-2:]))
+    return (*batch, kept, *call.places(call.shapes[0][-2:]))
 
 
 @rule("pixel_unshuffle")
@@ -98,7 +98,7 @@ def pixel_unshuffle(call: Call) -> Layout:
     for axis in (height, width):
         call.pin(axis, "it divides this axis into small squares")
     inside = fixed(call["downscale_factor"] ** 2)
-    return (*batch, merge([channels, inside]), *(fixed(size) for size in call.shapes[0][-2:]))
+    return (*batch, merge([channels, inside]), *call.places(call.shapes[0][-2:]))
 
 
 @rule("channel_shuffle")

@@ -1,6 +1,6 @@
 """Operators that mix neighbouring places of a map: pooling, interpolation."""
 
-from slipstream.symmetry.atoms import Layout, fixed
+from slipstream.symmetry.atoms import Layout
 from slipstream.symmetry.axis_rules.registry import Call, rule
 
 
@@ -17,5 +17,5 @@ def window(call: Call) -> Layout | list[Layout]:
     rank = next(int(letter) for letter in call.operator if letter.isdigit())
     for axis in axes[-rank:]:
         call.pin(axis, "a window slides along this axis")
-    result = axes[:-rank] + tuple(fixed(size) for size in call.shapes[0][-rank:])
+    result = axes[:-rank] + call.places(call.shapes[0][-rank:])
     return result if len(call.shapes) == 1 else [result] * len(call.shapes)
