@@ -88,7 +88,10 @@ def test_a_closed_recorder_is_detached(tmp_path):
     recorder.close()
     recorder.close()
     train(model, optimizer, 2)
+    assert recorder.step == 2
     assert Trajectory.open(tmp_path / "run").steps == [0, 1, 2]
+    with pytest.raises(RuntimeError, match="This recorder is closed"):
+        recorder.record(step=5)
 
 
 def test_resuming_goes_on_counting(tmp_path):
@@ -173,13 +176,32 @@ def full_disk(monkeypatch, after):
 
 def test_an_error_behind_the_loop_is_raised_in_the_loop(tmp_path, monkeypatch):
     model, optimizer = setup()
-    calls = full_disk(monkeypatch, after=1)
+    calls, steps = full_disk(monkeypatch, after=1), []
     with (
         pytest.raises(OSError, match="No space left"),
         Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(optimizer),
     ):
-        train(model, optimizer, 50)
-    assert calls == [0, 1]  # nothing is written behind a gap
+        train(model, optimizer, 50, steps.append)
+    assert len(steps) < 10
+    assert calls == [0, 1]
+
+
+def test_nothing_is_written_behind_a_gap(tmp_path, monkeypatch):
+    go_on, calls = threading.Event(), []
+
+    def append(self, **snapshot):
+        calls.append(snapshot["step"])
+        assert go_on.wait(timeout=30)
+        raise OSError(errno.ENOSPC, "No space left on device.")
+
+    monkeypatch.setattr(RunWriter, "append", append)
+    recorder = Recorder(tmp_path / "run", tied())
+    recorder.record(step=0)
+    recorder.record(step=1)
+    go_on.set()
+    with pytest.raises(OSError, match="No space left"):
+        recorder.close()
+    assert calls == [0]
 
 
 def test_an_error_after_the_last_step_is_raised_by_close(tmp_path, monkeypatch):

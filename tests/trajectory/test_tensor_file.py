@@ -51,6 +51,12 @@ def test_the_library_reads_what_is_written_here_bit_for_bit(tmp_path):
     )
 
 
+def test_each_tensor_is_aligned_to_its_width(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"".join(tensor_chunks(some_weights())))
+    for place in read_places(tmp_path / "w.safetensors").values():
+        assert place.start % place.form.dtype.itemsize == 0
+
+
 def test_what_the_library_writes_is_read_here_bit_for_bit(tmp_path):
     path = tmp_path / "w.safetensors"
     weights = {name: value.contiguous() for name, value in some_weights().items()}

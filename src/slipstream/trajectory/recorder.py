@@ -151,7 +151,10 @@ class Recorder:
 
         Raises:
             ValueError: If the step does not grow.
+            RuntimeError: If the recorder is closed.
         """
+        if not self._release.alive:
+            raise RuntimeError("This recorder is closed; to go on, make one with resume=True.")
         self.step = self.step if step is None else step
         if self._last_kept is not None and self.step <= self._last_kept:
             raise ValueError(f"step must grow: {self.step} comes after {self._last_kept}.")
