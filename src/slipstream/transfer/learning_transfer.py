@@ -154,7 +154,7 @@ def transfer_to_many(
         BatchStream(options["data"]).take(1)[0],
         options.pop("example_input", None),
     )
-    jobs = [
+    jobs: list[dict[str, Any]] = [
         {"target": target, "model": deepcopy(model), "run_folder": folder, "groups": groups}
         | options
         for target, folder in zip(targets, folders, strict=True)

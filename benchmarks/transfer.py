@@ -1,0 +1,433 @@
+"""What a transferred run is worth, beside every baseline: accuracy without any training.
+
+    python benchmarks/transfer.py methods --case digits-2 --output transfer_digits-2
+    python benchmarks/transfer.py methods --case mnist-conv --mnist DIR --pairs 3
+    python benchmarks/transfer.py sensitivity --case digits-3
+    python benchmarks/transfer.py ensembles --case digits-3
+
+A pair is a source and a target with seeds of their own. Rates and rules are chosen on validation
+data, the tables show test data.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common import machine, machine_line, table, write
+from slipstream.evaluation import evaluate, recalibrate_batchnorm, to_device, weights_in
+from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.testbed.recording import TrainingPlan
+from slipstream.testbed.setup import Experiment, Setup
+from slipstream.testbed.training import train
+from slipstream.trajectory import Trajectory
+from slipstream.transfer import TransferPlan, TransferResult, transfer_trajectory
+from slipstream.weights import Weights, copy, load_weights_, weights_of
+
+RATES = {"sgd": (0.1, 0.03, 0.01, 0.003), "adam": (0.01, 0.003, 0.001, 0.0003)}
+FURTHER_RATES = (0.05, 0.01, 0.002)
+METHODS = ("naive", "random", "gmt", "fgmt", "oracle")
+SIGNED = ("naive-signed", "random-signed", "oracle-signed", "fgmt-signed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network on a data set, how it is trained, and on what batches gradients are matched."""
+
+    setup: Setup
+    training: TrainingPlan
+    gradient_batch: int = 128
+    stages: int = 10
+    gmt: bool = True  # quadratic in the stages: left out where it takes long
+
+
+def cases(mnist: str, cifar10: str) -> dict[str, Case]:
+    """Return the cases by name; those on MNIST and CIFAR-10 need the folders."""
+    bn = {"channels": [32, 64, 128], "batchnorm": True}
+    digits = TrainingPlan(epochs=20, lr=0.05)
+    conv = TrainingPlan(epochs=3, lr=0.02, schedule="cosine")
+    cifar = TrainingPlan(epochs=10, lr=0.1, weight_decay=5e-4, schedule="cosine")
+    return {
+        "digits-2": Case(Setup("mlp", "digits", width=512, batch_size=32), digits),
+        "digits-3": Case(
+            Setup("mlp", "digits", width=512, options={"hidden_layers": 2}, batch_size=32), digits
+        ),
+        "mnist-mlp": Case(
+            Setup("mlp", f"mnist:{mnist}", width=1024), TrainingPlan(epochs=3, lr=0.02)
+        ),
+        "mnist-conv": Case(
+            Setup("conv_net", f"mnist:{mnist}", examples=10_000, batch_size=64), conv, 256
+        ),
+        "mnist-conv-bn": Case(
+            Setup("conv_net", f"mnist:{mnist}", options=bn, examples=10_000, batch_size=64),
+            conv,
+            256,
+        ),
+        "cifar10-conv8": Case(
+            Setup("conv8", f"cifar10:{cifar10}", width=0.25), cifar, 256, stages=20, gmt=False
+        ),
+        "cifar10-resnet18": Case(
+            Setup("resnet18", f"cifar10:{cifar10}", width=0.25), cifar, 256, stages=20, gmt=False
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A trained source and a target's start, with the target's own training's end."""
+
+    experiment: Experiment
+    batches: Iterable[Any]  # for gradients
+    groups: NeuronGroups
+    source: Trajectory
+    start: Weights
+    trained: Weights
+    training_seconds: float
+
+    def test(self, weights: Weights) -> float:
+        """Return the test accuracy."""
+        return self._accuracy(weights, self.experiment.test)
+
+    def validation(self, weights: Weights) -> float:
+        """Return the validation accuracy."""
+        return self._accuracy(weights, self.experiment.validation)
+
+    def _accuracy(self, weights: Weights, data: Iterable[Any]) -> float:
+        metrics = {"accuracy": self.experiment.metrics["accuracy"]}
+        return evaluate(self.experiment.model, metrics, weights=weights, data=data)["accuracy"]
+
+    def transfer(self, plan: TransferPlan) -> TransferResult:
+        """Transfer the source to the target."""
+        return transfer_trajectory(
+            self.source,
+            self.start,
+            model=self.experiment.model,
+            loss=self.experiment.loss,
+            data=self.batches,
+            plan=plan,
+            groups=self.groups,
+            trained_target=self.trained,
+        )
+
+
+def make_pair(case: Case, number: int, *, scale: float = 1.0) -> Pair:
+    """Train source and target of pair `number`; both starts are multiplied by `scale`."""
+    setup = replace(case.setup, seed=number)
+    experiment = setup.build()
+    target = setup.build(seed=1000 + number)
+    began = time.perf_counter()
+    source = [scaled(experiment.model, scale)]
+    run_training(experiment, case.training, snapshots=source)
+    seconds = time.perf_counter() - began
+    start = scaled(target.model, scale)
+    trained = [start]
+    run_training(target, case.training, snapshots=trained)
+    return Pair(
+        experiment,
+        replace(setup, batch_size=case.gradient_batch).build().train,
+        find_neuron_groups(experiment.model, next(iter(experiment.train))[0]),
+        Trajectory.from_weights(source),
+        start,
+        trained[-1],
+        seconds,
+    )
+
+
+def scaled(model: nn.Module, scale: float) -> dict[str, Tensor]:
+    """Multiply all matrices and filters of a model, and return a copy of its weights."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(scale)
+    return copy(weights_of(model))
+
+
+def run_training(
+    experiment: Experiment, plan: TrainingPlan, *, snapshots: list[dict[str, Tensor]]
+) -> None:
+    """Train from where the model is; a snapshot at the end of every epoch."""
+    train(
+        experiment.model,
+        experiment.loss,
+        data=experiment.train,
+        epochs=plan.epochs,
+        optimizer=plan.optimizer,
+        lr=plan.lr,
+        weight_decay=plan.weight_decay,
+        schedule=plan.schedule,
+        on_epoch=lambda *_: snapshots.append(copy(weights_of(experiment.model))),
+    )
+
+
+def few_steps(pair: Pair, optimizer: str, steps: int) -> Weights:
+    """Train for as many steps as a transfer takes gradients, at the rate best on validation."""
+    best: tuple[float, Weights] | None = None
+    for rate in RATES[optimizer]:
+        weights = _steps(pair, optimizer, steps, rate)
+        accuracy = pair.validation(weights)
+        if best is None or accuracy > best[0]:
+            best = accuracy, weights
+    assert best is not None
+    return best[1]
+
+
+def _steps(pair: Pair, optimizer: str, steps: int, rate: float) -> Weights:
+    model = pair.experiment.model
+    load_weights_(model, pair.start)
+    model.train()
+    chosen: torch.optim.Optimizer = (
+        torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9)
+        if optimizer == "sgd"
+        else torch.optim.Adam(model.parameters(), lr=rate)
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(chosen, steps)
+    batches = iter(())
+    for _ in range(steps):
+        batch = next(batches, None)
+        if batch is None:
+            batches = iter(pair.batches)
+            batch = next(batches)
+        chosen.zero_grad()
+        torch.autograd.backward(pair.experiment.loss(model, to_device(batch, "cpu")))
+        chosen.step()
+        schedule.step()
+    weights = copy(weights_of(model))
+    calibration = [batch for batch, _ in zip(pair.batches, range(4), strict=False)]
+    return {**weights, **recalibrate_batchnorm(model, weights=weights, data=calibration)}
+
+
+def one_epoch(pair: Pair, start: Weights, *, epochs: int = 1) -> tuple[Weights, list[float]]:
+    """Train on at the rate best on validation; also the validation accuracy after each epoch."""
+    best: tuple[float, Weights, list[float]] | None = None
+    for rate in FURTHER_RATES:
+        load_weights_(pair.experiment.model, start)
+        snapshots: list[dict[str, Tensor]] = []
+        plan = TrainingPlan(epochs=epochs, lr=rate)
+        run_training(pair.experiment, plan, snapshots=snapshots)
+        curve = [pair.validation(weights) for weights in snapshots]
+        if best is None or curve[-1] > best[0]:
+            best = curve[-1], snapshots[-1], curve
+    assert best is not None
+    return best[1], best[2]
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Return mean and sample standard deviation."""
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def methods(case: Case, pairs: int, *, epochs: int) -> dict[str, Any]:
+    """Compare all methods and controls over pairs, and training on from each end."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+
+    def note(name: str, pair: Pair, weights: Weights, seconds: float, gradients: int) -> None:
+        _, curve = one_epoch(pair, weights, epochs=epochs)
+        after, _ = one_epoch(pair, weights)
+        goal = 0.99 * pair.validation(pair.trained)
+        reached = [n for n, a in enumerate([pair.validation(weights), *curve]) if a >= goal]
+        rows.setdefault(name, []).append(
+            {
+                "test": pair.test(weights),
+                "test_after_an_epoch": pair.test(after),
+                "epochs_to_99_percent": reached[0] if reached else None,
+                "seconds": seconds,
+                "gradients": gradients,
+                "training_seconds": pair.training_seconds,
+            }
+        )
+        print(f"  {name}: {rows[name][-1]}", flush=True)
+
+    for number in range(pairs):
+        pair = make_pair(case, number)
+        print(f"pair {number}: source test {pair.test(pair.source[-1].weights):.4f}", flush=True)
+        note("target start", pair, pair.start, 0.0, 0)
+        plans = [m for m in METHODS if case.gmt or m != "gmt"] + list(SIGNED)
+        for method in plans:
+            result = pair.transfer(TransferPlan(method, stages=case.stages, seed=number))
+            cost = result.cost
+            note(method, pair, result.weights, cost.total_seconds, cost.gradient_evaluations)
+        for steps in (case.stages, 3 * case.stages):
+            for optimizer in RATES:
+                began = time.perf_counter()
+                weights = few_steps(pair, optimizer, steps)
+                seconds = (time.perf_counter() - began) / len(RATES[optimizer])
+                note(f"{optimizer}, {steps} steps", pair, weights, seconds, steps)
+        note("trained target", pair, pair.trained, pair.training_seconds, 0)
+    return {"rows": rows, "epochs": epochs}
+
+
+def methods_text(found: dict[str, Any]) -> str:
+    """Return the table of `methods`."""
+    rows = []
+    for name, values in found["rows"].items():
+        reached = [v["epochs_to_99_percent"] for v in values]
+        shown = [str(r) if r is not None else f">{found['epochs']}" for r in reached]
+        rows.append(
+            [
+                name,
+                spread([v["test"] for v in values]),
+                spread([v["test_after_an_epoch"] for v in values]),
+                ", ".join(shown),
+                f"{statistics.fmean(v['seconds'] for v in values):.2f}",
+                str(values[0]["gradients"] or ""),
+            ]
+        )
+    header = [
+        "",
+        "test accuracy, no training",
+        "after one epoch",
+        "epochs to 99 % of the trained target, per pair",
+        "seconds",
+        "gradients",
+    ]
+    return table(header, rows)
+
+
+def sensitivity(case: Case, pairs: int) -> dict[str, Any]:
+    """Vary one thing at a time: what the transfer does, then what the networks are."""
+    base = TransferPlan("fgmt", stages=case.stages)
+    plans = {"as it is": base}
+    plans |= {f"T = {t}": replace(base, stages=t) for t in (3, 5, 30)}
+    plans |= {f"{b} batches a gradient": replace(base, batches_per_gradient=b) for b in (2, 4)}
+    plans |= {
+        "uniform line": replace(base, schedule="uniform"),
+        "recorded": replace(base, path="recorded", stages=min(case.stages, case.training.epochs)),
+        "2 segments": replace(base, segments=2, stages=case.stages // 2),
+        "cold start of each matching": replace(base, warm_start=False),
+        "at most 4 sweeps": replace(base, max_sweeps=4),
+    }
+    settings: dict[str, tuple[Case, float]] = {"": (case, 1.0)}
+    settings |= {f"start x {s}": (case, s) for s in (0.5, 2.0)}
+    adam = replace(case.training, optimizer="adam", lr=0.001)
+    settings["Adam source"] = replace(case, training=adam), 1.0
+    width = case.setup.width or 1.0
+    for factor in (0.25, 0.5, 2.0):
+        wider = replace(case.setup, width=width * factor)
+        settings[f"width {width * factor:g}"] = replace(case, setup=wider), 1.0
+    rows: dict[str, dict[str, list[float]]] = {}
+    for setting, (changed, scale) in settings.items():
+        for number in range(pairs):
+            pair = make_pair(changed, number, scale=scale)
+            for name, plan in (plans if not setting else {setting: base}).items():
+                for method in ("naive", "fgmt", "fgmt-signed", "oracle"):
+                    result = pair.transfer(replace(plan, method=method))
+                    cell = rows.setdefault(name, {}).setdefault(method, [])
+                    cell.append(pair.test(result.weights))
+                rows[name].setdefault("trained", []).append(pair.test(pair.trained))
+            print(setting or "plans", number, flush=True)
+    return {"rows": rows}
+
+
+def sensitivity_text(found: dict[str, Any]) -> str:
+    """Return the table of `sensitivity`."""
+    names = list(next(iter(found["rows"].values())))
+    rows = [[name, *(spread(cells[n]) for n in names)] for name, cells in found["rows"].items()]
+    return table(["changed", *names], rows)
+
+
+def ensembles(case: Case, pairs: int, *, members: int = 5) -> dict[str, Any]:
+    """Compare an ensemble of transferred networks with one of trained networks."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for number in range(pairs):
+        ways: dict[str, list[Weights]] = {}
+        seconds: dict[str, float] = {}
+        first = make_pair(case, 100 * number)
+        for member in range(members):
+            other = make_pair(case, 100 * number + member) if member else first
+            target = replace(other, source=first.source)
+            ways.setdefault("trained", []).append(other.trained)
+            seconds["trained"] = seconds.get("trained", 0.0) + other.training_seconds
+            for method in ("fgmt", "fgmt-signed"):
+                result = target.transfer(TransferPlan(method, stages=case.stages))
+                further, one = f"{method} + 1 epoch", result.cost.total_seconds
+                ways.setdefault(method, []).append(result.weights)
+                seconds[method] = seconds.get(method, first.training_seconds) + one
+                began = time.perf_counter()
+                ways.setdefault(further, []).append(one_epoch(target, result.weights)[0])
+                epoch = (time.perf_counter() - began) / len(FURTHER_RATES)
+                seconds[further] = seconds.get(further, first.training_seconds) + one + epoch
+        ways["the source alone"] = [first.source[-1].weights]
+        seconds["the source alone"] = first.training_seconds
+        for name, weights in ways.items():
+            found.setdefault(name, []).append({**judge(first, weights), "seconds": seconds[name]})
+        print(number, {name: values[-1] for name, values in found.items()}, flush=True)
+    return {"rows": found, "members": members}
+
+
+def judge(pair: Pair, members: list[Weights]) -> dict[str, float]:
+    """Accuracy, negative log-likelihood and disagreement of an ensemble on the test data."""
+    labels = torch.cat([batch[1] for batch in pair.experiment.test])
+    outputs = []
+    for weights in members:
+        model = pair.experiment.model.eval()
+        with weights_in(model, weights), torch.no_grad():
+            parts = [model(batch[0]).softmax(-1) for batch in pair.experiment.test]
+        outputs.append(torch.cat(parts))
+    mean = torch.stack(outputs).mean(0)
+    votes = torch.stack([output.argmax(-1) for output in outputs])
+    apart = [
+        (votes[a] != votes[b]).float().mean().item()
+        for a in range(len(votes))
+        for b in range(a + 1, len(votes))
+    ]
+    single = (votes == labels).float().mean().item()
+    return {
+        "accuracy": (mean.argmax(-1) == labels).float().mean().item(),
+        "nll": nn.functional.nll_loss(mean.clamp_min(1e-12).log(), labels).item(),
+        "member_accuracy": single,
+        "disagreement": statistics.fmean(apart) if apart else 0.0,
+    }
+
+
+def ensembles_text(found: dict[str, Any]) -> str:
+    """Return the table of `ensembles`."""
+    keys = ("accuracy", "nll", "member_accuracy", "disagreement", "seconds")
+    rows = [
+        [name, *(spread([v[key] for v in values]) for key in keys)]
+        for name, values in found["rows"].items()
+    ]
+    header = ["", "ensemble accuracy", "negative log-likelihood", "member accuracy", "disagreement"]
+    return table([*header, "total seconds"], rows)
+
+
+def main() -> None:
+    """Run one study of one case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study", choices=("methods", "sensitivity", "ensembles"))
+    parser.add_argument("--case", required=True, choices=list(cases("", "")))
+    parser.add_argument("--mnist", default="", help="folder of MNIST")
+    parser.add_argument("--cifar10", default="", help="folder of CIFAR-10")
+    parser.add_argument("--pairs", type=int, default=5, help="seed pairs")
+    parser.add_argument("--epochs", type=int, default=5, help="to wait for 99 percent")
+    parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
+    options = parser.parse_args()
+    facts = machine()
+    case = cases(options.mnist, options.cifar10)[options.case]
+    studies: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., str]]] = {
+        "methods": (methods, methods_text),
+        "sensitivity": (sensitivity, sensitivity_text),
+        "ensembles": (ensembles, ensembles_text),
+    }
+    study, as_text = studies[options.study]
+    extra = {"epochs": options.epochs} if options.study == "methods" else {}
+    found = study(case, options.pairs, **extra)
+    what = asdict(case)
+    what["setup"]["data"] = what["setup"]["data"].partition(":")[0]
+    text = (
+        f"# {options.study}: {options.case}, {options.pairs} seed pairs\n\n{as_text(found)}\n\n"
+        f"Mean ± sample standard deviation over the pairs. {machine_line(facts)}\n\n"
+        f"Case: `{what}`"
+    )
+    write(options.output, text, {"machine": facts, "case": what, **found})
+
+
+if __name__ == "__main__":
+    main()
