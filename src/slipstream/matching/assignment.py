@@ -54,14 +54,14 @@ def assign(similarity: Tensor, *, prices: Tensor | None = None) -> Assignment:
     else:
         spread = float(matrix.std())
         steps = [0.1, 0.03, 0.01, 0.003] if prices is None else [0.003]
-        prices = _auction(matrix, prices, [step * spread for step in steps])
-    _, columns = linear_sum_assignment((matrix - prices.double()).numpy(), maximize=True)
+        prices = _auction(matrix.float(), prices, [step * spread for step in steps])
+        matrix = matrix - prices.double()
+    _, columns = linear_sum_assignment(matrix.numpy(), maximize=True)
     return Assignment(torch.from_numpy(columns.astype(np.int64)), prices)
 
 
-def _auction(matrix: Tensor, prices: Tensor | None, steps: list[float]) -> Tensor:
+def _auction(values: Tensor, prices: Tensor | None, steps: list[float]) -> Tensor:
     """Prices after rounds of bidding in which nobody bids less than the round's step."""
-    values = matrix.float()
     size = len(values)
     if prices is None:
         prices = values.mean(0)

@@ -197,7 +197,8 @@ class _Tape:
 
 
 def _wide(value: Tensor) -> Tensor:
-    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    """In float32 or better, and in one piece: a stored gradient must multiply to the same bits."""
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32)).contiguous()
 
 
 def _mix(parts: list[Gradient], shares: list[float]) -> Gradient:

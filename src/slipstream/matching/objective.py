@@ -1,9 +1,10 @@
 """The matching objective: a sum of inner products of target tensors with permuted source tensors.
 
 What a neuron group can still gain is a similarity matrix, one product for every block that lists
-its neurons, summed over all pairs of gradients. A product depends on the order of the groups on the
-*other* axes of its tensor. Each is kept, and brought up to date by what has changed: new pairs, or
-the few columns whose neurons changed places. That is what makes many stages affordable.
+its neurons, summed over all pairs of gradients. The product of a tensor that lists one group only
+is final: it is added up, and the pair is let go. Any other depends on the order of the groups on
+the tensor's *other* axes; it is kept and brought up to date by what has changed: new pairs, or the
+few columns whose neurons changed places. That is what makes many stages affordable.
 """
 
 import math
@@ -27,8 +28,9 @@ class Objective:
     def __init__(self, groups: NeuronGroups) -> None:
         self.groups = groups
         self.identity = 0.0  # the objective of the identity
-        self._fixed = 0.0  # what tensors without a neuron group add
-        self._pairs: dict[str, list[Pair]] = {block.tensor: [] for block in groups.blocks}
+        self._constant = 0.0  # what no permutation changes
+        self._final: dict[str, Tensor] = {}  # by group, (n, n): tensors that list no other group
+        self._pairs: dict[str, list[Pair]] = {}  # by tensor: those that list several
         self._products = {
             (group.name, block): _Product(groups, group.name, block)
             for group in groups.groups
@@ -45,10 +47,23 @@ class Objective:
         for name, value in target.items():
             product = inner(value, source[name])
             self.identity += product
-            if name in self._pairs:
-                self._pairs[name].append((value, source[name]))
+            blocks = self.groups.blocks_on(name)
+            group = self._only_group(blocks)
+            if group is not None:
+                final = self._products[group, blocks[0]].unmoved((value, source[name]))
+                self._final[group] = self._final.get(group, 0.0) + final
+                self._constant += product - float(final.diagonal().sum(dtype=torch.float64))
+            elif blocks:
+                self._pairs.setdefault(name, []).append((value, source[name]))
             else:
-                self._fixed += product
+                self._constant += product
+
+    def _only_group(self, blocks: tuple[Block, ...]) -> str | None:
+        """The group of a tensor whose product no permutation of other groups changes."""
+        names = [f for block in blocks for f in block.factors if isinstance(f, str)]
+        if len(blocks) != 1 or len(names) != 1 or self.groups[names[0]].parents:
+            return None
+        return names[0]
 
     def similarity(self, group: str, permutation: Permutation) -> Tensor:
         """Return what each exchange inside `group` would be worth, the other groups held.
@@ -64,16 +79,20 @@ class Objective:
         sizes = [self.groups[parent].size for parent in self.groups[group].parents]
         size = self.groups[group].size
         total = torch.zeros(math.prod(sizes), size, size, dtype=torch.float64)
+        if group in self._final:
+            total += self._final[group].cpu()
         for block in self.groups.blocks_of(group):
-            if self._pairs[block.tensor]:
+            if block.tensor in self._pairs:
                 product = self._products[group, block]
                 total += product.similarity(self._pairs[block.tensor], permutation).cpu()
         return total.view(*sizes, size, size)
 
     def value(self, permutation: Permutation) -> float:
         """Return the objective of `permutation`."""
-        return self._fixed + sum(
-            self._value_of(name, pairs, permutation) for name, pairs in self._pairs.items() if pairs
+        return (
+            self._constant
+            + sum(_worth(final, permutation.orders[name]) for name, final in self._final.items())
+            + sum(self._value_of(name, pairs, permutation) for name, pairs in self._pairs.items())
         )
 
     def _value_of(self, name: str, pairs: list[Pair], permutation: Permutation) -> float:
@@ -82,8 +101,7 @@ class Objective:
                 # This product is at hand, and its block sees all of the tensor.
                 group = next(f for f in reversed(block.factors) if isinstance(f, str))
                 products = self._products[group, block].similarity(pairs, permutation)
-                order = permutation.orders[group].to(products.device)
-                return float(products.gather(-1, order.reshape(len(products), -1, 1)).sum())
+                return _worth(products, permutation.orders[group])
         return sum(
             inner(dense(target), permutation.apply_to(name, dense(source)))
             for target, source in pairs
@@ -107,7 +125,7 @@ class _Product:
     groups: NeuronGroups
     group: str
     block: Block
-    _total: Tensor | None = field(default=None, repr=False)  # (rows, n, n) float64
+    _total: Tensor | None = field(default=None, repr=False)  # (rows, n, n)
     _indices: Indices = field(default_factory=dict, repr=False)  # those of `_total`
     _seen: int = 0  # pairs in `_total`
 
@@ -127,6 +145,10 @@ class _Product:
                 total = total + self._sum(pairs[self._seen :], indices)
         self._total, self._indices, self._seen = total, indices, len(pairs)
         return total
+
+    def unmoved(self, pair: Pair) -> Tensor:
+        """The product of one pair with no neuron moved, (n, n)."""
+        return self._sum([pair], {})[0]
 
     @property
     def _children(self) -> list[str]:
@@ -165,7 +187,7 @@ class _Product:
         total: Tensor | float = 0.0
         for target, source in pairs:
             total = total + self._multiply(*self._contract(target, source, indices))
-        return torch.as_tensor(total).double()
+        return torch.as_tensor(total)
 
     def _correction(self, pairs: list[Pair], indices: Indices, axis: int, places: Tensor) -> Tensor:
         """What moving other neurons to `places` of another axis changes in the sum over `pairs`."""
@@ -177,7 +199,7 @@ class _Product:
             moved = dense(source).index_select(axis, new) - dense(source).index_select(axis, old)
             part = dense(target).index_select(axis, places.to(device))
             total = total + self._multiply(part, take(moved, rest))
-        return torch.as_tensor(total).double()
+        return torch.as_tensor(total)
 
     def _contract(
         self, target: Gradient, source: Gradient, indices: Indices
@@ -211,7 +233,7 @@ class _Product:
                 stays, moves = self._contract(target, source, indices)
                 here = self._rows(stays).narrow(1, place, 1)
                 total = total + torch.bmm(here, self._rows(moves).transpose(1, 2))
-            rows.append(torch.as_tensor(total).double())
+            rows.append(torch.as_tensor(total))
         return torch.cat(rows, dim=1)
 
     def _rows(self, value: Tensor) -> Tensor:
@@ -247,3 +269,10 @@ class _Product:
 def _on(indices: Indices, axis: int) -> Indices:
     """The index of one axis, as one of the second axis of a factor."""
     return {1: indices[axis]} if axis in indices else {}
+
+
+def _worth(similarity: Tensor, order: Tensor) -> float:
+    """What an order is worth, (rows, n, n) and (*parents, n)."""
+    rows = similarity.reshape(-1, *similarity.shape[-2:])
+    chosen = rows.gather(-1, order.to(rows.device).reshape(len(rows), -1, 1))
+    return float(chosen.sum(dtype=torch.float64))

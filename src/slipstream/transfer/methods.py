@@ -69,7 +69,8 @@ def gmt(
         for earlier, (batches, gradient) in enumerate(seen):
             there = networks.carry(start, path, earlier, permutation)
             renewed = networks.gradient(there, batches)
-            objective.add(target=renewed, source=gradient)
+            with networks.clock("products"):
+                objective.add(target=renewed, source=gradient)
         matching = Solver(objective).solve(
             permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
         )
@@ -116,10 +117,10 @@ def fgmt(
     for stage in range(1, len(path)):
         batches = networks.next_batches()
         source = networks.source(path, stage - 1, permutation)
-        objective.add(
-            source=networks.gradient(source, batches),
-            target=networks.gradient(weights, batches),
-        )
+        gradient = networks.gradient(source, batches)
+        other = networks.gradient(weights, batches)
+        with networks.clock("products"):
+            objective.add(target=other, source=gradient)
         matching = solver.solve(
             permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
         )
