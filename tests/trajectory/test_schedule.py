@@ -34,7 +34,7 @@ def test_the_rules():
     assert Schedule.every(5).epoch_of(12) is None
 
 
-@pytest.mark.parametrize("per_decade", [1, 3, 10, 50])
+@pytest.mark.parametrize("per_decade", [1, 3, 5, 10, 50])
 def test_log_holds_every_rounded_power_and_nothing_else(per_decade):
     schedule = Schedule.log(per_decade=per_decade)
     powers = {0} | {round(10 ** (n / per_decade)) for n in range(4 * per_decade + 1)}

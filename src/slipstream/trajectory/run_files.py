@@ -72,7 +72,9 @@ class StoredSnapshot:
 
     def read_into(self, name: str, out: Tensor) -> None:
         """Read one tensor into `out`, touching only its bytes."""
-        path = self.files[0] if len(self.files) == 1 else self._places[name][0]
+        path = self.files[0]
+        if len(self.files) > 1 and name in self._places:
+            path = self._places[name][0]
         with self._reading(path):
             read_tensor(path, self.prefix + name, out)
 

@@ -30,7 +30,7 @@ class Reader(Protocol):
         """Copy one tensor into `out`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
     """The weights at one step of a run, read when they are asked for."""
 
@@ -54,7 +54,7 @@ class Snapshot:
         return Trajectory((self,), self.layout)[name][0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """The snapshots of a run, by position, by step, and by tensor.
 
@@ -69,6 +69,8 @@ class Trajectory:
                 [2., 2.]])
         >>> run[1:][-1].weights
         {'w': tensor([2., 2.])}
+        >>> run
+        Trajectory(3 snapshots of 1 tensors, steps 0 to 2)
     """
 
     snapshots: tuple[Snapshot, ...]
@@ -175,6 +177,10 @@ class Trajectory:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor."""
         return {name: form.shape for name, form in self.layout.tensors.items()}
+
+    def __repr__(self) -> str:
+        between = f", steps {self.steps[0]} to {self.steps[-1]}" if self.snapshots else ""
+        return f"Trajectory({len(self)} snapshots of {len(self.names)} tensors{between})"
 
     def __len__(self) -> int:
         return len(self.snapshots)
