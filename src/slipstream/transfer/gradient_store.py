@@ -86,7 +86,8 @@ def _read(path: Path, batches: str) -> dict[str, Gradient]:
                 "only be resumed on the same data in the same order (seed the loader's generator)."
             )
         names = list(file.keys())
-        flat = {name: file.get_tensor(name) for name in names}
+        # Cloned: products of numbers that lie differently in memory may be rounded differently.
+        flat = {name: file.get_tensor(name).clone() for name in names}
     gradient: dict[str, Gradient] = {n: v for n, v in flat.items() if "/" not in n}
     for name in flat:
         if name.endswith("/left"):

@@ -178,7 +178,8 @@ class Networks:
             with self.clock("gradients"):
                 return self.sampler.sample(calibrated, batches)
 
-        return self.store.get(batches=fingerprint(batches), compute=compute)
+        found = self.store.get(batches=fingerprint(batches), compute=compute)
+        return {name: found[name] for name in self.carried}
 
     def next_batches(self) -> list[Batch]:
         """Return the batches of the next stage's gradients."""
