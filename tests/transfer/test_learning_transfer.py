@@ -87,30 +87,58 @@ def test_the_same_permutations_as_a_plain_implementation(plain_run, method, per_
     assert result.cost.gradient_evaluations == evaluations[method]
 
 
-def test_signs_weight_each_entry_of_each_move(plain_run):
+def test_signed_steps_by_their_formula(plain_run):
     model, target = network(1, batchnorm=False), weights_of(network(2, batchnorm=False))
     data = batches()
-    plan = TransferPlan("fgmt-signed", stages=2, signs=SignWeights(agree=2.0, disagree=0.25))
-    result = transfer(plain_run, target, model, plan=plan, data=data)
+    signs = SignWeights(displacement=0.75, first=0.5, last=1.5, smoothing=0.25)
+    result = transfer(
+        plain_run, target, model, plan=TransferPlan("fgmt-signed", stages=2, signs=signs), data=data
+    )
     line = Trajectory.line(plain_run[0], plain_run[-1], stages=2, schedule="cosine")
     permutation = result.source_to_target
     weights = dict(target)
-    for stage in (1, 2):
+    for stage, strength in ((1, 0.5), (2, 1.5)):
         gradient = plain_gradient(model, weights, [data[(1 + stage) % len(data)]])
         for name in weights:
             move = line[stage].weights[name] - line[stage - 1].weights[name]
             move = permutation.apply({name: move})[name]
-            factor = torch.where(move.sign() == -gradient[name].sign(), 2.0, 0.25)
-            weights[name] = weights[name] + factor * move
+            size = 0.75 * move.abs() + 0.25 * move.abs().mean()
+            step = 0.75 * move - strength * size * gradient[name].sign()
+            weights[name] = weights[name] + step
     close(weights, result.weights)
     assert result.cost.gradient_evaluations == 2 * 2 + 2
 
 
+def test_constant_sign_weights_multiply_what_agrees_and_what_does_not(plain_run):
+    model, target = network(1, batchnorm=False), weights_of(network(2, batchnorm=False))
+    signs = SignWeights.constant(agree=2.0, disagree=0.25)
+    plan = TransferPlan("naive-signed", stages=1, signs=signs)
+    result = transfer(plain_run, target, model, plan=plan)
+    gradient = plain_gradient(model, dict(target), batches()[:1])
+    for name, value in target.items():
+        move = plain_run[-1].weights[name] - plain_run[0].weights[name]
+        factor = torch.where(move.sign() == -gradient[name].sign(), 2.0, 0.25)
+        torch.testing.assert_close(result.weights[name], value + factor * move)
+
+
+def test_signed_gradients_see_batch_statistics(run):
+    model, target = network(1), weights_of(network(2))
+    plan = TransferPlan("naive-signed", stages=1, signs=SignWeights(1.0, 1.0, 1.0, 0.0))
+    result = transfer(run, target, model, plan=plan)
+    other = network(1).train()
+    other.load_state_dict(dict(target))
+    slopes = torch.autograd.grad(classification_loss(other, batches()[0]), list(other.parameters()))
+    for (name, _), slope in zip(other.named_parameters(), slopes, strict=True):
+        move = run[-1].weights[name] - run[0].weights[name]
+        step = move - move.abs() * slope.sign()
+        torch.testing.assert_close(result.weights[name], target[name] + step)
+
+
 @pytest.mark.parametrize("matching", ["naive", "random", "fgmt", "gmt"])
-def test_factors_of_one_carry_what_is_carried_without_signs(run, matching):
+def test_without_strength_signs_change_nothing(run, matching):
     model, target = network(1), weights_of(network(2))
     plain = transfer(run, target, model, plan=TransferPlan(matching, stages=2))
-    signs = SignWeights(agree=1.0, disagree=1.0)
+    signs = SignWeights(first=0.0, last=0.0)
     plan = TransferPlan(f"{matching}-signed", stages=2, signs=signs)
     signed = transfer(run, target, model, plan=plan)
     for name, _ in model.named_parameters():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from slipstream.evaluation import Batch, Loss, eval_mode, weights_in
 from slipstream.evaluation.batches import sized_batches
@@ -73,12 +74,15 @@ class GradientSampler:
     _layers: dict[str, nn.Linear] | None = field(default=None, repr=False)
     _verified: bool = field(default=False, repr=False)
 
-    def sample(self, weights: Weights, batches: Sequence[Batch]) -> dict[str, Gradient]:
+    def sample(
+        self, weights: Weights, batches: Sequence[Batch], *, batch_statistics: bool = False
+    ) -> dict[str, Gradient]:
         """Return the gradient of the mean loss over `batches` at `weights`, in eval mode.
 
         Args:
             weights: Where; the model is left as it was.
             batches: Not necessarily of equal size.
+            batch_statistics: Whether BatchNorm normalises by each batch, as in training.
 
         Returns:
             One gradient for every wanted parameter, in float32 or better. In a process group it is
@@ -95,6 +99,8 @@ class GradientSampler:
             for parameter in frozen:
                 parameter.requires_grad_(True)
             with weights_in(self.model, weights), eval_mode(self.model), torch.enable_grad():
+                for module in self.model.modules() if batch_statistics else ():
+                    module.training = isinstance(module, _BatchNorm)
                 return self._mean(trained, batches)
         finally:
             for parameter in frozen:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from slipstream.evaluation import Batch
@@ -81,9 +80,9 @@ def gmt(
 def signed(
     networks: Networks, path: Trajectory, start: Weights, matched: Step, signs: SignWeights
 ) -> Iterator[Step]:
-    """Carry the path's increments, each entry weighted by whether the target's gradient agrees.
+    """Carry the path's increments, each beside a step against the sign of the target's gradient.
 
-    An entry agrees where moving by it lowers the loss to first order at the present weights.
+    BatchNorm normalises by batch statistics here, as in training: the signs then fit much better.
 
     Yields:
         The target's weights after each stage.
@@ -91,11 +90,14 @@ def signed(
     permutation = matched.source_to_target
     weights = dict(start)
     for stage in range(1, len(path)):
-        gradient = networks.gradient(weights, networks.next_batches())
+        gradient = networks.gradient(weights, networks.next_batches(), batch_statistics=True)
         move = networks.move(path, stage, permutation)
+        strength = signs.strength(stage, len(path) - 1)
         for name, value in move.items():
-            agrees = value * dense(gradient[name]) < 0
-            value.mul_(torch.where(agrees, signs.agree, signs.disagree))
+            size = value.abs()
+            size.lerp_(size.mean(), signs.smoothing)
+            size.mul_(dense(gradient[name]).sign())
+            value.mul_(signs.displacement).sub_(size, alpha=strength)
         weights = networks.displaced(weights, move)
         yield Step(weights, permutation, matched.matching)
 

@@ -170,13 +170,25 @@ class Networks:
             self._calibrated = weights, {**weights, **mean_over_processes(buffers)}
         return self._calibrated[1]
 
-    def gradient(self, weights: Weights, batches: list[Batch]) -> dict[str, Gradient]:
-        """Return the gradient at `weights`, BatchNorm calibrated; from the store if it is there."""
+    def gradient(
+        self, weights: Weights, batches: list[Batch], *, batch_statistics: bool = False
+    ) -> dict[str, Gradient]:
+        """Return the gradient at `weights`; from the store if it is there.
+
+        Args:
+            weights: Where.
+            batches: The gradient is their mean.
+            batch_statistics: Whether BatchNorm normalises by each batch; by default its statistics
+                are estimated anew first.
+
+        Returns:
+            A gradient for every tensor that is carried.
+        """
 
         def compute() -> dict[str, Gradient]:
-            calibrated = self.calibrated(weights)
+            there = weights if batch_statistics else self.calibrated(weights)
             with self.clock("gradients"):
-                return self.sampler.sample(calibrated, batches)
+                return self.sampler.sample(there, batches, batch_statistics=batch_statistics)
 
         found = self.store.get(batches=fingerprint(batches), compute=compute)
         return {name: found[name] for name in self.carried}

@@ -24,10 +24,28 @@ Schedule = Literal["uniform", "cosine"]
 
 @dataclass(frozen=True)
 class SignWeights:
-    """What the signed methods multiply the entries of each move by."""
+    """How the signed methods step: `w + displacement * d - strength * size * sign(gradient)`.
 
-    agree: float = 1.25  # where the move goes against the target's gradient
-    disagree: float = 0.5  # elsewhere
+    `d` is an entry of the path's next increment, laid over the target, and the gradient is the
+    target's own. `size` is |d|, drawn towards the mean of |d| over its tensor by `smoothing`; the
+    strength grows from `first` to `last` along the stages. The path says how far each weight moves,
+    the target's gradient has a say in which direction.
+    """
+
+    displacement: float = 1.0
+    first: float = 0.2
+    last: float = 2.0
+    smoothing: float = 0.5  # 0: each entry its own size; 1: all entries of a tensor the same
+
+    @classmethod
+    def constant(cls, *, agree: float, disagree: float) -> "SignWeights":
+        """Multiply entries that the gradient agrees with by `agree`, the others by `disagree`."""
+        strength = (agree - disagree) / 2
+        return cls((agree + disagree) / 2, strength, strength, smoothing=0.0)
+
+    def strength(self, stage: int, stages: int) -> float:
+        """Return the strength at a stage, counted from 1."""
+        return self.first + (self.last - self.first) * (stage - 1) / max(stages - 1, 1)
 
 
 @dataclass(frozen=True)
