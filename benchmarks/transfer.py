@@ -5,8 +5,8 @@
     python benchmarks/transfer.py sensitivity --case digits-3
     python benchmarks/transfer.py ensembles --case digits-3
 
-A pair is a source and a target with seeds of their own. Rates and rules are chosen on validation
-data, the tables show test data.
+The networks of a case form a ring: each is the source of one pair and the target of another.
+Rates are chosen on validation data, the tables show test data.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from slipstream.weights import Weights, copy, load_weights_, weights_of
 RATES = {"sgd": (0.1, 0.03, 0.01, 0.003), "adam": (0.01, 0.003, 0.001, 0.0003)}
 FURTHER_RATES = (0.05, 0.01, 0.002)
 METHODS = ("naive", "random", "gmt", "fgmt", "oracle")
+TRAINED_ON = ("target start", "naive", "fgmt", "fgmt-signed", "oracle", "trained target")
 SIGNED = ("naive-signed", "random-signed", "oracle-signed", "fgmt-signed")
 
 
@@ -117,26 +118,46 @@ class Pair:
         )
 
 
-def make_pair(case: Case, number: int, *, scale: float = 1.0) -> Pair:
-    """Train source and target of pair `number`; both starts are multiplied by `scale`."""
-    setup = replace(case.setup, seed=number)
+@dataclass(frozen=True)
+class Trained:
+    """A network's run: its snapshots at the start and after each epoch."""
+
+    snapshots: list[dict[str, Tensor]]
+    seconds: float
+
+
+_trained: dict[str, Trained] = {}
+
+
+def make_run(case: Case, seed: int, scale: float) -> Trained:
+    """Train a network once; another pair that needs it gets it again."""
+    key = f"{case} {seed} {scale}"
+    if key not in _trained:
+        experiment = case.setup.build(seed=case.setup.seed + seed)
+        snapshots = [scaled(experiment.model, scale)]
+        began = time.perf_counter()
+        run_training(experiment, case.training, snapshots=snapshots)
+        _trained[key] = Trained(snapshots, time.perf_counter() - began)
+        print(
+            f"  trained {case.setup.model}, seed {seed}: {_trained[key].seconds:.0f} s", flush=True
+        )
+    return _trained[key]
+
+
+def make_pair(case: Case, number: int, pairs: int, *, scale: float = 1.0) -> Pair:
+    """Pair network `number` of a ring with the next one; both starts are multiplied by `scale`."""
+    source = make_run(case, number, scale)
+    target = make_run(case, (number + 1) % pairs, scale)
+    setup = replace(case.setup, seed=case.setup.seed + number)
     experiment = setup.build()
-    target = setup.build(seed=1000 + number)
-    began = time.perf_counter()
-    source = [scaled(experiment.model, scale)]
-    run_training(experiment, case.training, snapshots=source)
-    seconds = time.perf_counter() - began
-    start = scaled(target.model, scale)
-    trained = [start]
-    run_training(target, case.training, snapshots=trained)
     return Pair(
         experiment,
         replace(setup, batch_size=case.gradient_batch).build().train,
         find_neuron_groups(experiment.model, next(iter(experiment.train))[0]),
-        Trajectory.from_weights(source),
-        start,
-        trained[-1],
-        seconds,
+        Trajectory.from_weights(source.snapshots),
+        target.snapshots[0],
+        target.snapshots[-1],
+        target.seconds,
     )
 
 
@@ -203,19 +224,25 @@ def _steps(pair: Pair, optimizer: str, steps: int, rate: float) -> Weights:
     return {**weights, **recalibrate_batchnorm(model, weights=weights, data=calibration)}
 
 
-def one_epoch(pair: Pair, start: Weights, *, epochs: int = 1) -> tuple[Weights, list[float]]:
-    """Train on at the rate best on validation; also the validation accuracy after each epoch."""
-    best: tuple[float, Weights, list[float]] | None = None
-    for rate in FURTHER_RATES:
+@dataclass(frozen=True)
+class Further:
+    """Training on from some weights."""
+
+    rate: float
+    validation: list[float]  # accuracy after each epoch
+    first: Weights  # after one epoch
+
+
+def train_on(pair: Pair, start: Weights, *, epochs: int, rates: Iterable[float]) -> Further:
+    """Train on at the rate that is best on the validation data, over all epochs."""
+    found = []
+    for rate in rates:
         load_weights_(pair.experiment.model, start)
         snapshots: list[dict[str, Tensor]] = []
         plan = TrainingPlan(epochs=epochs, lr=rate)
         run_training(pair.experiment, plan, snapshots=snapshots)
-        curve = [pair.validation(weights) for weights in snapshots]
-        if best is None or curve[-1] > best[0]:
-            best = curve[-1], snapshots[-1], curve
-    assert best is not None
-    return best[1], best[2]
+        found.append(Further(rate, [pair.validation(w) for w in snapshots], snapshots[0]))
+    return max(found, key=lambda further: sum(further.validation))
 
 
 def spread(values: list[float], digits: int = 3) -> str:
@@ -227,30 +254,28 @@ def spread(values: list[float], digits: int = 3) -> str:
 def methods(case: Case, pairs: int, *, epochs: int) -> dict[str, Any]:
     """Compare all methods and controls over pairs, and training on from each end."""
     rows: dict[str, list[dict[str, Any]]] = {}
+    rates: dict[str, float] = {}  # found on the first pair
 
     def note(name: str, pair: Pair, weights: Weights, seconds: float, gradients: int) -> None:
-        _, curve = one_epoch(pair, weights, epochs=epochs)
-        after, _ = one_epoch(pair, weights)
-        goal = 0.99 * pair.validation(pair.trained)
-        reached = [n for n, a in enumerate([pair.validation(weights), *curve]) if a >= goal]
-        rows.setdefault(name, []).append(
-            {
-                "test": pair.test(weights),
-                "test_after_an_epoch": pair.test(after),
-                "epochs_to_99_percent": reached[0] if reached else None,
-                "seconds": seconds,
-                "gradients": gradients,
-                "training_seconds": pair.training_seconds,
-            }
-        )
-        print(f"  {name}: {rows[name][-1]}", flush=True)
+        row = {"test": pair.test(weights), "seconds": seconds, "gradients": gradients}
+        if epochs and name in TRAINED_ON:
+            chosen = [rates[name]] if name in rates else FURTHER_RATES
+            further = train_on(pair, weights, epochs=epochs, rates=chosen)
+            rates[name] = further.rate
+            goal = 0.99 * pair.validation(pair.trained)
+            curve = [pair.validation(weights), *further.validation]
+            reached = [epoch for epoch, accuracy in enumerate(curve) if accuracy >= goal]
+            row["test_after_an_epoch"] = pair.test(further.first)
+            row["epochs_to_99_percent"] = reached[0] if reached else None
+            row["rate"] = further.rate
+        rows.setdefault(name, []).append(row)
+        print(f"  {name}: {row}", flush=True)
 
     for number in range(pairs):
-        pair = make_pair(case, number)
-        print(f"pair {number}: source test {pair.test(pair.source[-1].weights):.4f}", flush=True)
+        pair = make_pair(case, number, pairs)
+        note("source", pair, pair.source[-1].weights, 0.0, 0)
         note("target start", pair, pair.start, 0.0, 0)
-        plans = [m for m in METHODS if case.gmt or m != "gmt"] + list(SIGNED)
-        for method in plans:
+        for method in [m for m in METHODS if case.gmt or m != "gmt"] + list(SIGNED):
             result = pair.transfer(TransferPlan(method, stages=case.stages, seed=number))
             cost = result.cost
             note(method, pair, result.weights, cost.total_seconds, cost.gradient_evaluations)
@@ -268,27 +293,23 @@ def methods_text(found: dict[str, Any]) -> str:
     """Return the table of `methods`."""
     rows = []
     for name, values in found["rows"].items():
-        reached = [v["epochs_to_99_percent"] for v in values]
-        shown = [str(r) if r is not None else f">{found['epochs']}" for r in reached]
-        rows.append(
-            [
-                name,
-                spread([v["test"] for v in values]),
-                spread([v["test_after_an_epoch"] for v in values]),
-                ", ".join(shown),
-                f"{statistics.fmean(v['seconds'] for v in values):.2f}",
-                str(values[0]["gradients"] or ""),
-            ]
-        )
-    header = [
-        "",
-        "test accuracy, no training",
-        "after one epoch",
-        "epochs to 99 % of the trained target, per pair",
-        "seconds",
-        "gradients",
-    ]
-    return table(header, rows)
+        cells = [name, spread([v["test"] for v in values])]
+        if found["epochs"]:
+            cells += _further_cells(values, found["epochs"])
+        cells += [f"{statistics.fmean(v['seconds'] for v in values):.2f}"]
+        rows.append([*cells, str(values[0]["gradients"] or "")])
+    header = ["", "test accuracy, no training"]
+    if found["epochs"]:
+        header += ["after one epoch", "epochs to 99 % of the trained target, pair by pair"]
+    return table([*header, "seconds", "gradients"], rows)
+
+
+def _further_cells(values: list[dict[str, Any]], epochs: int) -> list[str]:
+    if "rate" not in values[0]:
+        return ["", ""]
+    reached = [v["epochs_to_99_percent"] for v in values]
+    shown = [str(epoch) if epoch is not None else f">{epochs}" for epoch in reached]
+    return [spread([v["test_after_an_epoch"] for v in values]), ", ".join(shown)]
 
 
 def sensitivity(case: Case, pairs: int) -> dict[str, Any]:
@@ -315,7 +336,7 @@ def sensitivity(case: Case, pairs: int) -> dict[str, Any]:
     rows: dict[str, dict[str, list[float]]] = {}
     for setting, (changed, scale) in settings.items():
         for number in range(pairs):
-            pair = make_pair(changed, number, scale=scale)
+            pair = make_pair(changed, number, pairs, scale=scale)
             for name, plan in (plans if not setting else {setting: base}).items():
                 for method in ("naive", "fgmt", "fgmt-signed", "oracle"):
                     result = pair.transfer(replace(plan, method=method))
@@ -339,9 +360,11 @@ def ensembles(case: Case, pairs: int, *, members: int = 5) -> dict[str, Any]:
     for number in range(pairs):
         ways: dict[str, list[Weights]] = {}
         seconds: dict[str, float] = {}
-        first = make_pair(case, 100 * number)
+        ring = members + 1
+        seeded = replace(case, setup=replace(case.setup, seed=ring * number))
+        first = make_pair(seeded, 0, ring)
         for member in range(members):
-            other = make_pair(case, 100 * number + member) if member else first
+            other = make_pair(seeded, member, ring)
             target = replace(other, source=first.source)
             ways.setdefault("trained", []).append(other.trained)
             seconds["trained"] = seconds.get("trained", 0.0) + other.training_seconds
@@ -351,7 +374,8 @@ def ensembles(case: Case, pairs: int, *, members: int = 5) -> dict[str, Any]:
                 ways.setdefault(method, []).append(result.weights)
                 seconds[method] = seconds.get(method, first.training_seconds) + one
                 began = time.perf_counter()
-                ways.setdefault(further, []).append(one_epoch(target, result.weights)[0])
+                on = train_on(target, result.weights, epochs=1, rates=FURTHER_RATES)
+                ways.setdefault(further, []).append(on.first)
                 epoch = (time.perf_counter() - began) / len(FURTHER_RATES)
                 seconds[further] = seconds.get(further, first.training_seconds) + one + epoch
         ways["the source alone"] = [first.source[-1].weights]

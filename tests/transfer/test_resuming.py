@@ -57,8 +57,8 @@ def test_an_interrupted_transfer_ends_in_the_same_bits(run, tmp_path, method, af
     resumed = transfer(run, tmp_path / "broken", plan=plan, resume=True)
     same(whole, resumed)
     if method != "naive":
-        assert resumed.cost.resumed_stages > 0
-        spent = resumed.cost.gradient_evaluations + resumed.cost.resumed_stages
+        assert resumed.cost.resumed_gradients > 0
+        spent = resumed.cost.gradient_evaluations + resumed.cost.resumed_gradients
         assert spent == whole.cost.gradient_evaluations
     assert not (tmp_path / "broken" / "gradients").exists()
 

@@ -58,6 +58,16 @@ class Objective:
             else:
                 self._constant += product
 
+    @property
+    def kept_bytes(self) -> int:
+        """How many bytes the pairs take that are kept because their product may still change."""
+        return sum(
+            side.numel() * (side.left if isinstance(side, LowRank) else side).element_size()
+            for pairs in self._pairs.values()
+            for pair in pairs
+            for side in pair
+        )
+
     def _only_group(self, blocks: tuple[Block, ...]) -> str | None:
         """The group of a tensor whose product no permutation of other groups changes."""
         names = [f for block in blocks for f in block.factors if isinstance(f, str)]

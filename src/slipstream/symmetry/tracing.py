@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from slipstream.symmetry import atoms
 from slipstream.symmetry.atoms import Axis, Cause, Layout
@@ -23,6 +24,7 @@ OUTPUT = Cause("output", "", "the order of the model's outputs is given")
 CONSTANT = Cause("constant", "", "a tensor that is no parameter and no persistent buffer")
 UNUSED = Cause("unused", "", "not used in the forward pass, so nothing says what moves with it")
 INTEGERS = Cause("integers", "", "a buffer of whole numbers counts or points to places")
+MISSING = object()  # a tensor of which the tracer tells nothing
 
 
 def find_neuron_groups(
@@ -86,7 +88,7 @@ def _follow(captured: Capture, weights: Mapping[str, Tensor]) -> _Flow:
             flow.values[node] = Value(flow.weights[captured.weights[node]])
         else:
             cause = INPUT if node.op == "placeholder" else CONSTANT
-            flow.values[node] = _fixed_values(node.meta.get("val"), cause)
+            flow.values[node] = _fixed_values(node.meta.get("val", MISSING), cause)
     for name, layout in flow.weights.items():
         if name not in flow.used:
             _pin_all(Value(layout), UNUSED)
@@ -119,36 +121,44 @@ def _result_of(node: torch.fx.Node, flow: _Flow) -> Any:
     try:
         return _apply_rule(node, arguments, outputs, flow)
     except UnsupportedError as error:
-        cause = Cause(str(node.target), _where(node), str(error))
-        flow.unsupported[cause] = None
+        cause = Cause(_operator_of(node), _where(node), str(error))
+        result = _fixed_values(outputs, cause)
+        if any(isinstance(leaf, Value) for leaf in tree_leaves((arguments, result))):
+            flow.unsupported[cause] = None
         _pin_all(arguments, cause)
-        return _fixed_values(outputs, cause)
+        return result
 
 
-def _apply_rule(
-    node: torch.fx.Node,
-    arguments: Any,
-    outputs: Any,
-    flow: _Flow,
-) -> Any:
+def _apply_rule(node: torch.fx.Node, arguments: Any, outputs: Any, flow: _Flow) -> Any:
     target = node.target
     rule = find_rule(target) if isinstance(target, torch._ops.OpOverload) else None
     if rule is None or not isinstance(target, torch._ops.OpOverload):
         raise UnsupportedError("no rule says how this operator moves neurons")
-    schema = target._schema
+    leaves = tree_leaves(arguments)
     results = [outputs] if isinstance(outputs, Tensor) else list(outputs or ())
-    if not all(isinstance(result, Tensor) for result in results):
-        raise UnsupportedError("it returns something other than tensors")
-    bound = {argument.name: argument.default_value for argument in schema.arguments}
-    bound |= dict(zip(bound, arguments[0], strict=False)) | arguments[1]
+    if MISSING in leaves or not all(isinstance(result, Tensor) for result in results):
+        raise UnsupportedError("it takes or gives something other than tensors")
     shapes = tuple(tuple(result.shape) for result in results)
-    name = schema.name.removeprefix("aten::")
-    name = name.rstrip("_") if name.endswith("_") else name
-    found = rule(Call(name, _where(node), bound, shapes, flow.independences))
+    if any(0 in shape for shape in (*shapes, *(v.shape for v in leaves if isinstance(v, Value)))):
+        raise UnsupportedError("a tensor is empty")
+    bound = {argument.name: argument.default_value for argument in target._schema.arguments}
+    bound |= dict(zip(bound, arguments[0], strict=False)) | arguments[1]
+    call = Call(_operator_of(node), _where(node), bound, shapes, flow.independences)
+    try:
+        found = rule(call)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise UnsupportedError(f"its rule does not cover this use: {error}") from error
     values = [Value(layout) for layout in (found if isinstance(found, list) else [found])]
     if tuple(value.shape for value in values) != shapes:
         raise UnsupportedError(f"its rule expects other shapes than {shapes}")
     return values if isinstance(found, list) else values[0]
+
+
+def _operator_of(node: torch.fx.Node) -> str:
+    """The operator's name without namespace and overload; the in-place variant has the same."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return getattr(node.target, "__name__", str(node.target))
+    return node.target._schema.name.removeprefix("aten::").rstrip("_")
 
 
 def _where(node: torch.fx.Node) -> str:
@@ -164,7 +174,7 @@ def _fixed_values(outputs: Any, cause: Cause) -> Any:
 
 
 def _pin_all(values: Any, cause: Cause) -> None:
-    for value in torch.utils._pytree.tree_leaves(values):
+    for value in tree_leaves(values):
         if isinstance(value, Value):
             for axis in value.axes:
                 atoms.pin(axis, cause)
@@ -172,7 +182,7 @@ def _pin_all(values: Any, cause: Cause) -> None:
 
 def _collect(flow: _Flow) -> NeuronGroups:
     """Turn the atoms that are still free into groups and blocks."""
-    values = [v for v in torch.utils._pytree.tree_leaves(flow.values) if isinstance(v, Value)]
+    values = [v for v in tree_leaves(flow.values) if isinstance(v, Value)]
     layouts = [*flow.weights.values(), *(value.axes for value in values)]
     parents = settle(layouts, flow.independences)
     weights = {

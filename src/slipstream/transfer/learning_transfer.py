@@ -109,7 +109,9 @@ def transfer_trajectory(
         )
         counter = _Counter(plan, progress)
         _run(networks, segments, groups, plan, trained_target, ledger, counter)
-        cost = TransferCost(networks.sampler.evaluations, dict(clock.seconds), store.reused)
+        cost = TransferCost(
+            networks.sampler.evaluations, dict(clock.seconds), store.reused, networks.kept_bytes
+        )
         result = ledger.close(cost, keep=keep)
         store.remove()
     return result

@@ -70,6 +70,7 @@ def gmt(
             renewed = networks.gradient(there, batches)
             with networks.clock("products"):
                 objective.add(target=renewed, source=gradient)
+        networks.kept_bytes = objective.kept_bytes
         matching = Solver(objective).solve(
             permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
         )
@@ -123,6 +124,7 @@ def fgmt(
         other = networks.gradient(weights, batches)
         with networks.clock("products"):
             objective.add(target=other, source=gradient)
+        networks.kept_bytes = objective.kept_bytes
         matching = solver.solve(
             permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
         )

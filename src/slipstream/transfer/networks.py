@@ -95,6 +95,7 @@ class Networks:
     calibration: list[Batch]  # for BatchNorm
     store: GradientStore
     clock: Stopwatch = field(default_factory=Stopwatch)
+    kept_bytes: int = 0  # of the gradient pairs that the last matching held
 
     def __post_init__(self) -> None:
         parameters = [name for name, _ in self.model.named_parameters()]

@@ -28,7 +28,8 @@ class TransferCost:
 
     gradient_evaluations: int  # of source and target together, a stage's batches counting as one
     seconds: Mapping[str, float]  # by kind of work
-    resumed_stages: int = 0  # gradients that an interrupted transfer had left behind
+    resumed_gradients: int = 0  # that an interrupted transfer had left behind
+    kept_bytes: int = 0  # of the gradient pairs that had to be kept for the last matching
 
     @property
     def total_seconds(self) -> float:
