@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from slipstream.evaluation import classification_loss
 from slipstream.symmetry.permutation import Permutation
@@ -86,6 +87,25 @@ def test_a_finished_transfer_is_not_done_again(run, tmp_path):
     same(first, again)
     with pytest.raises(FileExistsError, match="already holds a run"):
         transfer(run, tmp_path / "run", plan=TransferPlan(stages=2))
+
+
+def test_a_full_disk_leaves_a_transfer_that_can_go_on(run, tmp_path, monkeypatch):
+    plan = TransferPlan("fgmt", stages=3)
+    whole = transfer(run, tmp_path / "whole", plan=plan)
+    written = []
+
+    def full(tensors, path, **_):
+        written.append(path)
+        path.write_bytes(b"half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slipstream.transfer.gradient_store.save_file", full)
+        with pytest.raises(OSError, match=r"could not be written: .*No space left.*resume"):
+            transfer(run, tmp_path / "run", plan=plan)
+    assert not written[0].exists()
+    assert len(Trajectory.open(tmp_path / "run")) == 1
+    same(whole, transfer(run, tmp_path / "run", plan=plan, resume=True))
 
 
 def broken(run, folder, **plan):

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slipstream.matching.low_rank import Gradient, LowRank
+from slipstream.transfer.files import whole_file
 
 FOLDER = "gradients"
 
@@ -56,9 +57,8 @@ class GradientStore:
             return _read(path, batches)
         gradient = dict(compute())
         if self._writes:
-            temporary = path.with_suffix(".tmp")
-            save_file(_flat(gradient), temporary, metadata={"batches": batches})
-            temporary.replace(path)
+            with whole_file(path) as temporary:
+                save_file(_flat(gradient), temporary, metadata={"batches": batches})
         return gradient
 
     def remove(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from slipstream.evaluation import Batch, Metric, evaluate
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import RunWriter, Trajectory, create_run, read_run, reopen_run
+from slipstream.transfer.files import whole_file
 from slipstream.transfer.methods import Step
 from slipstream.transfer.networks import Stopwatch
 from slipstream.transfer.plan import SignWeights, TransferPlan
@@ -84,8 +85,9 @@ class Ledger:
         elif stage not in self._stored and self._writer is not None:
             if stage in self.permutations:
                 (self.folder / PERMUTATIONS).mkdir(exist_ok=True)
-                path = self.folder / PERMUTATIONS / f"{stage:08d}.safetensors"
-                self.permutations[stage].save(path)
+                name = f"{stage:08d}.safetensors"
+                with whole_file(self.folder / PERMUTATIONS / name) as temporary:
+                    self.permutations[stage].save(temporary)
             self._writer.append(step=stage, weights=here, metrics=metrics)
 
     def close(self, cost: TransferCost, *, keep: Literal["last", "best"]) -> TransferResult:
@@ -113,10 +115,9 @@ class Ledger:
             cost=cost,
         )
         if on_disk and self.folder:
-            text = json.dumps(result.to_json(), indent=1)
-            temporary = self.folder / f"{SUMMARY}.tmp"
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self.folder / SUMMARY)
+            with whole_file(self.folder / SUMMARY) as temporary:
+                text = json.dumps(result.to_json(), indent=1)
+                temporary.write_text(text, encoding="utf-8")
         return result
 
     def _check_same_start(self, weights: Weights, stage: int) -> None:
