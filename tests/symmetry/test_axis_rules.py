@@ -167,3 +167,25 @@ def test_attention_with_shared_keys():
         (3, (heads,)),  # what queries and keys compare
         (7, (heads,)),  # what values carry
     ]
+
+
+class Odd(nn.Module):
+    """Empty tensors, a rank that its rule does not expect, and a switch of autograd."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            nothing = x[:0]
+        hidden = torch.cat([self.first(x), self.first(nothing)])
+        return self.second(hidden) + torch.arange(3).sum()
+
+
+def test_odd_uses_of_operators_pin_and_do_not_crash():
+    groups = find_neuron_groups(Odd(), torch.randn(3, 5))
+    assert (len(groups), groups.dropped) == (0, ())
+    assert {"a tensor is empty"} == {pin.reason for pin in groups.pins if "first" in str(pin)} - {
+        "the order of the model's inputs is given"
+    }

@@ -1,0 +1,67 @@
+"""torchvision's networks, and the channels that Torch-Pruning couples in a network."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NETWORKS = (
+    "resnet18",
+    "resnet50",
+    "vgg11_bn",
+    "mobilenet_v2",
+    "densenet121",
+    "regnet_y_400mf",
+)
+MATRICES = (nn.Linear, nn.modules.conv._ConvNd)
+_declared: list[torch.library.Library] = []  # a library is gone when nothing holds it
+
+
+def build(name: str, **options: Any) -> nn.Module:
+    """Build an untrained network of torchvision, also where its compiled operators are missing."""
+    if not _declared:
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        for signature in (
+            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        ):
+            operator = signature.partition("(")[0]
+            if not hasattr(torch.ops.torchvision, operator):
+                library.define(signature)
+        _declared.append(library)
+    import torchvision
+
+    return getattr(torchvision.models, name)(**options)
+
+
+def coupled_axes(model: nn.Module, example_input: Tensor) -> list[set[str]]:
+    """The groups of Torch-Pruning: the "tensor:axis" places that it prunes together.
+
+    The layer that gives the output is left out: its neurons cannot change places.
+    """
+    import torch_pruning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch_pruning.DependencyGraph()
+        graph.build_dependency(model, example_inputs=example_input)
+        layers = [module for module in model.modules() if isinstance(module, MATRICES)]
+        groups = list(graph.get_all_groups(ignored_layers=layers[-1:]))
+    names = {id(value): name for name, value in model.named_parameters()}
+    names |= {id(value): name for name, value in model.named_buffers()}
+    return [{place for item in group for place in _places(item.dep, names)} for group in groups]
+
+
+def _places(dependency: Any, names: dict[int, str]) -> set[str]:
+    module = dependency.target.module
+    if isinstance(module, nn.Parameter):
+        return set()
+    inputs = "in_channels" in dependency.handler.__name__
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    axis = 1 if inputs and isinstance(module, MATRICES) else 0
+    return {
+        f"{names[id(value)]}:{axis}"
+        for _, value in tensors
+        if value.dim() > axis and value.shape[axis] > 1
+    }
