@@ -76,12 +76,19 @@ def open_weights(
         ValueError: If there is nothing to read, the step was not kept, or a tensor is missing.
     """
     if file is not None:
-        weights, where = _read(file), str(file)
-    elif run is not None:
-        snapshot = _snapshot(run, step)
-        weights, where = snapshot.weights, f"step {snapshot.step} of {run}"
-    else:
+        return open_file(model, file)
+    if run is None:
         raise ValueError("Give a run folder, or a file with --weights.")
+    snapshot = _snapshot(run, step)
+    return _complete(model, snapshot.weights, f"step {snapshot.step} of {run}")
+
+
+def open_file(model: nn.Module, file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of weights, and check that no tensor of the model is missing."""
+    return _complete(model, _read(file), str(file))
+
+
+def _complete(model: nn.Module, weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     if missing := [name for name in weights_of(model) if name not in weights]:
         raise ValueError(f"{where} lacks the tensor {missing[0]!r} that the model has.")
     return weights

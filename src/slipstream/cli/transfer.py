@@ -1,13 +1,16 @@
 """`slipstream transfer`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from slipstream.cli import options
 from slipstream.cli.output import in_words, write_json, write_table
 from slipstream.cli.progress import steps_bar
+
+if TYPE_CHECKING:
+    from slipstream.transfer import TransferResult
 
 Method = Literal[
     "naive", "random", "oracle", "gmt", "fgmt",
@@ -49,7 +52,7 @@ def transfer(
 
     Example: slipstream transfer run --target-seed 7 --method fgmt-signed --out transferred
     """
-    from slipstream.cli.opening import open_experiment, open_weights
+    from slipstream.cli.opening import open_experiment, open_file
     from slipstream.evaluation import evaluate
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.trajectory import Trajectory
@@ -63,9 +66,8 @@ def transfer(
         device=device,
     )  # fmt: skip
     network = experiment.model
-    ends = {"run": None, "step": None}
-    start = open_weights(network, file=target, **ends) if target else weights_of(network)
-    trained = open_weights(network, file=trained_target, **ends) if trained_target else None
+    start = open_file(network, target) if target else weights_of(network)
+    trained = open_file(network, trained_target) if trained_target else None
     plan = TransferPlan(
         method, stages, path, schedule, segments, batches, exclude=tuple(exclude or ())
     )
@@ -90,19 +92,23 @@ def transfer(
     test = evaluate(network, experiment.metrics, weights=result.weights, data=experiment.test)
     if json:
         write_json({**result.to_json(), "path": str(out), "test": test})
-        return
-    names = list(experiment.metrics)
+    else:
+        _print(result, list(experiment.metrics))
+        typer.echo(f"test, stage {result.chosen}: {in_words(test)}; recorded in {out}")
+
+
+def _print(result: "TransferResult", metrics: list[str]) -> None:
     write_table(
-        ["stage", *(f"validation {name}" for name in names), "gain over identity"],
+        ["stage", *(f"validation {name}" for name in metrics), "gain over identity"],
         [
-            [str(s.stage), *(f"{s.metrics[n]:.4f}" for n in names), f"{s.gain or 0:.4g}"]
+            [str(s.stage), *(f"{s.metrics[name]:.4f}" for name in metrics), _plain(s.gain)]
             for s in result.stages
         ],
     )
     cost = result.cost
-    typer.echo(
-        f"{cost.gradient_evaluations} gradients, {cost.total_seconds:.1f} s ("
-        + ", ".join(f"{kind} {seconds:.1f}" for kind, seconds in cost.seconds.items())
-        + f"), recorded in {out}"
-    )
-    typer.echo(f"test, stage {result.chosen}: {in_words(test)}")
+    kinds = ", ".join(f"{kind} {seconds:.2f}" for kind, seconds in cost.seconds.items())
+    typer.echo(f"{cost.gradient_evaluations} gradients, {cost.total_seconds:.2f} s ({kinds})")
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -18,7 +18,7 @@ from slipstream.transfer.gradient_store import GradientStore
 from slipstream.transfer.ledger import SUMMARY, Ledger, load_transfer
 from slipstream.transfer.methods import Step
 from slipstream.transfer.networks import BatchStream, Networks, Stopwatch
-from slipstream.transfer.paths import paths
+from slipstream.transfer.paths import check_finite, paths
 from slipstream.transfer.plan import TransferPlan
 from slipstream.transfer.processes import is_main_process
 from slipstream.transfer.result import TransferCost, TransferResult
@@ -93,6 +93,11 @@ def transfer_trajectory(
     excluded = plan.excluded(name for name, _ in model.named_parameters())
     _check_source(source, start, excluded)
     segments = paths(source, plan)
+    check_finite(
+        segments, plan, [name for name, _ in model.named_parameters() if name not in excluded]
+    )
+    if plan.matching == "oracle" and trained_target is None:
+        raise ValueError("The oracle matches a trained target: pass trained_target=...")
     stream = BatchStream(data)
     first = BatchStream(data).take(max(plan.batchnorm_batches, 1))
     _check_deterministic(model, loss, start, first[0])
@@ -189,7 +194,7 @@ def _run(
     permutation = Permutation.identity(groups)
     if plan.matching == "random":
         permutation = Permutation.random(groups, seed=plan.seed)
-    if plan.matching == "oracle":
+    if plan.matching == "oracle" and trained_target is not None:
         permutation = _oracle(networks, segments, groups, trained_target)
     stage = 0
     for path in segments:
@@ -250,13 +255,10 @@ class _Counter:
 
 
 def _oracle(
-    networks: Networks, segments: list[Trajectory], groups: NeuronGroups, trained: Weights | None
+    networks: Networks, segments: list[Trajectory], groups: NeuronGroups, trained: Weights
 ) -> Permutation:
-    if trained is None:
-        raise ValueError("The oracle matches a trained target: pass trained_target=...")
     whole = Trajectory.line(segments[0][0], segments[-1][-1], stages=1)
-    ends = {"start": networks.start, "trained": trained}
-    matching = methods.oracle(whole, ends["start"], trained, groups, networks.carried)
+    matching = methods.oracle(whole, networks.start, trained, groups, networks.carried)
     networks.clock.add("products", matching.seconds_products)
     networks.clock.add("assignments", matching.seconds_assignments)
     return matching.source_to_target

@@ -17,7 +17,7 @@ from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
 from slipstream.transfer.gradient_store import GradientStore
 from slipstream.transfer.processes import mean_over_processes
-from slipstream.weights import Weights, first_nonfinite
+from slipstream.weights import Weights
 
 
 class Stopwatch:
@@ -114,19 +114,9 @@ class Networks:
 
         Returns:
             Weights that the model takes.
-
-        Raises:
-            ValueError: If they hold a NaN or an infinity.
         """
-        snapshot = path[stage]
-        weights = {name: snapshot.weights[name] for name in self.carried}
-        bad = first_nonfinite(weights)
-        if bad is not None:
-            raise ValueError(
-                f"The source holds a NaN or an infinity in {bad!r} at step {snapshot.step}: "
-                "transfer only the part of the run before it (trajectory[:n])."
-            )
-        weights = {name: value.to(self.start[name].device) for name, value in weights.items()}
+        there = path[stage].weights
+        weights = {name: there[name].to(self.start[name].device) for name in self.carried}
         own = {name: self.start[name] for name in self.excluded}
         return weights | permutation.invert().apply(own)
 

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from slipstream import demo
+from slipstream.cli.app import app
+from slipstream.testbed.recording import TrainingPlan
+from slipstream.testbed.setup import Setup
+from slipstream.trajectory import Trajectory
+from slipstream.transfer import load_transfer
+from slipstream.weights import weights_of
+
+
+def slipstream(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    slipstream("train", "mlp", "--width", 8, "--examples", 300, "--epochs", 2, "--out", path)
+    return path
+
+
+def test_a_run_is_transferred_to_a_seed_shown_and_evaluated(run, tmp_path):
+    out = tmp_path / "out"
+    told = slipstream(
+        "transfer", run, "--target-seed", 7, "--method", "fgmt-signed", "--stages", 3, "--out", out
+    ).stdout
+    assert "9 gradients" in told
+    result = load_transfer(out)
+    assert (result.plan.method, result.plan.stages) == ("fgmt-signed", 3)
+    start = weights_of(Setup("mlp", width=8).build(seed=7).model)
+    assert torch.equal(result.trajectory[0].weights["hidden1.weight"], start["hidden1.weight"])
+    assert "validation loss" in told
+    assert f"{result.stages[-1].metrics['accuracy']:.4f}" in told
+    shown = json.loads(slipstream("show", out, "--json").stdout)
+    assert [snapshot["step"] for snapshot in shown["snapshots"]] == [0, 1, 2, 3]
+    assert not shown["problems"]
+    measured = json.loads(slipstream("evaluate", out, "--json").stdout)
+    assert f"{measured['accuracy']:.4f}" in told
+
+
+def test_a_file_is_a_target_and_json_is_for_machines(run, tmp_path):
+    target, groups = tmp_path / "start.safetensors", tmp_path / "groups.json"
+    save_file(Trajectory.open(run)[0].weights, target)
+    slipstream("groups", run, "--save", groups)
+    out = tmp_path / "out"
+    more = ("--stages", 2, "--groups", groups, "--keep", "best", "--json", "--out", out)
+    told = json.loads(slipstream("transfer", run, "--target", target, *more).stdout)
+    assert told["cost"]["gradient_evaluations"] == 4
+    assert told["stages"][2]["metrics"]["accuracy"] > 0.2  # the source's own start leads there
+    again = slipstream("transfer", run, "--target", target, *more, code=2)
+    assert "already holds a run" in again.stderr
+    slipstream("transfer", run, "--target", target, *more, "--resume")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target-seed", "1", "--target", "x"], "exactly one of --target FILE and --target-seed"),
+        ([], "exactly one of"),
+        (["--target", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--target-seed", "1", "--stages", "0"], "stages must be at least 1, got 0"),
+        (["--target-seed", "1", "--exclude", "hat.*"], "'hat.*' matches no tensor"),
+        (["--target-seed", "1", "--method", "oracle"], "pass trained_target"),
+        (["--target-seed", "1", "--model", "conv_net"], "lacks the tensor"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run, tmp_path, arguments, words):
+    out = tmp_path / "out"
+    result = slipstream("transfer", run, *arguments, "--out", out, code=2)
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not out.exists()
+
+
+def test_the_demo_compares_and_draws(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "SETUP", Setup("mlp", "digits", width=8, batch_size=64))
+    monkeypatch.setattr(demo, "TRAINING", TrainingPlan(epochs=1, lr=0.05))
+    told = slipstream("demo", "--targets", 2, "--out", tmp_path / "demo").stdout
+    for row in ("target start", "naive", "random", "fgmt", "fgmt-signed", "oracle"):
+        assert row in told
+    picture = tmp_path / "demo" / "accuracy_along_the_transfer.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert Trajectory.open(tmp_path / "demo" / "source").steps[0] == 0
+    told = json.loads(
+        slipstream("demo", "--targets", 1, "--json", "--out", tmp_path / "demo").stdout
+    )
+    assert len(told["outcomes"]) == 7
