@@ -20,6 +20,7 @@ MOVES = {
     "variance over units": lambda x: x - x.var(1, keepdim=True),
     "statistics of the batch": lambda x: functional.batch_norm(x, None, None, training=True),
     "permute": lambda x: x.permute(2, 1, 0).transpose(0, 2).movedim(1, 0).movedim(0, 1),
+    "movedim": lambda x: x.movedim((0, 1, 2), (1, 2, 0)).movedim((0, 1, 2), (2, 0, 1)),
     "squeeze": lambda x: x.unsqueeze(1).squeeze(1).unsqueeze(-1)[..., 0],
     "view": lambda x: x.reshape(x.shape[0], 2, 3, 5).flatten(1, 2),
     "flatten": lambda x: x.flatten(1).unflatten(1, (UNITS, 5)),
