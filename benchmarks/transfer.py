@@ -54,7 +54,7 @@ def cases(mnist: str, cifar10: str) -> dict[str, Case]:
     bn = {"channels": [32, 64, 128], "batchnorm": True}
     digits = TrainingPlan(epochs=20, lr=0.05)
     conv = TrainingPlan(epochs=3, lr=0.02, schedule="cosine")
-    cifar = TrainingPlan(epochs=10, lr=0.1, weight_decay=5e-4, schedule="cosine")
+    cifar = TrainingPlan(epochs=8, lr=0.1, weight_decay=5e-4, schedule="cosine")
     return {
         "digits-2": Case(Setup("mlp", "digits", width=512, batch_size=32), digits),
         "digits-3": Case(
@@ -72,10 +72,18 @@ def cases(mnist: str, cifar10: str) -> dict[str, Case]:
             256,
         ),
         "cifar10-conv8": Case(
-            Setup("conv8", f"cifar10:{cifar10}", width=0.25), cifar, 256, stages=20, gmt=False
+            Setup("conv8", f"cifar10:{cifar10}", width=0.25, examples=25_000),
+            cifar,
+            256,
+            stages=20,
+            gmt=False,
         ),
         "cifar10-resnet18": Case(
-            Setup("resnet18", f"cifar10:{cifar10}", width=0.25), cifar, 256, stages=20, gmt=False
+            Setup("resnet18", f"cifar10:{cifar10}", width=0.25, examples=25_000),
+            cifar,
+            256,
+            stages=20,
+            gmt=False,
         ),
     }
 
@@ -187,16 +195,13 @@ def run_training(
     )
 
 
-def few_steps(pair: Pair, optimizer: str, steps: int) -> Weights:
+def few_steps(
+    pair: Pair, optimizer: str, steps: int, rates: Iterable[float]
+) -> tuple[Weights, float]:
     """Train for as many steps as a transfer takes gradients, at the rate best on validation."""
-    best: tuple[float, Weights] | None = None
-    for rate in RATES[optimizer]:
-        weights = _steps(pair, optimizer, steps, rate)
-        accuracy = pair.validation(weights)
-        if best is None or accuracy > best[0]:
-            best = accuracy, weights
-    assert best is not None
-    return best[1]
+    found = {rate: _steps(pair, optimizer, steps, rate) for rate in rates}
+    best = max(found, key=lambda rate: pair.validation(found[rate]))
+    return found[best], best
 
 
 def _steps(pair: Pair, optimizer: str, steps: int, rate: float) -> Weights:
@@ -281,10 +286,12 @@ def methods(case: Case, pairs: int, *, epochs: int) -> dict[str, Any]:
             note(method, pair, result.weights, cost.total_seconds, cost.gradient_evaluations)
         for steps in (case.stages, 3 * case.stages):
             for optimizer in RATES:
+                name = f"{optimizer}, {steps} steps"
+                chosen = [rates[name]] if name in rates else RATES[optimizer]
                 began = time.perf_counter()
-                weights = few_steps(pair, optimizer, steps)
-                seconds = (time.perf_counter() - began) / len(RATES[optimizer])
-                note(f"{optimizer}, {steps} steps", pair, weights, seconds, steps)
+                weights, rates[name] = few_steps(pair, optimizer, steps, chosen)
+                seconds = (time.perf_counter() - began) / len(chosen)
+                note(name, pair, weights, seconds, steps)
         note("trained target", pair, pair.trained, pair.training_seconds, 0)
     return {"rows": rows, "epochs": epochs}
 
