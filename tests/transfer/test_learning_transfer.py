@@ -274,6 +274,23 @@ def test_another_architecture_is_named(run):
         transfer(run, {}, network(1))
 
 
+class Moody(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.layer(inputs if inputs.sum().item() > 0 else -inputs)
+
+
+def test_a_model_that_no_tracer_takes_is_told_in_our_words_only(capfd):
+    model = Moody()
+    run = Trajectory.from_weights([weights_of(model), weights_of(Moody())])
+    with pytest.raises(ValueError, match=r"No tracer takes Moody: .* by hand"):
+        transfer(run, weights_of(model), model, data=[(torch.ones(4, 6), torch.arange(4) % 3)])
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

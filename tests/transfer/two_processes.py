@@ -1,6 +1,7 @@
 """Started by torchrun: each process brings every other batch; the first one writes."""
 
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -12,21 +13,46 @@ from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 
 
-def main(folder, method):
+def main(folder, method, batchnorm, after):
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    result = transfer_trajectory(
-        trained(network(0, batchnorm=False)),
-        weights_of(network(2, batchnorm=False)),
-        model=network(1, batchnorm=False),
-        loss=classification_loss,
-        data=batches(count=6)[rank::2],
-        plan=TransferPlan(method, stages=3),
-        run_folder=folder / "run",
-    )
-    save_file(result.weights, folder / f"{rank}.safetensors")
+
+    mine = batches(count=6)[rank::2]
+
+    def transfer(path, *, data=mine, **options):
+        return transfer_trajectory(
+            trained(network(0, batchnorm=batchnorm)),
+            weights_of(network(2, batchnorm=batchnorm)),
+            model=network(1, batchnorm=batchnorm),
+            loss=classification_loss,
+            data=data,
+            plan=TransferPlan(method, stages=3),
+            run_folder=path,
+            **options,
+        )
+
+    def interrupt(done, _):
+        if done == after:
+            raise KeyboardInterrupt
+
+    save_file(transfer(folder / "run").weights, folder / f"{rank}.safetensors")
+    try:
+        transfer(folder / "broken", progress=interrupt)
+    except KeyboardInterrupt:
+        (folder / f"{rank}.interrupted").touch()
+    other = [mine[rank], *mine[1:]]  # the same in the main process, another one beside it
+    try:
+        transfer(folder / "broken", data=other, resume=True)
+    except ValueError as error:
+        (folder / f"{rank}.refused").write_text(str(error))
+    time.sleep(rank)  # the main process could be done before the other one looks
+    resumed = transfer(folder / "broken", resume=True)
+    assert resumed.cost.resumed_gradients > 0
+    save_file(resumed.weights, folder / f"{rank}.resumed.safetensors")
+    again = transfer(folder / "broken", resume=True)
+    assert torch.equal(again.weights["0.weight"], resumed.weights["0.weight"])
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "batchnorm", int(sys.argv[4]))

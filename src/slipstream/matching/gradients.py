@@ -219,7 +219,7 @@ def _mix(parts: list[Gradient], shares: list[float]) -> Gradient:
 
 
 def _mean_over_processes(parts: list[dict[str, Gradient]], sizes: list[int]) -> dict[str, Gradient]:
-    count = torch.tensor(float(sum(sizes)))
+    count = torch.tensor(float(sum(sizes)), device=dense(next(iter(parts[0].values()))).device)
     torch.distributed.all_reduce(count)
     shares = [size / count.item() for size in sizes]
     means = {name: _mix([part[name] for part in parts], shares) for name in parts[0]}

@@ -8,29 +8,35 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from slipstream.matching.low_rank import Gradient, LowRank
 from slipstream.transfer.files import whole_file
+from slipstream.transfer.processes import from_main_process, is_main_process
 
 FOLDER = "gradients"
 
 
 class GradientStore:
-    """A folder of gradients in the order they were taken; without a folder it only computes."""
+    """A folder of gradients in the order they were taken; without a folder it only computes.
 
-    def __init__(self, run: Path | None, *, writes: bool = True) -> None:
-        self._folder = run / FOLDER if run is not None else None
-        self._writes = writes
-        self._found: frozenset[str] = frozenset()
+    Of several processes only the main one knows the folder: it tells the others what is there, so
+    that all of them compute, or none.
+    """
+
+    def __init__(self, run: Path | None, *, device: torch.device | str = "cpu") -> None:
+        self._folder = run / FOLDER if run is not None and is_main_process() else None
+        self._device = device
         self._asked = 0
         self.reused = 0
+        names: list[str] = []
         if self._folder is not None:
-            if writes:
-                self._folder.mkdir(exist_ok=True)
-            self._found = frozenset(path.name for path in self._folder.glob("*.safetensors"))
+            self._folder.mkdir(exist_ok=True)
+            names = [path.name for path in self._folder.glob("*.safetensors")]
+        self._found = frozenset(from_main_process(names))
 
     def get(
         self, *, batches: str, compute: Callable[[], Mapping[str, Gradient]]
@@ -38,7 +44,7 @@ class GradientStore:
         """Return the next gradient: stored by the transfer that is resumed, or computed now.
 
         Args:
-            batches: Fingerprint of the batches it is taken on.
+            batches: Fingerprint of the batches it is taken on, in all processes.
             compute: Called when it is not there.
 
         Returns:
@@ -49,21 +55,26 @@ class GradientStore:
         """
         name = f"{self._asked:06d}.safetensors"
         self._asked += 1
-        if self._folder is None:
-            return dict(compute())
-        path = self._folder / name
         if name in self._found:
             self.reused += 1
-            return _read(path, batches)
+            stored = _read(self._folder / name) if self._folder is not None else None
+            before, flat = from_main_process(stored) or ("", {})
+            if before != batches:
+                raise ValueError(
+                    f"The data gives other batches than when {name} was computed: a transfer can "
+                    "only be resumed on the same data in the same order (seed the loader's "
+                    "generator)."
+                )
+            return _unflattened(flat, self._device)
         gradient = dict(compute())
-        if self._writes:
-            with whole_file(path) as temporary:
+        if self._folder is not None:
+            with whole_file(self._folder / name) as temporary:
                 save_file(_flat(gradient), temporary, metadata={"batches": batches})
         return gradient
 
     def remove(self) -> None:
         """Delete the folder: the transfer is finished."""
-        if self._folder is not None and self._writes:
+        if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -78,19 +89,20 @@ def _flat(gradient: Mapping[str, Gradient]) -> dict[str, Tensor]:
     return flat
 
 
-def _read(path: Path, batches: str) -> dict[str, Gradient]:
+def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The fingerprint of the batches, and the tensors."""
     with safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("batches") != batches:
-            raise ValueError(
-                f"The data gives other batches than when {path.name} was computed: a transfer can "
-                "only be resumed on the same data in the same order (seed the loader's generator)."
-            )
         names = list(file.keys())
         # Cloned: products of numbers that lie differently in memory may be rounded differently.
-        flat = {name: file.get_tensor(name).clone() for name in names}
-    gradient: dict[str, Gradient] = {n: v for n, v in flat.items() if "/" not in n}
-    for name in flat:
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+        return (file.metadata() or {}).get("batches", ""), tensors
+
+
+def _unflattened(flat: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Gradient]:
+    there = {name: value.to(device) for name, value in flat.items()}
+    gradient: dict[str, Gradient] = {n: v for n, v in there.items() if "/" not in n}
+    for name, left in there.items():
         if name.endswith("/left"):
             tensor = name.removesuffix("/left")
-            gradient[tensor] = LowRank(flat[name], flat[f"{tensor}/right"])
+            gradient[tensor] = LowRank(left, there[f"{tensor}/right"])
     return gradient

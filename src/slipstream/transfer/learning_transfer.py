@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, Metric, eval_mode, inputs_of, probe_determinism
+from slipstream.evaluation import (
+    Batch,
+    Loss,
+    Metric,
+    device_of,
+    eval_mode,
+    inputs_of,
+    probe_determinism,
+)
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -20,7 +28,7 @@ from slipstream.transfer.methods import Step
 from slipstream.transfer.networks import BatchStream, Networks, Stopwatch
 from slipstream.transfer.paths import check_finite, paths
 from slipstream.transfer.plan import TransferPlan
-from slipstream.transfer.processes import is_main_process
+from slipstream.transfer.processes import from_main_process
 from slipstream.transfer.result import TransferCost, TransferResult
 from slipstream.weights import Weights, check_shapes, weights_of
 
@@ -84,10 +92,10 @@ def transfer_trajectory(
     weights of `fgmt-signed` are this project's, after GradFix (Rinaldi et al., 2025).
     """
     plan = TransferPlan() if plan is None else plan
-    folder = None if run_folder is None else Path(run_folder)
+    folder = from_main_process(None if run_folder is None else Path(run_folder))
     if keep == "best" and validation is None:
         raise ValueError("keep='best' chooses by validation data: pass validation=...")
-    if resume and folder is not None and (folder / SUMMARY).is_file():
+    if folder is not None and from_main_process(resume and (folder / SUMMARY).is_file()):
         return load_transfer(folder)
     start = _start(model, target)
     excluded = plan.excluded(name for name, _ in model.named_parameters())
@@ -108,7 +116,7 @@ def transfer_trajectory(
     measured = {"loss": loss, **(metrics or {})}
     ledger = Ledger(plan, model, clock, measured, validation, folder, resume, configuration or {})
     with ledger:
-        store = GradientStore(folder, writes=is_main_process())
+        store = GradientStore(folder, device=device_of(model))
         networks = Networks(
             model, loss, start, excluded, stream, plan.batches_per_gradient, first, store, clock
         )

@@ -16,7 +16,7 @@ from slipstream.transfer.files import whole_file
 from slipstream.transfer.methods import Step
 from slipstream.transfer.networks import Stopwatch
 from slipstream.transfer.plan import SignWeights, TransferPlan
-from slipstream.transfer.processes import is_main_process
+from slipstream.transfer.processes import from_main_process, is_main_process
 from slipstream.transfer.result import TransferCost, TransferResult, TransferStage
 from slipstream.weights import Weights
 
@@ -44,6 +44,7 @@ class Ledger:
         self._stored: dict[int, Mapping[str, float]] = {}
         if self.folder is not None and is_main_process():
             self._writer = self._open(self.folder)
+        self._stored = from_main_process(self._stored)
 
     def __enter__(self) -> "Ledger":
         return self
@@ -118,13 +119,14 @@ class Ledger:
             with whole_file(self.folder / SUMMARY) as temporary:
                 text = json.dumps(result.to_json(), indent=1)
                 temporary.write_text(text, encoding="utf-8")
-        return result
+        # The others wait here until the folder is whole, and go on with the same stage.
+        return replace(result, chosen=from_main_process(chosen))
 
     def _check_same_start(self, weights: Weights, stage: int) -> None:
         if stage > 0 or self.folder is None:
             return
-        stored = Trajectory.open(self.folder)[0].weights
-        for name, value in stored.items():
+        stored = Trajectory.open(self.folder)[0].weights if self._writer else {}
+        for name, value in from_main_process(stored).items():
             if not torch.equal(value, weights[name].cpu()):
                 raise ValueError(
                     f"The transfer in {self.folder} was begun with another target (it differs in "

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, recalibrate_batchnorm
+from slipstream.evaluation import Batch, Loss, batch_size, recalibrate_batchnorm
 from slipstream.evaluation.determinism import batch_digest
 from slipstream.matching.gradients import GradientSampler
 from slipstream.matching.low_rank import Gradient
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
 from slipstream.transfer.gradient_store import GradientStore
-from slipstream.transfer.processes import mean_over_processes
+from slipstream.transfer.processes import of_all_processes, pool_statistics
 from slipstream.weights import Weights
 
 
@@ -75,11 +75,11 @@ class BatchStream:
 
 
 def fingerprint(batches: Iterable[Batch]) -> str:
-    """Return a short text that differs where the batches differ."""
+    """Return a short text that differs where the batches differ, in any process."""
     digest = hashlib.blake2b(digest_size=16)
     for batch in batches:
         digest.update(batch_digest(batch))
-    return digest.hexdigest()
+    return " ".join(of_all_processes(digest.hexdigest()))
 
 
 @dataclass
@@ -158,7 +158,8 @@ class Networks:
                 buffers = recalibrate_batchnorm(
                     self.model, weights=weights, data=self.calibration, forward=self.loss
                 )
-            self._calibrated = weights, {**weights, **mean_over_processes(buffers)}
+                buffers = pool_statistics(buffers, examples=sum(map(batch_size, self.calibration)))
+            self._calibrated = weights, {**weights, **buffers}
         return self._calibrated[1]
 
     def gradient(

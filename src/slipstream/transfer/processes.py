@@ -1,7 +1,11 @@
-"""Several processes that share one transfer (torchrun): who writes, and what is averaged."""
+"""Several processes that share one transfer (torchrun): who writes, and what they agree on."""
+
+from typing import Any, TypeVar
 
 import torch.distributed
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def in_process_group() -> bool:
@@ -14,11 +18,46 @@ def is_main_process() -> bool:
     return not in_process_group() or torch.distributed.get_rank() == 0
 
 
-def mean_over_processes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average floating-point tensors over all processes, in place; alone, leave them."""
+def from_main_process(value: T) -> T:
+    """Return the main process's value in all of them: what only one may decide, or can read."""
+    held = [value]
     if in_process_group():
-        for value in tensors.values():
-            if value.is_floating_point():
-                torch.distributed.all_reduce(value)
-                value /= torch.distributed.get_world_size()
-    return tensors
+        torch.distributed.broadcast_object_list(held)
+    return held[0]
+
+
+def of_all_processes(value: T) -> list[T]:
+    """Return the values of all processes, in the order of their ranks."""
+    if not in_process_group():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def pool_statistics(buffers: dict[str, Tensor], *, examples: int) -> dict[str, Tensor]:
+    """Merge the BatchNorm statistics of all processes, weighted by how many examples each saw.
+
+    Args:
+        buffers: `running_mean` and `running_var` of each layer, and others that are left alone.
+        examples: How many this process saw.
+
+    Returns:
+        Buffers that are the same in all processes; alone, those given.
+    """
+    if not in_process_group():
+        return buffers
+    share = examples / sum(of_all_processes(examples))
+    pooled = dict(buffers)
+    for name, local in buffers.items():
+        if name.endswith("running_mean"):
+            spread = f"{name.removesuffix('mean')}var"
+            mean = _sum(share * local.double())
+            variance = _sum(share * (buffers[spread].double() + (local - mean).square()))
+            pooled |= {name: mean.to(local), spread: variance.to(local)}
+    return pooled
+
+
+def _sum(value: Tensor) -> Tensor:
+    torch.distributed.all_reduce(value)
+    return value
