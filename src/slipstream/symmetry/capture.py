@@ -4,8 +4,9 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import torch
@@ -175,7 +176,8 @@ def _silent(logger: logging.Logger) -> Generator[None]:
     before = logger.disabled
     logger.disabled = True
     try:
-        yield
+        with redirect_stderr(StringIO()):  # torch.export prints all of its unfinished graph
+            yield
     finally:
         logger.disabled = before
 
