@@ -1,5 +1,6 @@
 """Files that a transfer writes beside its snapshots: each is there whole, or not at all."""
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ def whole_file(path: Path) -> Generator[Path]:
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # else the name may outlive the content when the power fails
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

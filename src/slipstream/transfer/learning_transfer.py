@@ -6,6 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import (
@@ -16,6 +17,8 @@ from slipstream.evaluation import (
     eval_mode,
     inputs_of,
     probe_determinism,
+    to_device,
+    weights_in,
 )
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -23,14 +26,20 @@ from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import methods
 from slipstream.transfer.gradient_store import GradientStore
-from slipstream.transfer.ledger import SUMMARY, Ledger, load_transfer
+from slipstream.transfer.ledger import SUMMARY, Ledger, finished_transfer
 from slipstream.transfer.methods import Step
 from slipstream.transfer.networks import BatchStream, Networks, Stopwatch
 from slipstream.transfer.paths import check_finite, paths
 from slipstream.transfer.plan import TransferPlan
 from slipstream.transfer.processes import from_main_process
 from slipstream.transfer.result import TransferCost, TransferResult
-from slipstream.weights import Weights, check_shapes, weights_of
+from slipstream.weights import (
+    Weights,
+    check_shapes,
+    first_nonfinite,
+    parameter_names,
+    weights_of,
+)
 
 Progress = Callable[[int, int], None]  # steps of work done, and in all
 
@@ -85,36 +94,36 @@ def transfer_trajectory(
         Every stage, the permutations, the cost, and the weights to go on with.
 
     Raises:
-        ValueError: If layouts differ, the source holds a NaN, the data is empty, the loss is not
-            deterministic, or the model has no neuron group that could be matched.
+        ValueError: If layouts differ, source or target holds a NaN, data is empty, the loss is not
+            deterministic, no neuron group could be matched, or `run_folder` holds another transfer.
+        FileExistsError: If `run_folder` is not empty, and not to be resumed.
 
     Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024); the sign
     weights of `fgmt-signed` are this project's, after GradFix (Rinaldi et al., 2025).
     """
     plan = TransferPlan() if plan is None else plan
     folder = from_main_process(None if run_folder is None else Path(run_folder))
-    if keep == "best" and validation is None:
-        raise ValueError("keep='best' chooses by validation data: pass validation=...")
+    _check_choices(keep, validation, folder, resume)
+    start = _complete(model, target, "target")
     if folder is not None and from_main_process(resume and (folder / SUMMARY).is_file()):
-        return load_transfer(folder)
-    start = _start(model, target)
-    excluded = plan.excluded(name for name, _ in model.named_parameters())
+        parameters = {name: start[name] for name in parameter_names(model)}
+        return finished_transfer(folder, plan=plan, start=parameters, keep=keep)
+    excluded = plan.excluded(parameter_names(model))
     _check_source(source, start, excluded)
     segments = paths(source, plan)
-    check_finite(
-        segments, plan, [name for name, _ in model.named_parameters() if name not in excluded]
-    )
-    if plan.matching == "oracle" and trained_target is None:
-        raise ValueError("The oracle matches a trained target: pass trained_target=...")
+    check_finite(segments, plan, [n for n in parameter_names(model) if n not in excluded])
+    if plan.matching == "oracle":
+        if trained_target is None:
+            raise ValueError("The oracle matches a trained target: pass trained_target=...")
+        trained_target = _complete(model, trained_target, "trained_target")
     stream = BatchStream(data)
-    first = BatchStream(data).take(max(plan.batchnorm_batches, 1))
-    _check_deterministic(model, loss, start, first[0])
-    groups = _groups(
-        model, groups, plan, first[0] if example_input is None else None, example_input
-    )
+    first = BatchStream(data).take(plan.batchnorm_batches)
+    _check_loss(model, loss, start, first[0])
+    groups = _groups(model, groups, plan, inputs_of(first[0]), example_input)
     clock = Stopwatch()
-    measured = {"loss": loss, **(metrics or {})}
-    ledger = Ledger(plan, model, clock, measured, validation, folder, resume, configuration or {})
+    measured = _measured(loss, metrics or {})
+    held = _repeatable(validation)
+    ledger = Ledger(plan, model, clock, measured, held, folder, resume, configuration or {})
     with ledger:
         store = GradientStore(folder, device=device_of(model))
         networks = Networks(
@@ -135,6 +144,7 @@ def transfer_to_many(
     targets: Sequence[Weights],
     *,
     model: nn.Module,
+    data: Iterable[Batch],
     executor: Executor | None = None,
     run_folders: Sequence[str | Path] | None = None,
     progress: Progress | None = None,
@@ -146,6 +156,7 @@ def transfer_to_many(
         source: The run to transfer.
         targets: The starts.
         model: The architecture; every transfer works on a copy.
+        data: Batches for gradients, the same for all; several threads go through it at once.
         executor: Any `concurrent.futures.Executor`; with processes, the arguments must pickle.
         run_folders: Where to write the transferred runs, one for each target.
         progress: Called when another target is done.
@@ -166,12 +177,12 @@ def transfer_to_many(
         model,
         options.pop("groups", None),
         plan,
-        BatchStream(options["data"]).take(1)[0],
+        inputs_of(BatchStream(data).take(1)[0]),
         options.pop("example_input", None),
     )
     jobs: list[dict[str, Any]] = [
-        {"target": target, "model": deepcopy(model), "run_folder": folder, "groups": groups}
-        | options
+        {"target": target, "model": deepcopy(model), "data": data}
+        | {"run_folder": folder, "groups": groups, **options}
         for target, folder in zip(targets, folders, strict=True)
     ]
     if executor is None:
@@ -272,19 +283,45 @@ def _oracle(
     return matching.source_to_target
 
 
-def _start(model: nn.Module, target: Weights) -> dict[str, Tensor]:
-    """The target's start with every parameter and buffer of the model, on the model's device."""
+def _check_choices(
+    keep: str, validation: Iterable[Batch] | None, folder: Path | None, resume: bool
+) -> None:
+    if keep not in ("last", "best"):
+        raise ValueError(f"keep must be 'last' or 'best', got {keep!r}.")
+    if keep == "best" and validation is None:
+        raise ValueError("keep='best' chooses by validation data: pass validation=...")
+    if resume and folder is None:
+        raise ValueError("resume=True goes on in a run folder: pass run_folder=...")
+
+
+def _measured(loss: Loss, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    if metrics.get("loss", loss) != loss:
+        raise ValueError("metrics holds another 'loss' than the argument loss: rename that metric.")
+    return {"loss": loss, **metrics}
+
+
+def _repeatable(validation: Iterable[Batch] | None) -> Iterable[Batch] | None:
+    """Validation data that every stage can go through: the batches of a generator are kept."""
+    held = list(validation) if isinstance(validation, Iterator) else validation
+    if held is not None and next(iter(held), None) is None:
+        raise ValueError("validation is empty: there is no batch to measure a stage on.")
+    return held
+
+
+def _complete(model: nn.Module, given: Weights, name: str) -> dict[str, Tensor]:
+    """The weights of an argument with every parameter and buffer of the model, on its device."""
     own = weights_of(model)
-    for name, _ in model.named_parameters():
-        if name not in target:
-            raise ValueError(f"target lacks the tensor {name!r} that the model has.")
-    given = {
-        name: value for name, value in target.items() if name in own or name not in _aliases(model)
-    }
-    check_shapes(given, {name: tuple(value.shape) for name, value in own.items()})
+    for tensor in parameter_names(model):
+        if tensor not in given:
+            raise ValueError(f"{name} lacks the tensor {tensor!r} that the model has.")
+    known = {n: value for n, value in given.items() if n in own or n not in _aliases(model)}
+    check_shapes(known, {n: tuple(value.shape) for n, value in own.items()})
+    if (bad := first_nonfinite(known)) is not None:
+        raise ValueError(f"{name} holds a NaN or an infinity in {bad!r}.")
     return {
-        name: given[name].detach().to(value.device) if name in given else value.clone()
-        for name, value in own.items()
+        # In the model's own precision: what is written must be what the model loads.
+        n: known[n].detach().to(value) if n in known else value.clone()
+        for n, value in own.items()
     }
 
 
@@ -317,9 +354,15 @@ def _check_source(source: Trajectory, start: Weights, excluded: frozenset[str]) 
             )
 
 
-def _check_deterministic(model: nn.Module, loss: Loss, start: Weights, batch: Batch) -> None:
-    with eval_mode(model):
-        probe = probe_determinism(model, loss, weights=start, data=[batch])
+def _check_loss(model: nn.Module, loss: Loss, start: Weights, batch: Batch) -> None:
+    with eval_mode(model), weights_in(model, start), torch.no_grad():
+        value = loss(model, to_device(batch, device_of(model)))
+        if not isinstance(value, Tensor) or value.dim() > 0:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(
+                f"loss must return the batch's mean as a 0-dim tensor that has a gradient; got {got}."
+            )
+        probe = probe_determinism(model, loss, data=[batch])
     if not probe.deterministic:
         raise ValueError(
             "The loss is not deterministic: the same batch gave "
@@ -331,7 +374,7 @@ def _groups(
     model: nn.Module,
     groups: NeuronGroups | None,
     plan: TransferPlan,
-    batch: Batch,
+    inputs: Any,
     example_input: Any,
 ) -> NeuronGroups:
     if groups is not None:
@@ -340,9 +383,7 @@ def _groups(
     if plan.matching == "naive":
         shapes = {name: tuple(value.shape) for name, value in weights_of(model).items()}
         return NeuronGroups((), (), shapes)
-    if example_input is None:
-        example_input = inputs_of(batch)
-    found = find_neuron_groups(model, example_input)
+    found = find_neuron_groups(model, inputs if example_input is None else example_input)
     if not len(found):
         raise ValueError(f"No neurons of this model may change places:\n{found}")
     return found

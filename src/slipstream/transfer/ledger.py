@@ -1,7 +1,8 @@
 """Keeps the stages of a transfer as they come, in a run folder or in memory."""
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -61,9 +62,9 @@ class Ledger:
             weights: The target's weights there, BatchNorm calibrated.
             step: What led there; None at the start.
         """
-        if stage in self._stored:
-            self._check_same_start(weights, stage)
-        metrics = self._stored[stage] if stage in self._stored else self._measure(weights)
+        if stage == 0 and stage in self._stored:
+            self._check_same_start(weights)
+        metrics = self._metrics(stage, weights)
         matching = step.matching if step else None
         self.stages.append(
             TransferStage(
@@ -101,9 +102,7 @@ class Ledger:
         Returns:
             The result, its trajectory read from the run folder if there is one.
         """
-        chosen = self.stages[-1].stage
-        if keep == "best":
-            chosen = min(self.stages, key=lambda stage: stage.metrics["loss"]).stage
+        chosen = _choose(self.stages, keep)
         on_disk = self.folder is not None and is_main_process()
         result = TransferResult(
             plan=self.plan,
@@ -122,31 +121,34 @@ class Ledger:
         # The others wait here until the folder is whole, and go on with the same stage.
         return replace(result, chosen=from_main_process(chosen))
 
-    def _check_same_start(self, weights: Weights, stage: int) -> None:
-        if stage > 0 or self.folder is None:
-            return
-        stored = Trajectory.open(self.folder)[0].weights if self._writer else {}
-        for name, value in from_main_process(stored).items():
-            if not torch.equal(value, weights[name].cpu()):
-                raise ValueError(
-                    f"The transfer in {self.folder} was begun with another target (it differs in "
-                    f"{name!r}) or other data: resume it with the same, or give another path."
-                )
+    def _check_same_start(self, weights: Weights) -> None:
+        stored: Weights = {}
+        if self._writer is not None:
+            stored = Trajectory.open(self._writer.path)[0].weights
+        _check_same_target(from_main_process(stored), weights, self.folder)
 
-    def _measure(self, weights: Weights) -> dict[str, float]:
+    def _metrics(self, stage: int, weights: Weights) -> Mapping[str, float]:
+        """What was measured before the interruption, or is measured now."""
         if self.validation is None:
-            return {}
+            return self._stored.get(stage, {})
+        if self.metrics.keys() == self._stored.get(stage, {}).keys():
+            return self._stored[stage]
         with self.clock("validation"):
             return evaluate(self.model, self.metrics, weights=weights, data=self.validation)
 
     def _open(self, folder: Path) -> RunWriter:
         plan = {"transfer": asdict(self.plan)}
         if not (self.resume and (folder / "run.json").is_file()):
+            if (folder / "run.json").is_file():
+                raise FileExistsError(
+                    f"{folder} already holds a run: give another run_folder, or resume=True to go "
+                    "on with an unfinished transfer."
+                )
             return create_run(
                 folder, model=self.model, configuration=self.configuration, provenance=plan
             )
         before = read_run(folder)
-        _check_same_plan(before.description["provenance"].get("transfer"), self.plan, folder)
+        _check_same_plan(before.description, self.plan, folder)
         self._stored = {entry.step: entry.metrics for entry in before.entries}
         return reopen_run(folder)
 
@@ -179,12 +181,56 @@ def load_transfer(path: str | Path) -> TransferResult:
     )
 
 
+def finished_transfer(
+    folder: Path, *, plan: TransferPlan, start: Weights, keep: Literal["last", "best"]
+) -> TransferResult:
+    """Read a finished transfer, if it is the one that was asked for.
+
+    Args:
+        folder: Its run folder.
+        plan: The plan that it should have.
+        start: The target's parameters that it should have begun with.
+        keep: Which weights to go on with.
+
+    Returns:
+        What `transfer_trajectory` returned.
+
+    Raises:
+        ValueError: If plan or target differ, or no stage was measured that could be the best.
+    """
+    result = load_transfer(folder)
+    _check_same_plan(result.trajectory.description, plan, folder)
+    begun = result.trajectory[0].weights
+    _check_same_target({name: begun[name] for name in start}, start, folder)
+    return replace(result, chosen=_choose(result.stages, keep))
+
+
+def _choose(stages: Sequence[TransferStage], keep: Literal["last", "best"]) -> int:
+    """The last stage, or that of the least validation loss; one that is NaN is never the least."""
+    if keep == "last":
+        return stages[-1].stage
+    measured = [s for s in stages if not math.isnan(s.metrics.get("loss", math.nan))]
+    if not measured:
+        raise ValueError("keep='best': no stage has a validation loss that is a number.")
+    return min(measured, key=lambda stage: stage.metrics["loss"]).stage
+
+
 def _plan_from(data: Mapping[str, Any]) -> TransferPlan:
     nested = {"exclude": tuple(data["exclude"]), "signs": SignWeights(**data["signs"])}
     return replace(TransferPlan(), **{**data, **nested})
 
 
-def _check_same_plan(before: Mapping[str, Any] | None, plan: TransferPlan, folder: Path) -> None:
+def _check_same_target(stored: Weights, given: Weights, folder: Path | None) -> None:
+    for name, value in stored.items():
+        if not torch.equal(value, given[name].cpu()):
+            raise ValueError(
+                f"The transfer in {folder} was begun with another target (it differs in {name!r}) "
+                "or other data: resume it with the same, or give another path."
+            )
+
+
+def _check_same_plan(description: Mapping[str, Any], plan: TransferPlan, folder: Path) -> None:
+    before = description["provenance"].get("transfer")
     if before is None:
         raise ValueError(f"{folder} holds a run that is no transfer: give another path.")
     old, new = asdict(_plan_from(before)), asdict(plan)

@@ -66,6 +66,11 @@ class TransferPlan:
     seed: int = 0  # of the random permutation
 
     def __post_init__(self) -> None:
+        if isinstance(self.exclude, str):
+            raise ValueError(
+                f"exclude must list patterns, got a text: write exclude=({self.exclude!r},)."
+            )
+        object.__setattr__(self, "exclude", tuple(self.exclude))
         choices = {"method": Method, "path": Path_, "schedule": Schedule}
         for name, options in choices.items():
             if getattr(self, name) not in get_args(options):
@@ -106,7 +111,7 @@ class TransferPlan:
             The names that stay the target's own.
 
         Raises:
-            ValueError: If a pattern matches nothing.
+            ValueError: If a pattern matches nothing, or all together match everything.
         """
         listed = list(names)
         for pattern in self.exclude:
@@ -115,4 +120,7 @@ class TransferPlan:
                     f"exclude: {pattern!r} matches no tensor of the model; it has "
                     f"{', '.join(listed[:8])}{' and more' if len(listed) > 8 else ''}."
                 )
-        return frozenset(n for p in self.exclude for n in fnmatch.filter(listed, p))
+        found = frozenset(n for p in self.exclude for n in fnmatch.filter(listed, p))
+        if found.issuperset(listed):
+            raise ValueError(f"exclude={self.exclude} leaves no tensor that could be carried.")
+        return found

@@ -54,9 +54,9 @@ class TransferResult:
         return dict(self.trajectory[self.chosen].weights)
 
     @property
-    def source_to_target(self) -> Permutation | None:
-        """The permutation of the last stage; None for the naive method without groups."""
-        return self.permutations.get(max(self.permutations, default=0))
+    def source_to_target(self) -> Permutation:
+        """The permutation of the last stage."""
+        return self.permutations[max(self.permutations)]
 
     def to_json(self) -> dict[str, Any]:
         """Return plan, stages and cost as plain data."""
