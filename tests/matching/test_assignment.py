@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from slipstream.matching import assign
+from slipstream.matching import assign, assignment
 
 
 def worth(matrix, order):
@@ -35,6 +35,39 @@ def test_as_good_as_scipy_alone(size, kind):
     rows, columns = linear_sum_assignment(matrix.numpy(), maximize=True)
     assert sorted(found.order.tolist()) == list(range(size))
     assert worth(matrix, found.order) == pytest.approx(matrix.numpy()[rows, columns].sum())
+
+
+def rank_one_and_noise(seed):
+    generator = torch.Generator().manual_seed(seed)
+    left, right = torch.randn(2, 600, generator=generator)
+    return 100 * torch.outer(left, right) + torch.randn(600, 600, generator=generator)
+
+
+def test_prices_leave_the_exact_solver_little_to_do(monkeypatch):
+    handed = []
+
+    def solver(matrix, **options):
+        handed.append(torch.from_numpy(matrix))
+        return linear_sum_assignment(matrix, **options)
+
+    monkeypatch.setattr("slipstream.matching.assignment.linear_sum_assignment", solver)
+    matrix = rank_one_and_noise(0).double()
+    order = assign(matrix).order
+    # What the rows would like to have beyond what they can get.
+    without, left = (m.amax(1).sum().item() - worth(m, order) for m in (matrix, handed[0]))
+    assert left < without / 50
+
+
+def test_prices_of_a_similar_matrix_save_bids(monkeypatch):
+    rounds = []
+    monkeypatch.setattr(
+        assignment, "_bid", lambda *a, bid=assignment._bid: rounds.append(1) or bid(*a)
+    )
+    matrix = rank_one_and_noise(0)
+    prices = assign(matrix).prices
+    first = len(rounds)
+    assign(matrix + 0.01 * rank_one_and_noise(1), prices=prices)
+    assert len(rounds) - first < first / 2
 
 
 def test_prices_of_another_matrix_change_nothing():

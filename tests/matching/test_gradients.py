@@ -53,6 +53,21 @@ class Twice(nn.Module):
         return self.head(self.first(self.first(x).relu()))
 
 
+class Gated(nn.Module):
+    """Uses a weight a second time only where the gate is open."""
+
+    def __init__(self, *, tied):
+        super().__init__()
+        self.first = nn.Linear(40, 40)
+        self.again = nn.Linear(40, 40) if tied else self.first
+        self.again.weight = self.first.weight
+        self.head = nn.Linear(40, 3)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return self.head(self.first(x).relu() + self.gate * self.again(x.flip(1)))
+
+
 def double(batches):
     return [(inputs.double(), labels) for inputs, labels in batches]
 
@@ -70,6 +85,27 @@ def test_factors_multiply_to_the_gradient(make):
     kinds = {name for name, value in found.items() if isinstance(value, LowRank)}
     assert kinds == ({"0.weight"} if make is network else set())
     assert sampler.evaluations == 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_use_that_shows_later_is_counted(tied):
+    model = Gated(tied=tied).double()
+    sampler = GradientSampler(model, classification_loss, names=("first.weight",))
+    sampler.sample(weights_of(model), double(BATCHES))  # nothing tells the two uses apart here
+    opened = {**weights_of(model), "gate": torch.ones((), dtype=torch.float64)}
+    found = sampler.sample(opened, double(BATCHES))
+    expected = gradient(model, classification_loss, weights=opened, data=double(BATCHES))
+    torch.testing.assert_close(dense(found["first.weight"]), expected["first.weight"])
+
+
+def test_factors_are_used_where_they_are_smaller_and_leave_no_hooks():
+    model = network()
+    batch = (torch.randn(15, 40, dtype=torch.float64), torch.arange(15) % 3)
+    sampler = GradientSampler(model, classification_loss, names=("0.weight",))
+    for count, kind in ((1, LowRank), (2, torch.Tensor)):  # (15, 40 + 50) for each; (50, 40)
+        found = sampler.sample(weights_of(model), [batch] * count)
+        assert isinstance(found["0.weight"], kind)
+    assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_frozen_parameters_count_and_stay_frozen():

@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from oracles.plain_matching import plain_value
-from slipstream.matching import LowRank, Objective, match_weights, solve
+from slipstream.matching import LowRank, Objective, Solver, assign, match_weights, solve
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
 CHAIN = NeuronGroups(
-    (NeuronGroup("a", 5), NeuronGroup("b", 4)),
+    (NeuronGroup("a", 5), NeuronGroup("b", 9)),
     (
         Block("w1", 0, 0, ("a",)),
         Block("bias", 0, 0, ("a",)),
@@ -15,7 +15,7 @@ CHAIN = NeuronGroups(
         Block("w2", 1, 0, ("a", 3)),
         Block("w3", 1, 0, ("b",)),
     ),
-    {"w1": (5, 3, 2, 2), "bias": (5,), "w2": (4, 15), "w3": (2, 4), "free": (7,)},
+    {"w1": (5, 3, 2, 2), "bias": (5,), "w2": (9, 15), "w3": (2, 9), "free": (7,)},
 )
 CONCATENATION = NeuronGroups(
     (NeuronGroup("a", 5), NeuronGroup("b", 4), NeuronGroup("c", 3)),
@@ -29,17 +29,29 @@ CONCATENATION = NeuronGroups(
     ),
     {"w1": (5, 30), "w2": (4, 20), "w3": (3, 9), "w4": (20, 5)},
 )
-GROUPED = NeuronGroups(
-    (NeuronGroup("G", 3), NeuronGroup("i", 2, ("G",)), NeuronGroup("o", 4, ("G",))),
-    (
-        Block("w0", 0, 0, ("G", "i")),
-        Block("b0", 0, 0, ("G", "i")),
-        Block("w", 0, 0, ("G", "o")),
-        Block("w", 1, 0, ("i",)),
-        Block("w2", 1, 0, ("G", "o")),
-    ),
-    {"w0": (6, 5, 1, 1), "b0": (6,), "w": (12, 2, 3, 3), "w2": (7, 12, 1, 1)},
-)
+
+
+def grouped(count):
+    """A convolution in `count` groups between two dense ones."""
+    return NeuronGroups(
+        (NeuronGroup("G", count), NeuronGroup("i", 2, ("G",)), NeuronGroup("o", 4, ("G",))),
+        (
+            Block("w0", 0, 0, ("G", "i")),
+            Block("b0", 0, 0, ("G", "i")),
+            Block("w", 0, 0, ("G", "o")),
+            Block("w", 1, 0, ("i",)),
+            Block("w2", 1, 0, ("G", "o")),
+        ),
+        {
+            "w0": (2 * count, 5, 1, 1),
+            "b0": (2 * count,),
+            "w": (4 * count, 2, 3, 3),
+            "w2": (7, 4 * count, 1, 1),
+        },
+    )
+
+
+GROUPED = grouped(3)
 DENSE_BETWEEN_GROUPED = NeuronGroups(
     (
         NeuronGroup("G", 3),
@@ -49,6 +61,11 @@ DENSE_BETWEEN_GROUPED = NeuronGroups(
     ),
     (Block("w", 0, 0, ("G", "i")), Block("w", 1, 0, ("H", "j")), Block("u", 1, 0, ("G", "i"))),
     {"w": (6, 6), "u": (2, 6)},
+)
+CUBE = NeuronGroups(
+    (NeuronGroup("a", 7), NeuronGroup("b", 8), NeuronGroup("c", 9)),
+    tuple(Block("w", axis, 0, (name,)) for axis, name in enumerate("abc")),
+    {"w": (7, 8, 9)},
 )
 RESIDUAL = NeuronGroups(
     (NeuronGroup("s", 6),),
@@ -64,7 +81,9 @@ LAYOUTS = {
     "chain": CHAIN,
     "concatenation": CONCATENATION,
     "grouped": GROUPED,
+    "many groups": grouped(7),
     "dense between grouped": DENSE_BETWEEN_GROUPED,
+    "cube": CUBE,
 }
 
 
@@ -77,11 +96,12 @@ def tensors(groups, seed):
 
 
 def swapped(permutation):
-    """The permutation after one exchange in its last group: few columns change."""
-    name = list(permutation.orders)[-1]
-    order = permutation.orders[name].clone()
-    order[..., [0, 1]] = order[..., [1, 0]]
-    return Permutation(permutation.groups, {**permutation.orders, name: order})
+    """The permutation after one exchange in the first row of each group: few columns change."""
+    orders = {name: order.clone() for name, order in permutation.orders.items()}
+    for order in orders.values():
+        row = order.view(-1, order.shape[-1])[0]
+        row[[0, 1]] = row[[1, 0]]
+    return Permutation(permutation.groups, orders)
 
 
 def worth(similarity, order):
@@ -132,7 +152,7 @@ def test_factors_are_worth_what_their_product_is():
         for _ in range(2):
             full = tensors(groups, number)
             factors = LowRank(
-                torch.randn(6, 4, dtype=torch.float64, generator=generator),
+                torch.randn(6, 9, dtype=torch.float64, generator=generator),
                 torch.randn(6, 15, dtype=torch.float64, generator=generator),
             )
             sides.append(({**full, "w2": factors}, {**full, "w2": factors.dense()}))
@@ -176,6 +196,60 @@ def test_a_permuted_network_is_found_again(layout):
     found = match_weights(source, hidden.apply(source), groups=groups)
     assert found.source_to_target.same_as(hidden)
     assert found.objective == pytest.approx(sum(float(w.square().sum()) for w in source.values()))
+
+
+def test_a_residual_group_never_loses():
+    sources = {**tensors(RESIDUAL, 0)}
+    for seed in range(20):
+        objective = Objective(RESIDUAL)
+        pair = ({**tensors(RESIDUAL, seed + 1)}, sources)
+        pair[0]["inner"] *= 10  # on two axes: the similarity is only the slope
+        objective.add(target=pair[0], source=pair[1])
+        start = Permutation.random(RESIDUAL, seed=seed)
+        found = solve(objective, start=start)
+        assert found.converged
+        assert plain_value([pair], found.source_to_target) >= plain_value([pair], start) - 1e-9
+
+
+def test_sweeps_end_where_they_are_told_to():
+    objective = Objective(CHAIN)
+    objective.add(target=tensors(CHAIN, 0), source=tensors(CHAIN, 1))
+    start = Permutation.random(CHAIN, seed=3)
+    assert solve(objective, start=start).sweeps > 1
+    found = solve(objective, start=start, max_sweeps=1)
+    assert (found.sweeps, found.converged) == (1, False)
+
+
+def test_a_solver_begins_with_the_prices_it_ended_with(monkeypatch):
+    given = []
+
+    def recorded(matrix, *, prices):
+        given.append(prices)
+        return assign(matrix, prices=prices)
+
+    monkeypatch.setitem(Solver._assign.__globals__, "assign", recorded)
+    objective = Objective(CHAIN)
+    objective.add(target=tensors(CHAIN, 0), source=tensors(CHAIN, 1))
+    solver = Solver(objective)
+    for known in (False, True):
+        given.clear()
+        solver.solve(Permutation.identity(CHAIN))
+        assert (given[0] is not None) == known
+
+
+def test_kept_bytes_are_those_of_the_tensors_between_groups():
+    objective = Objective(CHAIN)
+    objective.add(target=tensors(CHAIN, 0), source=tensors(CHAIN, 1))
+    assert objective.kept_bytes == 2 * 9 * 15 * 8  # w2 of both networks, in float64
+
+
+def test_weights_match_in_the_targets_precision_and_without_counters():
+    source, target = tensors(CHAIN, 0), tensors(CHAIN, 1)
+    found = match_weights(source, target, groups=CHAIN)
+    more = {"count": torch.tensor(100)}
+    single = {name: value.float().requires_grad_() for name, value in source.items()}
+    again = match_weights({**single, **more}, {**target, **more}, groups=CHAIN)
+    assert again.objective == pytest.approx(found.objective, rel=1e-5)
 
 
 def test_weights_of_another_layout_are_named():

@@ -67,7 +67,7 @@ def _auction(values: Tensor, prices: Tensor | None, steps: list[float]) -> Tenso
         prices = values.mean(0)
     prices = prices.clone()
     for step in steps:
-        if step <= 0 or not np.isfinite(step):
+        if step <= 0:  # all equal
             break
         owner = torch.full((size,), -1)  # of each column
         served = torch.zeros(size, dtype=torch.bool)  # each row

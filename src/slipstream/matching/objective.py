@@ -187,7 +187,8 @@ class _Product:
                 continue
             places = torch.nonzero(index != self._indices[axis])
             few = index.dim() == 1 and 3 * len(places) < len(index)
-            if changed or not few or axis == self.block.axis or isinstance(pairs[0][0], LowRank):
+            # An axis that lists the block's neurons or their parents is compared whole.
+            if changed or not few or self._split(axis) or isinstance(pairs[0][0], LowRank):
                 return None
             changed[axis] = places.flatten()
         return changed

@@ -37,7 +37,7 @@ def match_weights(
     moving = [n for n, value in source.items() if value.is_floating_point()]
     objective = Objective(groups)
     objective.add(
-        target={name: target[name] for name in moving},
-        source={name: source[name].to(target[name]) for name in moving},
+        target={name: target[name].detach() for name in moving},
+        source={name: source[name].detach().to(target[name]) for name in moving},
     )
     return solve(objective, start=start)
