@@ -7,10 +7,13 @@ from torch import nn
 
 from oracles.plain_transfer import plain_gradient, plain_transfer
 from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import SignWeights, TransferPlan, transfer_to_many, transfer_trajectory
+from slipstream.transfer.gradient_store import GradientStore
+from slipstream.transfer.networks import BatchStream, Networks
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 
@@ -65,6 +68,24 @@ def test_the_random_permutation_is_the_seeds(run):
     plan = TransferPlan(method="random", stages=1, seed=3)
     result = transfer(run, target, model, plan=plan, groups=groups)
     assert result.source_to_target.same_as(Permutation.random(groups, seed=3))
+    several = TransferPlan(method="random", stages=1, segments=3, seed=3)
+    again = transfer(run, target, model, plan=several, groups=groups)
+    for name, _ in model.named_parameters():
+        torch.testing.assert_close(again.weights[name], result.weights[name])
+
+
+def test_the_oracle_matches_the_whole_run(run):
+    model, target = network(0), weights_of(network(2))
+    groups = find_neuron_groups(model, batches()[0][0])
+    hidden = Permutation.random(groups, seed=5)
+    move = hidden.apply({n: run[-1].weights[n] - run[0].weights[n] for n in target})
+    for segments in (1, 3):
+        plan = TransferPlan("oracle", stages=1, segments=segments)
+        trained_target = {name: target[name] + move[name] for name in target}
+        result = transfer(
+            run, target, model, plan=plan, groups=groups, trained_target=trained_target
+        )
+        assert result.source_to_target.same_as(hidden)
 
 
 @pytest.mark.parametrize("method", ["gmt", "fgmt"])
@@ -85,6 +106,46 @@ def test_the_same_permutations_as_a_plain_implementation(plain_run, method, per_
         assert result.permutations[stage].same_as(permutation)
     evaluations = {"fgmt": 6, "gmt": 3 + 6}  # the source's are kept, the target's renewed
     assert result.cost.gradient_evaluations == evaluations[method]
+
+
+@pytest.mark.parametrize("method", ["gmt", "fgmt"])
+def test_what_a_plan_says_of_its_matchings_is_done(plain_run, method):
+    model, target = network(1, batchnorm=False), weights_of(network(2, batchnorm=False))
+    told = []
+    short = transfer(
+        plain_run,
+        target,
+        model,
+        plan=TransferPlan(f"{method}-signed", stages=2, max_sweeps=1),
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert {stage.sweeps for stage in short.stages} == {None, 1}
+    assert told == [(n, 4) for n in (1, 2, 3, 4)]
+    assert short.cost.kept_bytes > 0
+    assert short.cost.seconds["assignments"] > 0
+    cold = transfer(plain_run, target, model, plan=TransferPlan(method, stages=3, warm_start=False))
+    assert cold.stages[-1].sweeps > 1  # it starts from the identity again
+
+
+def test_gradients_are_taken_with_statistics_of_the_weights_they_belong_to(run):
+    other = [dict(s.weights) | {"1.running_mean": s.weights["1.running_mean"] + 5} for s in run]
+    model, target = network(1), weights_of(network(2))
+    plan = TransferPlan("fgmt", stages=2, path="recorded")
+    first, second = (
+        transfer(r, target, model, plan=plan) for r in (run, Trajectory.from_weights(other))
+    )
+    assert first.stages == second.stages
+    # The first pair of gradients by autograd, in eval mode with those statistics.
+    slopes = []
+    for weights in (run[0].weights, target):
+        buffers = recalibrate_batchnorm(model, weights=weights, data=batches()[:2])
+        other = network(1).eval()
+        other.load_state_dict({**weights, **buffers})
+        slopes.append(plain_gradient(other, dict(other.named_parameters()), batches()[:1]))
+    permutation = first.permutations[1]
+    moved = permutation.apply({n: slopes[0][n] for n, _ in model.named_parameters()})
+    value = sum(float((moved[n] * slopes[1][n]).sum()) for n in moved)
+    assert first.stages[1].objective == pytest.approx(value)
 
 
 def test_signed_steps_by_their_formula(plain_run):
@@ -197,6 +258,74 @@ def test_an_excluded_head_stays_the_targets_own(run):
     assert not torch.equal(result.weights["4.weight"], target["4.weight"])
 
 
+def test_an_excluded_layer_lies_over_the_sources_neurons(run):
+    model, target = network(1), weights_of(network(2))
+    groups = find_neuron_groups(model, batches()[0][0])
+    hidden = Permutation.random(groups, seed=5)
+    excluded = frozenset({"6.weight", "6.bias"})
+    store, stream = GradientStore(None), BatchStream(batches())
+    networks = Networks(
+        model, classification_loss, target, excluded, stream, 1, batches()[:1], store
+    )
+    source = networks.source(run, 2, hidden)
+    assert torch.equal(hidden.apply(source)["6.weight"], target["6.weight"])
+    assert torch.equal(source["4.weight"], run[2].weights["4.weight"])
+
+
+def test_steps_too_small_for_bf16_are_summed_in_float32():
+    start = {n: v.bfloat16() for n, v in weights_of(network(2, batchnorm=False)).items()}
+    end = {n: v * 1.001 for n, v in weights_of(network(0, batchnorm=False)).items()}
+    run = Trajectory.from_weights([weights_of(network(0, batchnorm=False)), end])
+    model = network(1, batchnorm=False).bfloat16()
+    data = [(inputs.bfloat16(), labels) for inputs, labels in batches()]
+    result = transfer(run, start, model, data=data, plan=TransferPlan("naive", stages=1))
+    for name, value in start.items():
+        expected = (value.double() + end[name] - run[0].weights[name]).bfloat16()
+        torch.testing.assert_close(result.weights[name], expected, rtol=0.01, atol=1e-6)
+
+
+def test_tied_weights_are_carried_under_one_name():
+    def tied(seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3)).double()
+        model[2].weight = model[0].weight
+        return model
+
+    run = Trajectory.from_weights([weights_of(tied(0)), weights_of(tied(1))])
+    data = [(torch.randn(8, 6, dtype=torch.float64), torch.arange(8) % 3)]
+    target = tied(2).state_dict()  # holds both names
+    result = transfer(run, target, tied(3), data=data, plan=TransferPlan("naive", stages=1))
+    moved = run[1].weights["0.weight"] - run[0].weights["0.weight"]
+    torch.testing.assert_close(result.weights["0.weight"], target["0.weight"] + moved)
+    assert "2.weight" not in result.weights
+
+
+def test_a_target_comes_in_any_precision_and_with_gradients(run, tmp_path):
+    target = {
+        n: v.float() if v.is_floating_point() else v for n, v in network(2).state_dict().items()
+    }
+    asking = {n: v.requires_grad_() if v.is_floating_point() else v for n, v in target.items()}
+    result = transfer(
+        run, asking, network(1), plan=TransferPlan("naive", stages=1), run_folder=tmp_path / "run"
+    )
+    assert result.weights["0.weight"].dtype == torch.float64  # as the model
+    assert not result.trajectory[0].weights["0.weight"].requires_grad
+
+
+def test_dropout_does_not_count_as_chance_and_batch_statistics_neither(run):
+    class Dropping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = network(1)
+
+        def forward(self, x):
+            return nn.functional.dropout(self.inner(x), 0.5, training=self.training)
+
+    model = Dropping().train()
+    source = Trajectory.from_weights([{f"inner.{n}": v for n, v in s.weights.items()} for s in run])
+    transfer(source, weights_of(Dropping()), model, plan=TransferPlan("naive", stages=1))
+
+
 def test_bf16_weights_stay_bf16():
     model = network(1).bfloat16()
     run = Trajectory.from_weights(
@@ -248,6 +377,18 @@ def test_many_targets_at_once(run, pool):
         ({"plan": TransferPlan(path="recorded", stages=40)}, "has 7 snapshots.*at least 41"),
         ({"plan": TransferPlan(exclude=("head.*",))}, "'head.*' matches no tensor"),
         ({"keep": "best"}, "pass validation="),
+        ({"keep": "bets"}, "'last' or 'best', got 'bets'"),
+        ({"resume": True}, "pass run_folder="),
+        ({"validation": []}, "validation is empty"),
+        ({"metrics": {"loss": accuracy}}, "another 'loss'"),
+        ({"plan": TransferPlan(exclude=("*",))}, "leaves no tensor"),
+        (
+            {"plan": TransferPlan("oracle"), "trained_target": {}},
+            "trained_target lacks .*'0.weight'",
+        ),
+        ({"loss": lambda m, batch: 1.5}, "0-dim tensor, got 1.5"),
+        ({"loss": lambda m, batch: m(batch[0])}, r"0-dim tensor, got shape \(11, 3\)"),
+        ({"groups": NeuronGroups((), (), {"0.weight": (6, 2, 3, 3)})}, "no tensor named"),
         ({"loss": lambda m, batch: m(batch[0]).sum() * torch.rand(())}, "not deterministic"),
     ],
 )
@@ -255,6 +396,51 @@ def test_what_cannot_be_transferred(run, change, words):
     options = {"plan": TransferPlan(stages=2), **change}
     with pytest.raises(ValueError, match=words):
         transfer(run, weights_of(network(2)), network(1), **options)
+
+
+def test_a_nan_in_the_target_is_named(run):
+    target = weights_of(network(2))
+    target["4.bias"] = target["4.bias"] / 0
+    with pytest.raises(ValueError, match=r"target holds a NaN or an infinity in '4.bias'"):
+        transfer(run, target, network(1))
+
+
+def test_a_model_without_neuron_groups_is_told(run):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(72, 3)).double()
+    line = Trajectory.from_weights([weights_of(model), weights_of(model)])
+    with pytest.raises(ValueError, match="No neurons of this model may change places"):
+        transfer(line, weights_of(model), model)
+
+
+def test_validation_batches_of_a_generator_serve_every_stage(run):
+    plan = TransferPlan("naive", stages=2)
+    target = weights_of(network(2))
+    once = transfer(run, target, network(1), plan=plan, validation=iter(batches(seed=9)))
+    often = transfer(run, target, network(1), plan=plan, validation=batches(seed=9))
+    assert once.stages == often.stages
+
+
+def test_a_stage_without_a_number_is_not_the_best(run):
+    def loss(model, batch):  # NaN at the start, which is measured first
+        return classification_loss(model, batch) * (
+            torch.nan
+            if torch.equal(model[0].weight, start["0.weight"]) and batch[0] is validation[0][0]
+            else 1
+        )
+
+    start, validation = weights_of(network(2)), batches(seed=9)
+    result = transfer(
+        run,
+        start,
+        network(1),
+        loss=loss,
+        plan=TransferPlan("naive", stages=2),
+        validation=validation,
+        keep="best",
+    )
+    losses = [stage.metrics["loss"] for stage in result.stages]
+    assert losses[0] != losses[0]
+    assert result.chosen == losses.index(min(losses[1:]))
 
 
 def test_a_nan_in_the_source_is_named_with_its_step(run):
@@ -297,6 +483,7 @@ def test_a_model_that_no_tracer_takes_is_told_in_our_words_only(capfd):
         ({"method": "magic"}, "method must be one of naive, random.*got 'magic'"),
         ({"schedule": "linear"}, "schedule must be one of"),
         ({"stages": 0}, "stages must be at least 1, got 0"),
+        ({"exclude": "head.*"}, r"write exclude=\('head.\*',\)"),
     ],
 )
 def test_plans_that_make_no_sense(change, words):

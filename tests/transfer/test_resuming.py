@@ -5,9 +5,11 @@ import torch
 from safetensors import SafetensorError
 
 from slipstream.evaluation import classification_loss
+from slipstream.matching import LowRank
 from slipstream.symmetry.permutation import Permutation
-from slipstream.trajectory import Trajectory
+from slipstream.trajectory import Trajectory, reopen_run
 from slipstream.transfer import TransferPlan, load_transfer, transfer_trajectory
+from slipstream.transfer.gradient_store import GradientStore
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 
@@ -131,3 +133,61 @@ def test_another_plan_data_or_target_is_refused(run, tmp_path):
             run_folder=tmp_path / "run",
             resume=True,
         )
+
+
+def test_a_finished_transfer_is_only_given_back_where_it_was_asked_for(run, tmp_path):
+    plan = TransferPlan("naive", stages=2)
+    first = transfer(run, tmp_path / "run", plan=plan)
+    losses = [stage.metrics["loss"] for stage in first.stages]
+    best = transfer(run, tmp_path / "run", plan=plan, keep="best", resume=True)
+    assert (first.chosen, best.chosen) == (2, losses.index(min(losses)))
+    with pytest.raises(ValueError, match="another plan"):
+        transfer(run, tmp_path / "run", plan=TransferPlan("naive", stages=3), resume=True)
+    own = Trajectory.open(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="another run_folder, or resume=True"):
+        transfer(own, tmp_path / "run", plan=plan)
+    with pytest.raises(ValueError, match="another target"):
+        transfer_trajectory(
+            run,
+            weights_of(network(3)),
+            model=network(1),
+            loss=classification_loss,
+            data=batches(),
+            plan=plan,
+            run_folder=tmp_path / "run",
+            resume=True,
+        )
+
+
+def test_what_was_not_measured_before_the_interruption_is_measured_after_it(run, tmp_path):
+    plan = TransferPlan("naive", stages=3, exclude=["6.*"])
+    whole = transfer(run, tmp_path / "whole", plan=plan)
+    with pytest.raises(KeyboardInterrupt):
+        transfer(run, tmp_path / "run", plan=plan, validation=None, progress=interrupt_after(2))
+    same(whole, transfer(run, tmp_path / "run", plan=plan, resume=True))
+
+
+def test_what_was_measured_is_not_measured_again(run, tmp_path):
+    broken(run, tmp_path / "run")
+    other = batches(seed=8)
+    result = transfer(
+        run, tmp_path / "run", plan=TransferPlan(stages=4), resume=True, validation=other
+    )
+    again = Trajectory.open(tmp_path / "run")
+    assert [s.metrics for s in again] == [s.metrics for s in result.stages]
+
+
+def test_another_writer_is_let_in_when_a_transfer_ends_or_fails(run, tmp_path):
+    broken(run, tmp_path / "run")
+    reopen_run(tmp_path / "run").close()
+
+
+def test_gradients_come_back_on_the_models_device(tmp_path):
+    first = GradientStore(tmp_path)
+    factors = LowRank(torch.ones(2, 3), torch.full((2, 4), 2.0))
+    first.get(batches="one", compute=lambda: {"w": factors, "b": torch.ones(3)})
+    found = GradientStore(tmp_path, device="meta").get(batches="one", compute=dict)
+    assert {found["w"].left.device.type, found["b"].device.type} == {"meta"}
+    kept = GradientStore(tmp_path).get(batches="one", compute=dict)
+    assert torch.equal(kept["w"].left, factors.left)
+    assert torch.equal(kept["w"].right, factors.right)

@@ -6,40 +6,32 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from slipstream.evaluation import (
-    Batch,
-    Loss,
-    Metric,
-    device_of,
-    eval_mode,
-    inputs_of,
-    probe_determinism,
-    to_device,
-    weights_in,
-)
+from slipstream.evaluation import Batch, Loss, Metric, device_of, inputs_of
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import methods
+from slipstream.transfer.checks import (
+    check_choices,
+    check_finite,
+    check_loss,
+    check_source,
+    complete,
+    measured_with,
+    repeatable,
+)
 from slipstream.transfer.gradient_store import GradientStore
 from slipstream.transfer.ledger import SUMMARY, Ledger, finished_transfer
 from slipstream.transfer.methods import Step
 from slipstream.transfer.networks import BatchStream, Networks, Stopwatch
-from slipstream.transfer.paths import check_finite, paths
+from slipstream.transfer.paths import paths
 from slipstream.transfer.plan import TransferPlan
 from slipstream.transfer.processes import from_main_process
 from slipstream.transfer.result import TransferCost, TransferResult
-from slipstream.weights import (
-    Weights,
-    check_shapes,
-    first_nonfinite,
-    parameter_names,
-    weights_of,
-)
+from slipstream.weights import Weights, check_shapes, parameter_names, weights_of
 
 Progress = Callable[[int, int], None]  # steps of work done, and in all
 
@@ -103,26 +95,26 @@ def transfer_trajectory(
     """
     plan = TransferPlan() if plan is None else plan
     folder = from_main_process(None if run_folder is None else Path(run_folder))
-    _check_choices(keep, validation, folder, resume)
-    start = _complete(model, target, "target")
+    check_choices(keep, validation, folder, resume)
+    start = complete(model, target, "target")
     if folder is not None and from_main_process(resume and (folder / SUMMARY).is_file()):
         parameters = {name: start[name] for name in parameter_names(model)}
         return finished_transfer(folder, plan=plan, start=parameters, keep=keep)
     excluded = plan.excluded(parameter_names(model))
-    _check_source(source, start, excluded)
+    check_source(source, start, excluded)
     segments = paths(source, plan)
     check_finite(segments, plan, [n for n in parameter_names(model) if n not in excluded])
     if plan.matching == "oracle":
         if trained_target is None:
             raise ValueError("The oracle matches a trained target: pass trained_target=...")
-        trained_target = _complete(model, trained_target, "trained_target")
+        trained_target = complete(model, trained_target, "trained_target")
     stream = BatchStream(data)
     first = BatchStream(data).take(plan.batchnorm_batches)
-    _check_loss(model, loss, start, first[0])
+    check_loss(model, loss, start, first[0])
     groups = _groups(model, groups, plan, inputs_of(first[0]), example_input)
     clock = Stopwatch()
-    measured = _measured(loss, metrics or {})
-    held = _repeatable(validation)
+    measured = measured_with(loss, metrics or {})
+    held = repeatable(validation)
     ledger = Ledger(plan, model, clock, measured, held, folder, resume, configuration or {})
     with ledger:
         store = GradientStore(folder, device=device_of(model))
@@ -281,93 +273,6 @@ def _oracle(
     networks.clock.add("products", matching.seconds_products)
     networks.clock.add("assignments", matching.seconds_assignments)
     return matching.source_to_target
-
-
-def _check_choices(
-    keep: str, validation: Iterable[Batch] | None, folder: Path | None, resume: bool
-) -> None:
-    if keep not in ("last", "best"):
-        raise ValueError(f"keep must be 'last' or 'best', got {keep!r}.")
-    if keep == "best" and validation is None:
-        raise ValueError("keep='best' chooses by validation data: pass validation=...")
-    if resume and folder is None:
-        raise ValueError("resume=True goes on in a run folder: pass run_folder=...")
-
-
-def _measured(loss: Loss, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
-    if metrics.get("loss", loss) != loss:
-        raise ValueError("metrics holds another 'loss' than the argument loss: rename that metric.")
-    return {"loss": loss, **metrics}
-
-
-def _repeatable(validation: Iterable[Batch] | None) -> Iterable[Batch] | None:
-    """Validation data that every stage can go through: the batches of a generator are kept."""
-    held = list(validation) if isinstance(validation, Iterator) else validation
-    if held is not None and next(iter(held), None) is None:
-        raise ValueError("validation is empty: there is no batch to measure a stage on.")
-    return held
-
-
-def _complete(model: nn.Module, given: Weights, name: str) -> dict[str, Tensor]:
-    """The weights of an argument with every parameter and buffer of the model, on its device."""
-    own = weights_of(model)
-    for tensor in parameter_names(model):
-        if tensor not in given:
-            raise ValueError(f"{name} lacks the tensor {tensor!r} that the model has.")
-    known = {n: value for n, value in given.items() if n in own or n not in _aliases(model)}
-    check_shapes(known, {n: tuple(value.shape) for n, value in own.items()})
-    if (bad := first_nonfinite(known)) is not None:
-        raise ValueError(f"{name} holds a NaN or an infinity in {bad!r}.")
-    return {
-        # In the model's own precision: what is written must be what the model loads.
-        n: known[n].detach().to(value) if n in known else value.clone()
-        for n, value in own.items()
-    }
-
-
-def _aliases(model: nn.Module) -> set[str]:
-    """Further names of tied tensors."""
-    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
-        name for name, _ in model.named_parameters()
-    }
-
-
-def _check_source(source: Trajectory, start: Weights, excluded: frozenset[str]) -> None:
-    if len(source) < 2:
-        raise ValueError(
-            f"The run has {len(source)} snapshots; a transfer needs at least its start and its end."
-        )
-    shapes = source.shapes
-    for name, value in start.items():
-        if name in excluded or not value.is_floating_point():
-            continue
-        if name not in shapes:
-            raise ValueError(
-                f"The run lacks the tensor {name!r} that the model has: it is of another "
-                f"architecture. If only a head differs, exclude it: exclude=({name!r},)."
-            )
-        if shapes[name] != tuple(value.shape):
-            raise ValueError(
-                f"Tensor {name!r} has shape {shapes[name]} in the run and {tuple(value.shape)} in "
-                "the target. If it is a class head of another size, exclude it, and it stays the "
-                f"target's own: exclude=({name.rsplit('.', 1)[0] + '.*'!r},)."
-            )
-
-
-def _check_loss(model: nn.Module, loss: Loss, start: Weights, batch: Batch) -> None:
-    with eval_mode(model), weights_in(model, start), torch.no_grad():
-        value = loss(model, to_device(batch, device_of(model)))
-        if not isinstance(value, Tensor) or value.dim() > 0:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise ValueError(
-                f"loss must return the batch's mean as a 0-dim tensor that has a gradient; got {got}."
-            )
-        probe = probe_determinism(model, loss, data=[batch])
-    if not probe.deterministic:
-        raise ValueError(
-            "The loss is not deterministic: the same batch gave "
-            f"{probe.first_loss} and {probe.second_loss}. Suspected: {', '.join(probe.suspects)}."
-        )
 
 
 def _groups(

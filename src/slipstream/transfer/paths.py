@@ -1,11 +1,9 @@
 """The path that is carried: a run cut into segments, each a line or its own snapshots."""
 
-from collections.abc import Collection
 from itertools import pairwise
 
 from slipstream.trajectory import Trajectory
 from slipstream.transfer.plan import TransferPlan
-from slipstream.weights import first_nonfinite
 
 
 def paths(source: Trajectory, plan: TransferPlan) -> list[Trajectory]:
@@ -38,25 +36,3 @@ def paths(source: Trajectory, plan: TransferPlan) -> list[Trajectory]:
         Trajectory.line(ends[k], ends[k + 1], stages=plan.stages, schedule=plan.schedule)
         for k in range(plan.segments)
     ]
-
-
-def check_finite(segments: list[Trajectory], plan: TransferPlan, names: Collection[str]) -> None:
-    """Raise if a point that the path is made of holds a NaN or an infinity.
-
-    Args:
-        segments: The path.
-        plan: Says whether its inner points are snapshots or lie on lines.
-        names: The tensors that are carried.
-
-    Raises:
-        ValueError: Naming the tensor and the step.
-    """
-    for path in segments:
-        for snapshot in path if plan.path == "recorded" else (path[0], path[-1]):
-            weights = snapshot.weights
-            bad = first_nonfinite({name: weights[name] for name in names})
-            if bad is not None:
-                raise ValueError(
-                    f"The source holds a NaN or an infinity in {bad!r} at step {snapshot.step}: "
-                    "transfer only the part of the run before it (trajectory[:n])."
-                )
