@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from typer.testing import CliRunner
 
 from slipstream import demo
 from slipstream.cli.app import app
+from slipstream.evaluation import evaluate
 from slipstream.testbed.recording import TrainingPlan
 from slipstream.testbed.setup import Setup
 from slipstream.trajectory import Trajectory
@@ -94,3 +96,21 @@ def test_the_demo_compares_and_draws(tmp_path, monkeypatch):
         slipstream("demo", "--targets", 1, "--json", "--out", tmp_path / "demo").stdout
     )
     assert len(told["outcomes"]) == 7
+    (own,) = (o for o in told["outcomes"] if o["name"] == "target start")
+    source = Trajectory.open(tmp_path / "demo" / "source")
+    experiment = demo.SETUP.build()
+    there = evaluate(
+        experiment.model, experiment.metrics, weights=source[0].weights, data=experiment.test
+    )
+    assert own["metrics"] != there  # another seed
+
+
+def test_the_further_epoch_is_the_best_by_validation_and_begins_at_the_start(monkeypatch):
+    monkeypatch.setattr(demo, "FURTHER_RATES", (1e-6, 0.1, 1e-5))
+    experiment = replace(Setup("mlp", "digits", width=8, batch_size=64).build(), test=[])
+    start = weights_of(Setup("mlp", width=8).build(seed=3).model)
+    found = demo._best_epoch(experiment, start)
+    moved = max((found[name] - value).abs().max().item() for name, value in start.items())
+    assert moved > 0.01  # at the rate that learns
+    still = demo._train_on(experiment, start, epochs=1, lr=1e-9)
+    assert all(torch.allclose(still[name], value, atol=1e-4) for name, value in start.items())

@@ -226,6 +226,10 @@ def test_segments_start_where_the_one_before_ends(run):
             move = run[2 * segment].weights[name] - run[0].weights[name]
             reached = result.trajectory[2 * segment].weights[name]
             torch.testing.assert_close(reached, target[name] + move)
+    recorded = TransferPlan("naive", stages=2, segments=3, path="recorded")
+    for stage, snapshot in enumerate(transfer(run, target, model, plan=recorded).trajectory):
+        moved = run[stage].weights["0.weight"] - run[0].weights["0.weight"]
+        torch.testing.assert_close(snapshot.weights["0.weight"], target["0.weight"] + moved)
     ends = transfer(run, target, model, plan=TransferPlan("naive", stages=1)).weights
     for name, _ in model.named_parameters():
         torch.testing.assert_close(result.weights[name], ends[name])
