@@ -3,6 +3,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 
+# Small networks run fastest on one thread, and a busy machine makes more of them very slow.
+export OMP_NUM_THREADS ?= 1
+
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/.installed  ## Train on digits, record the run, transfer it to three new starts.

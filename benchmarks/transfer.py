@@ -74,14 +74,14 @@ def cases(mnist: str, cifar10: str) -> dict[str, Case]:
             256,
         ),
         "cifar10-conv8": Case(
-            Setup("conv8", f"cifar10:{cifar10}", width=0.25, examples=25_000),
+            Setup("conv8", f"cifar10:{cifar10}", width=0.125, examples=25_000),
             cifar,
             256,
             stages=20,
             gmt=False,
         ),
         "cifar10-resnet18": Case(
-            Setup("resnet18", f"cifar10:{cifar10}", width=0.25, examples=25_000),
+            Setup("resnet18", f"cifar10:{cifar10}", width=0.125, examples=25_000),
             cifar,
             256,
             stages=20,
