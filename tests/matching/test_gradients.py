@@ -59,13 +59,15 @@ class Gated(nn.Module):
     def __init__(self, *, tied):
         super().__init__()
         self.first = nn.Linear(40, 40)
-        self.again = nn.Linear(40, 40) if tied else self.first
-        self.again.weight = self.first.weight
+        if tied:  # else the same layer is called again
+            self.again = nn.Linear(40, 40)
+            self.again.weight = self.first.weight
         self.head = nn.Linear(40, 3)
         self.gate = nn.Parameter(torch.zeros(()))
 
     def forward(self, x):
-        return self.head(self.first(x).relu() + self.gate * self.again(x.flip(1)))
+        again = getattr(self, "again", self.first)
+        return self.head(self.gate * again(x.flip(1)) + self.first(x).relu())
 
 
 def double(batches):
