@@ -7,6 +7,7 @@ from torch import nn
 
 from oracles.plain_transfer import plain_gradient, plain_transfer
 from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.matching import Solver
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -111,22 +112,32 @@ def test_the_same_permutations_as_a_plain_implementation(plain_run, method, per_
 
 
 @pytest.mark.parametrize("method", ["gmt", "fgmt"])
-def test_what_a_plan_says_of_its_matchings_is_done(plain_run, method):
-    model, target = network(1, batchnorm=False), weights_of(network(2, batchnorm=False))
-    told = []
-    short = transfer(
+@pytest.mark.parametrize("warm", [True, False])
+def test_matchings_start_and_end_where_the_plan_says(plain_run, method, warm, monkeypatch):
+    asked, told = [], []
+    solve = Solver.solve
+
+    def recorded(self, start, *, max_sweeps):
+        asked.append((start, max_sweeps, solve(self, start, max_sweeps=max_sweeps)))
+        return asked[-1][2]
+
+    monkeypatch.setattr(Solver, "solve", recorded)
+    result = transfer(
         plain_run,
-        target,
-        model,
-        plan=TransferPlan(f"{method}-signed", stages=2, max_sweeps=1),
+        weights_of(network(2, batchnorm=False)),
+        network(1, batchnorm=False),
+        plan=TransferPlan(f"{method}-signed", stages=3, max_sweeps=7, warm_start=warm),
         progress=lambda done, total: told.append((done, total)),
     )
-    assert {stage.sweeps for stage in short.stages} == {None, 1}
-    assert told == [(n, 4) for n in (1, 2, 3, 4)]
-    assert short.cost.kept_bytes > 0
-    assert short.cost.seconds["assignments"] > 0
-    cold = transfer(plain_run, target, model, plan=TransferPlan(method, stages=3, warm_start=False))
-    assert cold.stages[-1].sweeps > 1  # it starts from the identity again
+    starts, sweeps, found = zip(*asked, strict=True)
+    assert set(sweeps) == {7}
+    assert starts[0].moved() == 0
+    for start, before in zip(starts[1:], found, strict=False):
+        assert start.same_as(before.source_to_target if warm else starts[0])
+    assert result.source_to_target.same_as(found[-1].source_to_target)
+    assert told == [(n, 6) for n in range(1, 7)]
+    assert result.cost.kept_bytes > 0
+    assert result.cost.seconds["assignments"] > 0
 
 
 def test_gradients_are_taken_with_statistics_of_the_weights_they_belong_to(run):
@@ -464,6 +475,8 @@ def test_another_architecture_is_named(run):
         transfer(run, weights_of(model), model)
     with pytest.raises(ValueError, match=r"target lacks the tensor '0.weight'"):
         transfer(run, {}, network(1))
+    with pytest.raises(ValueError, match=r"no tensor named 'extra'"):
+        transfer(run, {**weights_of(network(2)), "extra": torch.ones(1)}, network(1))
 
 
 class Moody(nn.Module):
