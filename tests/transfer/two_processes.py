@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from slipstream.evaluation import classification_loss
 from slipstream.transfer import TransferPlan, transfer_trajectory
+from slipstream.transfer.processes import pool_statistics
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 
@@ -16,6 +17,11 @@ from transfer.small_runs import batches, network, trained
 def main(folder, method, batchnorm, after):
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
+
+    statistics = {"0.running_mean": torch.tensor([10.0 * rank]), "0.running_var": torch.ones(1)}
+    pooled = pool_statistics(statistics, examples=1 + 2 * rank)  # shares of 1/4 and 3/4
+    assert pooled["0.running_mean"].item() == 7.5
+    assert pooled["0.running_var"].item() == 1 + 7.5**2 / 4 + 2.5**2 * 3 / 4
 
     mine = batches(count=6)[rank::2]
 
