@@ -56,16 +56,19 @@ def recalibrate_batchnorm(
     if not layers:
         return {}
     pools = {name: _Pool(layer) for name, layer in layers.items()}
-    hooks = [layer.register_forward_pre_hook(pools[name].add) for name, layer in layers.items()]
+    hooks = [layer.register_forward_hook(pools[name].add) for name, layer in layers.items()]
+    momenta = {name: layer.momentum for name, layer in layers.items()}
     try:
         with weights_in(model, weights), eval_mode(model), torch.no_grad():
             for layer in layers.values():
-                layer.training = True
+                layer.training, layer.momentum = True, 1.0  # the buffers are the batch's own
             for batch, _ in sized_batches(model, data):
                 forward(model, batch)
     finally:
         for hook in hooks:
             hook.remove()
+        for name, layer in layers.items():
+            layer.momentum = momenta[name]
     return {
         f"{name}.{buffer}".lstrip("."): value
         for name, pool in pools.items()
@@ -82,13 +85,13 @@ class _Pool:
         self._mean = torch.zeros_like(layer.get_buffer("running_mean"), dtype=torch.float64)
         self._squares = torch.zeros_like(self._mean)  # of deviations from the mean, summed
 
-    def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def add(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
         """Merge a batch: the pooled sum of squares grows by the distance of the two means."""
         values = inputs[0]  # (examples, channels, *places)
-        values = values.to(torch.promote_types(values.dtype, torch.float32))
-        others = [axis for axis in range(values.dim()) if axis != 1]
-        variance, mean = (v.double() for v in torch.var_mean(values, others, correction=0))
         size = values.numel() // values.shape[1]
+        # The layer has just computed them: with a momentum of 1 its buffers hold nothing else.
+        mean = self._layer.get_buffer("running_mean").double()
+        variance = self._layer.get_buffer("running_var").double() * ((size - 1) / size)
         self._passes += 1
         self._count += size
         share = size / self._count
