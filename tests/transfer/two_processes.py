@@ -20,8 +20,9 @@ def main(folder, method, batchnorm, after):
 
     statistics = {"0.running_mean": torch.tensor([10.0 * rank]), "0.running_var": torch.ones(1)}
     pooled = pool_statistics(statistics, examples=1 + 2 * rank)  # shares of 1/4 and 3/4
-    assert pooled["0.running_mean"].item() == 7.5
-    assert pooled["0.running_var"].item() == 1 + 7.5**2 / 4 + 2.5**2 * 3 / 4
+    variance = 1 + 7.5**2 / 4 + 2.5**2 * 3 / 4
+    assert torch.equal(pooled["0.running_mean"], torch.tensor([7.5]))
+    assert torch.equal(pooled["0.running_var"], torch.tensor([variance]))
 
     mine = batches(count=6)[rank::2]
 
