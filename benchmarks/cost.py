@@ -9,6 +9,7 @@ held before the transfer.
 """
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
@@ -168,7 +169,6 @@ MEMORY = {"Conv8": (conv8, {"width": 1.0, "batchnorm": False}, (3, 32, 32)),
 
 def peak(name: str, stages: int) -> None:
     """In a process of its own: print the peak less what was held before, the model, the pairs."""
-    import resource
     import tempfile
 
     make, options, shape = MEMORY[name]
@@ -179,7 +179,8 @@ def peak(name: str, stages: int) -> None:
     batches = [(torch.randn(16, *shape), torch.arange(16) % 10)]
     groups = find_neuron_groups(models[0], batches[0][0])
     gradient(models[0], classification_loss, data=batches)
-    held = _resident()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak until now
+    held = _resident("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
         result = transfer_trajectory(
             run,
@@ -192,14 +193,14 @@ def peak(name: str, stages: int) -> None:
             run_folder=Path(folder, "run"),
         )
         kept = result.cost.kept_bytes
-    top = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    top = _resident("VmHWM")
     model_bytes = sum(v.numel() * v.element_size() for v in target.values())
     print(f"{top - held} {model_bytes} {kept}")
 
 
-def _resident() -> int:
+def _resident(field: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+    line = next(line for line in status.splitlines() if line.startswith(field))
     return int(line.split()[1]) * 1024
 
 
@@ -286,6 +287,7 @@ def main() -> None:
     parser.add_argument("--cifar10", help="folder of CIFAR-10")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
+    parser.add_argument("--only", choices=("ratios", "plain", "memory"), help="renew one part")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -293,17 +295,23 @@ def main() -> None:
         return
     if not (options.mnist and options.cifar10):
         parser.error("give the folders: --mnist DIR --cifar10 DIR")
-    facts = machine()
-    timed = []
-    for name, setup in networks(options.mnist, options.cifar10).items():
-        repeats = options.repeats if "MLP" in name else 1  # minutes each, and steady enough
-        timed += ratios(name, setup, repeats, 30)
-    found = {
-        "machine": facts,
-        "ratios": timed,
-        "plain": against_plain(options.mnist, options.cifar10),
-        "memory": memory(),
+    found: dict[str, Any] = {}
+    if options.only and options.output:
+        found = json.loads(options.output.with_suffix(".json").read_text(encoding="utf-8"))
+    found["machine"] = machine()
+    parts = {
+        "ratios": lambda: [
+            row
+            for name, setup in networks(options.mnist, options.cifar10).items()
+            # minutes each for the Conv8, and steady enough
+            for row in ratios(name, setup, options.repeats if "MLP" in name else 1, 30)
+        ],
+        "plain": lambda: against_plain(options.mnist, options.cifar10),
+        "memory": memory,
     }
+    for name, measure in parts.items():
+        if options.only in (None, name):
+            found[name] = measure()
     write(options.output, as_text(found), found)
 
 
