@@ -32,9 +32,9 @@ class Matching:
 class Solver:
     """Coordinate ascent that remembers prices, so that the next, similar objective is quicker."""
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, *, like: "Solver | None" = None) -> None:
         self.objective = objective
-        self._prices: dict[str, list[Tensor | None]] = {}
+        self._prices: dict[str, list[Tensor | None]] = {} if like is None else like._prices
 
     def solve(self, start: Permutation, *, max_sweeps: int = 100) -> Matching:
         """Improve `start` until no group improves.

@@ -60,6 +60,7 @@ def gmt(
     """
     permutation = first
     seen: list[tuple[list[Batch], dict[str, Gradient]]] = []
+    solver: Solver | None = None
     for stage in range(1, len(path)):
         batches = networks.next_batches()
         source = networks.source(path, stage - 1, permutation)
@@ -71,7 +72,8 @@ def gmt(
             with networks.clock("products"):
                 objective.add(target=renewed, source=gradient)
         networks.kept_bytes = objective.kept_bytes
-        matching = Solver(objective).solve(
+        solver = Solver(objective, like=solver)
+        matching = solver.solve(
             permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
         )
         permutation = matching.source_to_target
