@@ -17,8 +17,8 @@ test: $(VENV)/.installed-dev  ## The fast tests, under ten minutes on two cores.
 test-slow: $(VENV)/.installed-dev  ## The long tests; those of the peers extra need `make peers`.
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
-peers: $(VENV)/.installed-dev  ## torchvision and Torch-Pruning, for slow tests and benchmarks.
-	$(BIN)/pip install --quiet --constraint constraints.txt "torchvision==0.28.0" "torch-pruning==1.6.1"
+peers: $(VENV)/.installed-dev  ## Networks and peers for slow tests and benchmarks.
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[peers]"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
