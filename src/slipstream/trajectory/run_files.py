@@ -70,13 +70,14 @@ class StoredSnapshot:
         with self._reading(self.files[0]):
             return self.layout.untie(found, where=f"step {self.step}")
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        """Read one tensor into `out`, touching only its bytes."""
+    def read_into(self, name: str, out: Tensor, start: int = 0) -> None:
+        """Read one tensor, or a stretch of it, into `out`, touching only its bytes."""
         path = self.files[0]
         if len(self.files) > 1 and name in self._places:
             path = self._places[name][0]
         with self._reading(path):
-            read_tensor(path, self.prefix + name, out)
+            form = self.layout.tensors[name]
+            read_tensor(path, self.prefix + name, out, form=form, start=start)
 
     def forms(self) -> dict[str, TensorForm]:
         """Return the shapes and dtypes of what the files hold; only their headers are read."""

@@ -104,13 +104,15 @@ def read_places(path: Path) -> Mapping[str, Place]:
         return _places(file)
 
 
-def read_tensor(path: Path, name: str, out: Tensor) -> None:
+def read_tensor(path: Path, name: str, out: Tensor, *, form: TensorForm, start: int = 0) -> None:
     """Read one tensor of a file into `out`; only the header and its own bytes are touched.
 
     Args:
         path: A safetensors file.
         name: Which tensor.
-        out: Receives the numbers; contiguous, of the same shape and dtype.
+        out: Receives the numbers, as many as it holds; contiguous, of the same dtype.
+        form: What the file should hold.
+        start: The first number of the flattened tensor to read.
 
     Raises:
         OSError: If the file is missing.
@@ -118,11 +120,10 @@ def read_tensor(path: Path, name: str, out: Tensor) -> None:
     """
     with FileIO(path) as file:
         place = _places(file).get(name)
-        expected = TensorForm(tuple(out.shape), out.dtype)
-        if place is None or place.form != expected:
+        if place is None or place.form != form:
             came = "is missing" if place is None else f"is {place.form}"
-            raise ValueError(f"tensor {name!r} {came}, expected {expected}")
-        file.seek(place.start)
+            raise ValueError(f"tensor {name!r} {came}, expected {form}")
+        file.seek(place.start + start * out.itemsize)
         _fill(file, bytes_of(out))
 
 

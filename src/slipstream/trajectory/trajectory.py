@@ -26,8 +26,8 @@ class Reader(Protocol):
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors, each tied tensor once."""
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        """Copy one tensor into `out`."""
+    def read_into(self, name: str, out: Tensor, start: int = 0) -> None:
+        """Copy one tensor, or as much of it from its number `start` as fits, into `out`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,6 +221,33 @@ class Trajectory:
             raise KeyError(f"Step {step} was not kept; {kept}.")
         return nearest
 
+    def part(self, name: str, *, start: int, stop: int) -> Tensor:
+        """Return a stretch of one tensor at every step, for tensors too large to hold so often.
+
+        Args:
+            name: A tensor.
+            start: The first number of the flattened tensor.
+            stop: The number after the last.
+
+        Returns:
+            (steps, stop - start).
+
+        Raises:
+            IndexError: If the tensor has no such stretch.
+
+        Example:
+            >>> run = Trajectory.from_weights([{"w": torch.arange(4) * t} for t in range(3)])
+            >>> run.part("w", start=1, stop=3)
+            tensor([[0, 0],
+                    [1, 2],
+                    [2, 4]])
+        """
+        stored = self.layout.resolve(name)
+        form = self.layout.tensors[stored]
+        if not 0 <= start <= stop <= math.prod(form.shape):
+            raise IndexError(f"{name!r} {form} has no numbers from {start} to {stop}.")
+        return self._read(stored, (stop - start,), start)
+
     def resample(self, snapshots: int) -> "Trajectory":
         """Return that many of the snapshots, evenly spaced by position, both ends included.
 
@@ -246,15 +273,20 @@ class Trajectory:
 
     def _tensor(self, name: str) -> Tensor:
         stored = self.layout.resolve(name)
-        form = self.layout.tensors[stored]
-        out = _empty((len(self), *form.shape), form.dtype)  # (steps, *shape)
+        return self._read(stored, self.layout.tensors[stored].shape)
+
+    def _read(self, stored: str, shape: tuple[int, ...], start: int = 0) -> Tensor:
+        out = _empty((len(self), *shape), self.layout.tensors[stored].dtype)  # (steps, *shape)
+
+        def read(snapshot: Snapshot, row: Tensor) -> None:
+            snapshot.reader.read_into(stored, row, start)
+
         if len(self) == 1 or out.nbytes < _WORTH_THREADS:
             for snapshot, row in zip(self.snapshots, out, strict=True):
-                snapshot.reader.read_into(stored, row)
+                read(snapshot, row)
         else:
             with ThreadPoolExecutor(_READERS) as pool:
-                rows = zip(self.snapshots, out, strict=True)
-                list(pool.map(lambda pair: pair[0].reader.read_into(stored, pair[1]), rows))
+                list(pool.map(read, self.snapshots, out))
         return out
 
 
@@ -275,8 +307,8 @@ class _Held:
     def weights(self) -> dict[str, Tensor]:
         return dict(self.held)
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        out.copy_(self.held[name])
+    def read_into(self, name: str, out: Tensor, start: int = 0) -> None:
+        _copy_part(self.held[name], out, start)
 
 
 @dataclass(frozen=True)
@@ -290,9 +322,17 @@ class _Between:
     def weights(self) -> dict[str, Tensor]:
         return interpolate(self.start.weights, self.end.weights, self.fraction)
 
-    def read_into(self, name: str, out: Tensor) -> None:
-        start, end = ({name: snapshot[name]} for snapshot in (self.start, self.end))
-        out.copy_(interpolate(start, end, self.fraction)[name])
+    def read_into(self, name: str, out: Tensor, start: int = 0) -> None:
+        ends = [torch.empty_like(out) for _ in range(2)]
+        for snapshot, end in zip((self.start, self.end), ends, strict=True):
+            snapshot.reader.read_into(name, end, start)
+        first, last = ({name: end} for end in ends)
+        out.copy_(interpolate(first, last, self.fraction)[name])
+
+
+def _copy_part(value: Tensor, out: Tensor, start: int) -> None:
+    """Copy numbers from `start` of the flattened `value`, as many as `out` holds."""
+    out.view(-1).copy_(value.reshape(-1)[start : start + out.numel()])
 
 
 def _fractions(stages: int, schedule: str) -> list[float]:
