@@ -3,7 +3,12 @@
 import pytest
 import torch
 
+from oracles.vision_networks import declare_operators
+
 torch.manual_seed(0)  # for what modules draw when they are imported
+
+
+declare_operators()  # transformers and timm import torchvision
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "slipstream"
 LAYERS = {
     "weights": 0,
     "evaluation": 0,
+    "pretrained": 0,
     "trajectory": 1,
     "symmetry": 1,
     "matching": 2,

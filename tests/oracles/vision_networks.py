@@ -18,18 +18,24 @@ MATRICES = (nn.Linear, nn.modules.conv._ConvNd)
 _declared: list[torch.library.Library] = []  # a library is gone when nothing holds it
 
 
+def declare_operators() -> None:
+    """Let torchvision be imported, and what imports it, also where its compiled part is missing."""
+    if _declared:
+        return
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for signature in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    ):
+        operator = signature.partition("(")[0]
+        if not hasattr(torch.ops.torchvision, operator):
+            library.define(signature)
+    _declared.append(library)
+
+
 def build(name: str, **options: Any) -> nn.Module:
-    """Build an untrained network of torchvision, also where its compiled operators are missing."""
-    if not _declared:
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        for signature in (
-            "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-        ):
-            operator = signature.partition("(")[0]
-            if not hasattr(torch.ops.torchvision, operator):
-                library.define(signature)
-        _declared.append(library)
+    """Build an untrained network of torchvision."""
+    declare_operators()
     import torchvision
 
     return getattr(torchvision.models, name)(**options)
