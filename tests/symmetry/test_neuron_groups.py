@@ -12,7 +12,7 @@ GROUPS = NeuronGroups(
     {"conv.weight": (8, 3, 1, 1), "conv.bias": (8,), "head.weight": (2, 43), "head.bias": (2,)},
     pins=(Pin("input", "", "the order is given", ("conv.weight:1",)),),
 )
-TEXT = """{
+OLD = """{
  "format": 1,
  "groups": [
   {
@@ -50,17 +50,23 @@ TEXT = """{
  ],
  "dropped": []
 }"""
+TEXT = (
+    OLD.replace('"format": 1', '"format": 2')
+    .replace('"parents": []', '"parents": [],\n   "signed": true')
+    .replace("    2\n   ]", '    2\n   ],\n   "signs": [\n    "units"\n   ]')
+)
 
 
 def test_json_is_this_text_and_comes_back(tmp_path):
     groups = NeuronGroups(
-        (NeuronGroup("units", 3),),
-        (Block("weight", 1, 2, ("units", 2)),),
+        (NeuronGroup("units", 3, signed=True),),
+        (Block("weight", 1, 2, ("units", 2), ("units",)),),
         {"weight": (4, 8)},
         (Pin("fft", "net.0", "no rule", ("weight:0",)),),
     )
     assert groups.to_json() == TEXT
     assert NeuronGroups.from_json(TEXT) == groups
+    assert NeuronGroups.from_json(OLD) == groups.without_signs()
     GROUPS.save(tmp_path / "groups.json")
     assert NeuronGroups.load(tmp_path / "groups.json") == GROUPS
 
@@ -70,8 +76,9 @@ def test_json_is_this_text_and_comes_back(tmp_path):
     [
         ("{}", "not the JSON of neuron groups"),
         ("nonsense", "not the JSON of neuron groups"),
-        (TEXT.replace('"format": 1', '"format": 2'), "format 2 are newer than 1"),
+        (TEXT.replace('"format": 2', '"format": 3'), "format 3 are newer than 2"),
         (TEXT.replace('"units",\n    2', '"cells",\n    2'), "names no known group: 'cells'"),
+        (TEXT.replace('"signed": true', '"signed": false'), "sign of 'units', which is no signed"),
         (TEXT.replace('"offset": 2', '"offset": 3'), "covers places 3 to 9 on axis 1 of 'weight'"),
         (TEXT.replace('"tensor": "weight"', '"tensor": "bias"'), "no tensor of the model"),
     ],
@@ -119,6 +126,25 @@ def test_keep_turns_the_places_of_other_groups_into_places_that_stay():
     assert kept.groups == (NeuronGroup("inside", 2),)
     assert kept.blocks[2].factors == (4, "inside", 5)
     assert GROUPS.keep([]).blocks == ()
+
+
+def test_signs_can_be_given_up():
+    groups = NeuronGroups(
+        (NeuronGroup("heads", 2, signed=True), NeuronGroup("inside", 3, ("heads",), signed=True)),
+        (Block("w", 0, 0, ("heads", "inside"), ("heads", "inside")),),
+        {"w": (6,)},
+    )
+    assert groups.without_signs(["heads"]).blocks[0].signs == ("inside",)
+    assert [g.signed for g in groups.without_signs(["heads"]).groups] == [False, True]
+    assert groups.without_signs().blocks[0].signs == ()
+    assert groups.keep(["inside"]).blocks[0] == Block("w", 0, 0, (2, "inside"), ("inside",))
+    assert str(groups).splitlines() == [
+        "group   size  in     listed on",
+        "heads   2     -      ±w:0",
+        "inside  3     heads  ±w:0",
+        "2 groups move 100.0% of the numbers",
+        "where ± stands, a neuron may also change its sign",
+    ]
 
 
 def test_the_table_is_readable():

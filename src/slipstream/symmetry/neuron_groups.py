@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+FORMAT = 2  # 1 had no signs
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class NeuronGroup:
     name: str  # the tensor and axis that first lists them, e.g. "conv1.weight:0"
     size: int
     parents: tuple[str, ...] = ()  # groups for each of whose neurons the order is chosen anew
+    signed: bool = False  # whether each neuron may change its sign too
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,15 @@ class Block:
     """A run of places on one axis of one tensor: the product of its factors, last one fastest.
 
     A factor is the name of a neuron group, or a number of places that stay where they are. The
-    input axis of a linear layer behind a flattened 7 x 7 map is `("conv.weight:0", 49)`.
+    input axis of a linear layer behind a flattened 7 x 7 map is `("conv.weight:0", 49)`. A signed
+    group may be listed without its sign: the gain of a normalisation, a running variance.
     """
 
     tensor: str
     axis: int
     offset: int
     factors: tuple[str | int, ...]
+    signs: tuple[str, ...] = ()  # the factors whose neurons bring their sign along here
 
 
 @dataclass(frozen=True)
@@ -105,11 +108,24 @@ class NeuronGroups:
                 factors=tuple(
                     sizes[f] if isinstance(f, str) and f not in kept else f for f in block.factors
                 ),
+                signs=tuple(name for name in block.signs if name in kept),
             )
             for block in self.blocks
         )
         moving = tuple(b for b in blocks if any(isinstance(f, str) for f in b.factors))
         return replace(self, groups=groups, blocks=moving)
+
+    def without_signs(self, names: Iterable[str] | None = None) -> "NeuronGroups":
+        """Return the same groups, of which those named, or all, keep their signs."""
+        fixed = {group.name for group in self.groups} if names is None else set(names)
+        return replace(
+            self,
+            groups=tuple(replace(g, signed=g.signed and g.name not in fixed) for g in self.groups),
+            blocks=tuple(
+                replace(b, signs=tuple(name for name in b.signs if name not in fixed))
+                for b in self.blocks
+            ),
+        )
 
     def coverage(self) -> float:
         """Return the share of the model's numbers that lie on an axis some group moves."""
@@ -144,9 +160,7 @@ class NeuronGroups:
                     f"Neuron groups of format {data['format']} are newer than {FORMAT}."
                 )
             return cls(
-                groups=tuple(
-                    NeuronGroup(g["name"], g["size"], tuple(g["parents"])) for g in data["groups"]
-                ),
+                groups=tuple(_group_from(g) for g in data["groups"]),
                 blocks=tuple(_block_from(b) for b in data["blocks"]),
                 shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
                 pins=tuple(_pin_from(p) for p in data["pins"]),
@@ -193,6 +207,11 @@ class NeuronGroups:
                 raise ValueError(
                     f"A block of {block.tensor!r} names no known group: {unknown[0]!r}."
                 )
+            if bad := [f for f in block.signs if f not in block.factors or not self[f].signed]:
+                raise ValueError(
+                    f"A block of {block.tensor!r} has the sign of {bad[0]!r}, which is no signed "
+                    "group among its factors."
+                )
             if block.tensor not in self.shapes:
                 raise ValueError(
                     f"A block lies on {block.tensor!r}, which is no tensor of the model."
@@ -226,8 +245,20 @@ def _check_parents(groups: tuple[NeuronGroup, ...]) -> None:
         known[group.name] = group
 
 
+def _group_from(data: Mapping[str, Any]) -> NeuronGroup:
+    return NeuronGroup(
+        data["name"], data["size"], tuple(data["parents"]), data.get("signed", False)
+    )
+
+
 def _block_from(data: Mapping[str, Any]) -> Block:
-    return Block(data["tensor"], data["axis"], data["offset"], tuple(data["factors"]))
+    return Block(
+        data["tensor"],
+        data["axis"],
+        data["offset"],
+        tuple(data["factors"]),
+        tuple(data.get("signs", ())),
+    )
 
 
 def _pin_from(data: Mapping[str, Any]) -> Pin:
@@ -237,7 +268,10 @@ def _pin_from(data: Mapping[str, Any]) -> Pin:
 def _table(groups: NeuronGroups) -> str:
     rows = [("group", "size", "in", "listed on")]
     for group in groups.groups:
-        places = [f"{b.tensor}:{b.axis}" for b in groups.blocks_of(group.name)]
+        places = [
+            f"{'±' * (group.name in b.signs)}{b.tensor}:{b.axis}"
+            for b in groups.blocks_of(group.name)
+        ]
         shown = ", ".join(places[:4]) + (f", +{len(places) - 4} more" if len(places) > 4 else "")
         rows.append((group.name, str(group.size), " x ".join(group.parents) or "-", shown))
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -245,6 +279,8 @@ def _table(groups: NeuronGroups) -> str:
         "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in rows
     ]
     lines.append(f"{len(groups)} groups move {groups.coverage():.1%} of the numbers")
+    if any(group.signed for group in groups.groups):
+        lines.append("where ± stands, a neuron may also change its sign")
     for title, pins in (("pinned", groups.pins), ("failed the proof", groups.dropped)):
         lines += [
             f"{title} by {pin.operator} in {pin.where or 'the model'}: {pin.reason}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from slipstream.symmetry.neuron_groups import Block, NeuronGroups
+from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.symmetry.places import multiply, sign_factors, source_places, take
 from slipstream.weights import Weights, check_shapes
+
+SIGNS = "signs of "  # before the name of a group, in a file
+# What the optimisers of torch keep: tensors that follow the sign of the weight, and sizes.
+SIGNED = frozenset({"exp_avg", "momentum_buffer", "grad_avg", "ax", "prev"})
+SIZES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum"}) | frozenset(
+    {"exp_inf", "step_size", "variance"}
+)
+_PLUS = torch.ones((), dtype=torch.int8)
 
 
 @dataclass(frozen=True)
@@ -23,22 +32,26 @@ class Permutation:
     A variable is named after its direction: `source_to_target.apply(source)` lays the source's
     neurons out in the target's order. Where a group has parents, the order has one row for each
     place of the parents, and the row of a place refers to the parent neuron that *receives* there.
+    The neurons of a signed group may change their sign on the way: place i receives
+    `signs[group][i]` times that neuron, in the blocks that say so.
     """
 
     groups: NeuronGroups
     orders: Mapping[str, Tensor]  # int64, (*sizes of the parents, size)
+    signs: Mapping[str, Tensor] = field(default_factory=dict)  # int8, as the orders; +1 if absent
 
     def __post_init__(self) -> None:
         _check_orders(self.groups, self.orders)
+        _check_signs(self.groups, self.signs)
 
     @classmethod
     def identity(cls, groups: NeuronGroups) -> "Permutation":
-        """Return the permutation that leaves every neuron in its place."""
+        """Return the permutation that leaves every neuron, and its sign, as it is."""
         return cls(groups, _orders(groups, lambda size: torch.arange(size)))
 
     @classmethod
     def random(cls, groups: NeuronGroups, *, seed: int) -> "Permutation":
-        """Return a uniformly random permutation of every group.
+        """Return a uniformly random permutation of every group, with random signs if it is signed.
 
         Args:
             groups: What may be permuted.
@@ -48,7 +61,13 @@ class Permutation:
             The permutation; the same for the same groups and seed.
         """
         generator = torch.Generator().manual_seed(seed)
-        return cls(groups, _orders(groups, lambda size: torch.randperm(size, generator=generator)))
+        orders = _orders(groups, lambda size: torch.randperm(size, generator=generator))
+        signs = {
+            group.name: torch.randint(2, orders[group.name].shape, generator=generator) * 2 - 1
+            for group in groups.groups
+            if group.signed
+        }
+        return cls(groups, orders, {name: sign.to(torch.int8) for name, sign in signs.items()})
 
     def apply(self, weights: Weights) -> dict[str, Tensor]:
         """Return `weights` with every neuron in its new place.
@@ -78,7 +97,7 @@ class Permutation:
 
     def apply_to(self, name: str, value: Tensor) -> Tensor:
         """Return the tensor `value`, laid out like the model's `name`, with its neurons moved."""
-        return take(value, self.indices(name))
+        return multiply(take(value, self.indices(name)), self.factors(name))
 
     def indices(self, name: str) -> dict[int, Tensor]:
         """Return, for each axis of the tensor `name` that moves, from where its places receive.
@@ -90,7 +109,21 @@ class Permutation:
             What `take` reads: (length of the axis,), or as wide as the whole tensor where the order
             on one axis depends on the place on another.
         """
-        return self._indices.get(name, {})
+        if name not in self._places:
+            self._places[name] = source_places(self.groups, name, self.orders)
+        return self._places[name]
+
+    def factors(self, name: str) -> dict[int, Tensor]:
+        """Return, for each axis of the tensor `name` with signs, by what places are multiplied.
+
+        Args:
+            name: A tensor of the model.
+
+        Returns:
+            What `multiply` reads: +1 and -1, of shape (length of the axis,), or as wide as the
+            whole tensor where the sign on one axis depends on the place on another.
+        """
+        return sign_factors(self.groups, name, self.signs)
 
     def apply_optimizer_state(self, state: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
         """Return the state dict of an optimiser over `model` with its per-weight tensors moved.
@@ -102,9 +135,11 @@ class Permutation:
 
         Returns:
             A state dict to load: momentum, Adam moments and whatever else has a parameter's shape.
+            Squares and other sizes keep their sign.
 
         Raises:
-            ValueError: If the state holds more parameters than the model.
+            ValueError: If the state holds more parameters than the model, or a tensor of which
+                nobody knows whether it changes its sign with the parameter.
         """
         named = list(model.named_parameters())
         if state["state"] and max(state["state"]) >= len(named):
@@ -114,7 +149,7 @@ class Permutation:
             )
         moved = {
             index: {
-                key: self.apply_to(named[index][0], value)
+                key: self._apply_to_state(key, named[index][0], value)
                 if isinstance(value, Tensor) and value.shape == named[index][1].shape
                 else value
                 for key, value in entry.items()
@@ -122,6 +157,16 @@ class Permutation:
             for index, entry in state["state"].items()
         }
         return {**state, "state": moved}
+
+    def _apply_to_state(self, key: str, name: str, value: Tensor) -> Tensor:
+        factors = {} if key in SIZES else self.factors(name)
+        if factors and key not in SIGNED and not bool((value < 0).any()):
+            raise ValueError(
+                f"The optimiser state {key!r} of {name!r} is unknown: it may change its sign with "
+                "the weights, or hold squares. Permute without signs: "
+                "find_neuron_groups(model, example_input, signs=False)."
+            )
+        return multiply(take(value, self.indices(name)), factors)
 
     def invert(self) -> "Permutation":
         """Return the permutation that undoes this one.
@@ -132,11 +177,14 @@ class Permutation:
             >>> Permutation(groups, {"units": torch.tensor([2, 0, 1])}).invert().orders["units"]
             tensor([1, 2, 0])
         """
-        inverse: dict[str, Tensor] = {}
-        for group in self.groups.groups:
-            rows = _moved_rows(self.groups, group.name, self.orders[group.name], inverse)
-            inverse[group.name] = rows.argsort(-1)
-        return Permutation(self.groups, inverse)
+        orders: dict[str, Tensor] = {}
+        signs: dict[str, Tensor] = {}
+        for name in self.orders:
+            orders[name] = _moved_rows(self.groups, name, self.orders[name], orders).argsort(-1)
+            if name in self.signs:
+                rows = _moved_rows(self.groups, name, self.signs[name], orders)
+                signs[name] = rows.gather(-1, orders[name])
+        return Permutation(self.groups, orders, signs)
 
     def after(self, first: "Permutation") -> "Permutation":
         """Return the permutation that applies `first`, then this one.
@@ -153,27 +201,39 @@ class Permutation:
         if first.groups.sizes() != self.groups.sizes():
             raise ValueError("The two permutations are of different neuron groups.")
         orders: dict[str, Tensor] = {}
-        for group in self.groups.groups:
-            rows = _moved_rows(self.groups, group.name, first.orders[group.name], self.orders)
-            orders[group.name] = rows.gather(-1, self.orders[group.name])
-        return Permutation(self.groups, orders)
+        signs = dict(self.signs)
+        for name, order in self.orders.items():
+            rows = _moved_rows(self.groups, name, first.orders[name], self.orders)
+            orders[name] = rows.gather(-1, order)
+            if name in first.signs:
+                rows = _moved_rows(self.groups, name, first.signs[name], self.orders)
+                signs[name] = rows.gather(-1, order) * signs.get(name, 1)
+        return Permutation(self.groups, orders, signs)
 
     def moved(self) -> float:
-        """Return the share of neurons that change places."""
-        stays = [order == torch.arange(order.shape[-1]) for order in self.orders.values()]
+        """Return the share of neurons that change places, or their sign."""
+        identity = Permutation.identity(self.groups)
+        stays = [
+            (order == identity.orders[name]) & (self.signs.get(name, _PLUS) == 1)
+            for name, order in self.orders.items()
+        ]
         count = sum(s.numel() for s in stays)
         return 1 - sum(int(s.sum()) for s in stays) / count if count else 0.0
 
     def same_as(self, other: "Permutation") -> bool:
-        """Return whether both put every neuron in the same place."""
+        """Return whether both put every neuron in the same place with the same sign."""
         return self.orders.keys() == other.orders.keys() and all(
-            torch.equal(order, other.orders[name]) for name, order in self.orders.items()
+            torch.equal(order, other.orders[name])
+            and bool((self.signs.get(name, _PLUS) == other.signs.get(name, _PLUS)).all())
+            for name, order in self.orders.items()
         )
 
     def save(self, path: str | Path) -> None:
-        """Write the orders to a safetensors file, the groups in its header."""
-        orders = {name: order.contiguous() for name, order in self.orders.items()}
-        save_file(orders, path, metadata={"neuron_groups": self.groups.to_json()})
+        """Write the orders and the signs to a safetensors file, the groups in its header."""
+        tensors = {name: order.contiguous() for name, order in self.orders.items()}
+        for name, sign in self.signs.items():
+            tensors[SIGNS + name] = sign.to(torch.int8).contiguous()
+        save_file(tensors, path, metadata={"neuron_groups": self.groups.to_json()})
 
     @classmethod
     def load(cls, path: str | Path) -> "Permutation":
@@ -193,95 +253,16 @@ class Permutation:
             if "neuron_groups" not in metadata:
                 raise ValueError(f"{path} holds no permutation of neurons.")
             groups = NeuronGroups.from_json(metadata["neuron_groups"])
-            return cls(groups, {g.name: file.get_tensor(g.name) for g in groups.groups})
+            stored = set(file.keys())
+            names = [group.name for group in groups.groups]
+            orders = {name: file.get_tensor(name) for name in names}
+            signed = [name for name in names if SIGNS + name in stored]
+            return cls(groups, orders, {name: file.get_tensor(SIGNS + name) for name in signed})
 
     @cached_property
-    def _indices(self) -> dict[str, dict[int, Tensor]]:
-        """For every axis that moves: one index per place, 1-D or as wide as the whole tensor."""
-        indices: dict[str, dict[int, Tensor]] = {}
-        for name in dict.fromkeys(block.tensor for block in self.groups.blocks):
-            shape = self.groups.shapes[name]
-            axes = sorted({block.axis for block in self.groups.blocks_on(name)})
-            indices[name] = {axis: self._axis_index(name, axis, shape) for axis in axes}
-        return indices
-
-    def _axis_index(self, name: str, axis: int, shape: tuple[int, ...]) -> Tensor:
-        blocks = self.groups.blocks_on(name, axis)
-        index = torch.arange(shape[axis])
-        if all(self.orders[f].dim() == 1 for b in blocks for f in b.factors if isinstance(f, str)):
-            for block in blocks:
-                places = self._plain_index(block) + block.offset
-                index[block.offset : block.offset + len(places)] = places
-            return index
-        index = _along(index, axis, len(shape))
-        for block in blocks:
-            places = self._block_index(block, shape) + block.offset
-            wide = [max(*sizes) for sizes in zip(index.shape, places.shape, strict=True)]
-            wide[axis] = shape[axis]
-            index = index.expand(wide).clone()
-            index.narrow(axis, block.offset, places.shape[axis]).copy_(places)
-        return index.flatten() if index.numel() == shape[axis] else index
-
-    def _plain_index(self, block: Block) -> Tensor:
-        """The place inside the block from which each receives, if no group has parents."""
-        places = torch.zeros(1, dtype=torch.int64)
-        for factor in block.factors:
-            order = torch.arange(factor) if isinstance(factor, int) else self.orders[factor]
-            places = (places[:, None] * len(order) + order).flatten()
-        return places
-
-    def _block_index(self, block: Block, shape: tuple[int, ...]) -> Tensor:
-        """The place inside the block from which each of its places receives: broadcastable."""
-        groups = self.groups
-        coordinates = _coordinates(groups, block)
-        for other in groups.blocks_on(block.tensor):
-            if other.axis != block.axis and groups.length(other) == shape[other.axis]:
-                coordinates = _coordinates(groups, other) | coordinates
-        sizes = groups.sizes()
-        numbers = _grid(groups, block)
-        places: Tensor | int = 0
-        for factor, number in zip(block.factors, numbers, strict=True):
-            size = factor if isinstance(factor, int) else sizes[factor]
-            source = _along(number, block.axis, len(shape))
-            if isinstance(factor, str):
-                at = tuple(
-                    _along(*coordinates[parent], len(shape)) for parent in groups[factor].parents
-                )
-                source = self.orders[factor][*at, source]
-            places = places * size + source
-        return torch.as_tensor(places)
-
-
-def take(value: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
-    """Return `value` gathered along several axes.
-
-    Args:
-        value: Any tensor.
-        indices: From where the places of an axis receive, as `Permutation.indices` returns it.
-
-    Returns:
-        A new tensor, or `value` itself if no axis moves.
-    """
-    if all(index.dim() == 1 for index in indices.values()):
-        for axis, index in indices.items():
-            value = value.index_select(axis, index.to(value.device))
-        return value
-    ranges = {axis: torch.arange(size) for axis, size in enumerate(value.shape)} | dict(indices)
-    wide = (_along(ranges[axis], axis, value.dim()) for axis in range(value.dim()))
-    return value[tuple(index.to(value.device) for index in wide)]
-
-
-def _grid(groups: NeuronGroups, block: Block) -> tuple[Tensor, ...]:
-    """For each factor of the block, its coordinate at every place of the block."""
-    sizes = groups.sizes()
-    ranges = [torch.arange(sizes[f] if isinstance(f, str) else f) for f in block.factors]
-    return tuple(axis.flatten() for axis in torch.meshgrid(*ranges, indexing="ij"))
-
-
-def _coordinates(groups: NeuronGroups, block: Block) -> dict[str, tuple[Tensor, int]]:
-    """For each group among the factors: its coordinate at every place, and the block's axis."""
-    grid = zip(block.factors, _grid(groups, block), strict=True)
-    return {factor: (number, block.axis) for factor, number in grid if isinstance(factor, str)}
+    def _places(self) -> dict[str, dict[int, Tensor]]:
+        """What `indices` has returned."""
+        return {}
 
 
 def _moved_rows(groups: NeuronGroups, name: str, order: Tensor, by: Mapping[str, Tensor]) -> Tensor:
@@ -293,13 +274,6 @@ def _moved_rows(groups: NeuronGroups, name: str, order: Tensor, by: Mapping[str,
     at = dict(zip(parents, torch.meshgrid(*ranges, indexing="ij"), strict=True))
     moved = (by[p][*(at[q] for q in groups[p].parents), at[p]] for p in parents)
     return order[tuple(moved)]
-
-
-def _along(index: Tensor, axis: int, rank: int) -> Tensor:
-    """View a 1-D tensor as one of `rank` dimensions that varies along `axis` only."""
-    if index.dim() == rank and rank != 1:
-        return index
-    return index.view([-1 if position == axis else 1 for position in range(rank)])
 
 
 def _orders(groups: NeuronGroups, draw: Callable[[int], Tensor]) -> dict[str, Tensor]:
@@ -323,3 +297,16 @@ def _check_orders(groups: NeuronGroups, orders: Mapping[str, Tensor]) -> None:
             raise ValueError(f"The order of {group.name!r} must have shape {expected}, got {came}.")
         if not torch.equal(order.sort(-1).values, torch.arange(group.size).expand(expected)):
             raise ValueError(f"The order of {group.name!r} does not list every neuron once.")
+
+
+def _check_signs(groups: NeuronGroups, signs: Mapping[str, Tensor]) -> None:
+    sizes = groups.sizes()
+    for name, sign in signs.items():
+        if name not in sizes or not groups[name].signed:
+            raise ValueError(f"Signs are given for {name!r}, which is no signed neuron group.")
+        expected = (*(sizes[parent] for parent in groups[name].parents), sizes[name])
+        if tuple(sign.shape) != expected or not bool((sign.abs() == 1).all()):
+            raise ValueError(
+                f"The signs of {name!r} must be +1 or -1, of shape {expected}, got "
+                f"{tuple(sign.shape)} with values from {sign.min()} to {sign.max()}."
+            )
