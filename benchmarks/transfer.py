@@ -12,7 +12,7 @@ Rates are chosen on validation data, the tables show test data.
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -275,8 +275,10 @@ def plans(case: Case) -> dict[str, TransferPlan]:
     return {**named, "fgmt, uniform line": uniform}
 
 
-def methods(case: Case, pairs: int, *, epochs: int) -> dict[str, Any]:
+def methods(case: Case, pairs: int, *, epochs: int) -> Iterator[dict[str, Any]]:
     """Compare all methods and controls over pairs, and training on from each end.
+
+    What is known is given after every pair, so that a long study that is stopped leaves a table.
 
     The rate of further training is the best of the case's on validation data, for each pair, for
     the accuracy after one epoch and for the number of epochs apart.
@@ -317,7 +319,7 @@ def methods(case: Case, pairs: int, *, epochs: int) -> dict[str, Any]:
                 seconds = (time.perf_counter() - began) / len(chosen)
                 note(name, pair, weights, seconds, steps)
         note("trained target", pair, pair.trained, pair.training_seconds, 0)
-    return {"rows": rows, "epochs": epochs}
+        yield {"rows": rows, "epochs": epochs, "pairs": number + 1}
 
 
 def methods_text(found: dict[str, Any]) -> str:
@@ -343,7 +345,7 @@ def _further_cells(values: list[dict[str, Any]], epochs: int) -> list[str]:
     return [spread([v["test_after_an_epoch"] for v in values]), ", ".join(shown)]
 
 
-def sensitivity(case: Case, pairs: int) -> dict[str, Any]:
+def sensitivity(case: Case, pairs: int) -> Iterator[dict[str, Any]]:
     """Vary one thing at a time: what the transfer does, then what the networks are."""
     base = TransferPlan("fgmt", stages=case.stages)
     changed_plans = {"as it is": base}
@@ -377,7 +379,7 @@ def sensitivity(case: Case, pairs: int) -> dict[str, Any]:
                     cell.append(pair.test(result.weights))
                 rows[name].setdefault("trained", []).append(pair.test(pair.trained))
             print(setting or "plans", number, flush=True)
-    return {"rows": rows}
+    yield {"rows": rows, "pairs": pairs}
 
 
 def sensitivity_text(found: dict[str, Any]) -> str:
@@ -387,7 +389,7 @@ def sensitivity_text(found: dict[str, Any]) -> str:
     return table(["changed", *names], rows)
 
 
-def ensembles(case: Case, pairs: int, *, members: int = 5) -> dict[str, Any]:
+def ensembles(case: Case, pairs: int, *, members: int = 5) -> Iterator[dict[str, Any]]:
     """Compare an ensemble of transferred networks with one of trained networks."""
     found: dict[str, list[dict[str, float]]] = {}
     for number in range(pairs):
@@ -416,7 +418,7 @@ def ensembles(case: Case, pairs: int, *, members: int = 5) -> dict[str, Any]:
         for name, weights in ways.items():
             found.setdefault(name, []).append({**judge(first, weights), "seconds": seconds[name]})
         print(number, {name: values[-1] for name, values in found.items()}, flush=True)
-    return {"rows": found, "members": members}
+        yield {"rows": found, "members": members, "pairs": number + 1}
 
 
 def judge(pair: Pair, members: list[Weights]) -> dict[str, float]:
@@ -468,22 +470,23 @@ def main() -> None:
     options = parser.parse_args()
     facts = machine()
     case = cases(options.mnist, options.cifar10)[options.case]
-    studies: dict[str, tuple[Callable[..., dict[str, Any]], Callable[..., str]]] = {
+    studies: dict[str, tuple[Callable[..., Iterator[dict[str, Any]]], Callable[..., str]]] = {
         "methods": (methods, methods_text),
         "sensitivity": (sensitivity, sensitivity_text),
         "ensembles": (ensembles, ensembles_text),
     }
     study, as_text = studies[options.study]
     extra = {"epochs": options.epochs} if options.study == "methods" else {}
-    found = study(case, options.pairs, **extra)
     what = asdict(case)
     what["setup"]["data"] = what["setup"]["data"].partition(":")[0]
-    text = (
-        f"# {options.study}: {options.case}, {options.pairs} seed pairs\n\n{as_text(found)}\n\n"
-        f"Mean ± sample standard deviation over the pairs. {machine_line(facts)}\n\n"
-        f"Case: `{what}`"
-    )
-    write(options.output, text, {"machine": facts, "case": what, **found})
+    for found in study(case, options.pairs, **extra):
+        text = (
+            f"# {options.study}: {options.case}, {found['pairs']} seed pairs\n\n"
+            f"{as_text(found)}\n\n"
+            f"Mean ± sample standard deviation over the pairs. {machine_line(facts)}\n\n"
+            f"Case: `{what}`"
+        )
+        write(options.output, text, {"machine": facts, "case": what, **found})
 
 
 if __name__ == "__main__":
