@@ -274,7 +274,8 @@ def as_text(found: dict[str, Any]) -> str:
     )
     return (
         f"# Cost\n\n{machine_line(found['machine'])}\n\n"
-        f"## FGMT beside its gradients (batches of 128; processor time, median of turns; kinds in wall time)\n\n{timed}\n\n"
+        f"## FGMT beside its gradients (batches of 128, median of turns)\n\n"
+        f"The ratio is of processor time, the kinds are wall time.\n\n{timed}\n\n"
         f"## Beside a plain implementation (float64, T = 30, processor time)\n\n{plain}\n\n"
         f"## Memory (resident set, batches of 16, stages written to disk)\n\n{grown}"
     )
