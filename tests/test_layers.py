@@ -13,6 +13,7 @@ LAYERS = {
     "trajectory": 1,
     "symmetry": 1,
     "matching": 2,
+    "modes": 2,
     "transfer": 3,
     "testbed": 3,
     "report": 4,

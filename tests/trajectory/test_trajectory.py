@@ -54,14 +54,18 @@ def test_by_tensor(run):
         run["c"]
 
 
-def test_a_stretch_of_a_tensor(run):
-    for start, stop in ((0, 6), (2, 5), (4, 4)):
-        expected = run["a"].flatten(1)[:, start:stop]
-        assert torch.equal(run.part("a", start=start, stop=stop), expected)
-    line = Trajectory.line(run[0], run[-1], stages=3)
-    assert torch.equal(line.part("a", start=1, stop=4), line["a"].flatten(1)[:, 1:4])
-    with pytest.raises(IndexError, match=r"'a' \(2, 3\) float32 has no numbers from 4 to 7"):
-        run.part("a", start=4, stop=7)
+def test_a_stretch_of_a_tensor(tmp_path):
+    rows = [{"a": torch.arange(6.0).view(2, 3) * t} for t in (1, 2, 5)]
+    with create_run(tmp_path / "run", model=Layout.of_weights(rows[0])) as writer:
+        for t, row in enumerate(rows):
+            writer.append(step=t, weights=row)
+    line = Trajectory.line(rows[0], rows[-1], stages=3)
+    for run in (Trajectory.from_weights(rows), Trajectory.open(tmp_path / "run"), line):
+        for start, stop in ((0, 6), (2, 5), (4, 4)):
+            expected = run["a"].flatten(1)[:, start:stop]
+            assert torch.equal(run.part("a", start=start, stop=stop), expected)
+        with pytest.raises(IndexError, match=r"'a' \(2, 3\) float32 has no numbers from 4 to 7"):
+            run.part("a", start=4, stop=7)
 
 
 def test_a_tensor_large_enough_for_threads_is_the_same(tmp_path):

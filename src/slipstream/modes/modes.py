@@ -1,0 +1,248 @@
+"""The result of a decomposition: which mode each weight follows, and how."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from slipstream.symmetry.permutation import Permutation, take
+from slipstream.trajectory import Layout, Snapshot, Trajectory
+
+FORMAT = 1
+_SINGLE = ("references", "motion", "explained", "samples", "sample_modes")
+_BY_NAME = ("assignment", "a", "b", "kept")
+
+
+@dataclass(frozen=True, eq=False)
+class Modes:
+    """Weights that follow a few references: `w(t) = a r_m(t) + b` with `m` the weight's mode.
+
+    References have mean 0 and variance 1 over the steps. So `b` is the mean of the weight, and `a`
+    its deviation along the mode: `a^2` is the variance that the mode explains. A weight that never
+    moves has `a = 0`. Tensors of whole numbers, statistics of BatchNorm, and tensors of which no
+    weight moves follow no mode: they are kept exactly.
+    """
+
+    layout: Layout  # of the run
+    steps: tuple[int, ...]  # T optimiser steps
+    references: Tensor  # (M, T) float64
+    assignment: Mapping[str, Tensor]  # the mode of each weight, in the shape of its tensor
+    a: Mapping[str, Tensor]  # float32, or float64 if the weights are; in the shape of the tensor
+    b: Mapping[str, Tensor]  # as a
+    kept: Mapping[str, Tensor]  # (T, *shape), or (1, *shape) of what never changes
+    motion: Tensor  # (tensors, M) squared deviations from the mean over steps and members, summed
+    explained: Tensor  # (tensors, M) of these, what the mode explains; float64, order of `names`
+    samples: Tensor  # (K, T) float32: standardised histories of the sampled weights that move
+    sample_modes: Tensor  # (K,) the group of each, int64
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors that follow modes."""
+        return tuple(self.assignment)
+
+    @property
+    def share(self) -> float:
+        """The share of the motion of all weights that the modes explain, 0 to 1."""
+        return float(self.explained.sum() / self.motion.sum())
+
+    @property
+    def relative_error(self) -> float:
+        """Distance of run and reconstruction, relative to that of the run from its mean."""
+        return math.sqrt(max(0.0, 1 - self.share))
+
+    @property
+    def nbytes(self) -> int:
+        """The size of all tensors of the result; the file of `save` is as large."""
+        return sum(tensor.nbytes for _, tensor in self._tensors())
+
+    def share_by_mode(self) -> Tensor:
+        """Return the share of all motion that each mode explains: (M,), float64."""
+        return self.explained.sum(0) / self.motion.sum()
+
+    def share_by_tensor(self) -> dict[str, float]:
+        """Return, for each tensor, the share of its own motion that is explained."""
+        shares = self.explained.sum(1) / self.motion.sum(1)
+        return dict(zip(self.names, shares.tolist(), strict=True))
+
+    def weights_at(self, step: int) -> dict[str, Tensor]:
+        """Reconstruct the weights at a step of the run.
+
+        Args:
+            step: One of `steps`.
+
+        Returns:
+            All tensors of the run, in its dtypes.
+
+        Raises:
+            KeyError: If the run had no snapshot there, naming the nearest.
+        """
+        if step not in self.steps:
+            nearest = min(self.steps, key=lambda known: abs(known - step))
+            raise KeyError(f"Step {step} was not decomposed; the nearest is {nearest}.")
+        return self._weights(self.steps.index(step))
+
+    def weights_from(self, references: Tensor) -> dict[str, Tensor]:
+        """Return the weights where the references have any given values.
+
+        Args:
+            references: (M,) values in deviations from the mean; `references[:, t]` are those of
+                the step `steps[t]`. Between and beyond them lie weights that the run never had.
+
+        Returns:
+            All tensors of the run; what follows no mode is as at the last step.
+
+        Raises:
+            ValueError: If there is not one value for each mode.
+        """
+        if references.shape != (len(self.references),):
+            raise ValueError(
+                f"references must be {len(self.references)} values, one for each mode, "
+                f"got shape {tuple(references.shape)}."
+            )
+        return {name: self._tensor(name, references, -1) for name in self.layout.tensors}
+
+    def trajectory(self) -> Trajectory:
+        """Return the modelled run, a trajectory whose snapshots are computed when they are read.
+
+        Returns:
+            A trajectory like any other: it can be transferred, evaluated or recorded.
+        """
+        snapshots = (
+            Snapshot(step, None, {}, self.layout, _Reconstructed(self, position))
+            for position, step in enumerate(self.steps)
+        )
+        return Trajectory(tuple(snapshots), self.layout)
+
+    def permuted(self, source_to_target: Permutation) -> "Modes":
+        """Return the modes of the permuted run: what belongs to a weight moves along with it.
+
+        Args:
+            source_to_target: Places each neuron of the run.
+
+        Returns:
+            The decomposition that fits every snapshot after `source_to_target.apply`.
+        """
+
+        def moved(name: str, value: Tensor) -> Tensor:
+            return source_to_target.apply_to(name, value)
+
+        return Modes(
+            self.layout,
+            self.steps,
+            self.references,
+            # Which mode a weight follows has no sign, even where its neuron changes sign.
+            {n: take(v, source_to_target.indices(n)) for n, v in self.assignment.items()},
+            {name: moved(name, value) for name, value in self.a.items()},
+            {name: moved(name, value) for name, value in self.b.items()},
+            {n: torch.stack([moved(n, row) for row in rows]) for n, rows in self.kept.items()},
+            self.motion,
+            self.explained,
+            self.samples,
+            self.sample_modes,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, whole or not at all.
+
+        Args:
+            path: Where to.
+        """
+        path = Path(path)
+        described = {"format": FORMAT, "steps": self.steps, "layout": self.layout.to_json()}
+        temporary = path.with_name(path.name + ".tmp")
+        tensors = {name: tensor.contiguous() for name, tensor in self._tensors()}
+        try:
+            save_file(tensors, temporary, metadata={"slipstream.modes": json.dumps(described)})
+            Path(temporary).replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Modes":
+        """Read a file that `save` wrote.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The same modes.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file holds no modes, is of a newer format, or is damaged.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                described = _described(file.metadata(), path)
+            tensors = load_file(path)
+            layout = Layout.from_json(described["layout"])
+            fields: dict[str, Any] = {kind: _named(kind, tensors, layout) for kind in _BY_NAME}
+            fields |= {name: tensors[name] for name in _SINGLE}
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} is damaged: {error}.") from error
+        if missing := [n for n in layout.tensors if n not in fields["kept"] | fields["b"]]:
+            raise ValueError(f"{path} is damaged: it lacks the tensor {missing[0]!r}.")
+        return cls(layout=layout, steps=tuple(described["steps"]), **fields)
+
+    def __repr__(self) -> str:
+        return (
+            f"Modes({len(self.references)} modes of {len(self.names)} tensors over "
+            f"{len(self.steps)} steps, {self.share:.1%} of the motion explained)"
+        )
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        for name in _SINGLE:
+            yield name, getattr(self, name)
+        for kind in _BY_NAME:
+            for name, tensor in getattr(self, kind).items():
+                yield f"{kind}:{name}", tensor
+
+    def _weights(self, position: int) -> dict[str, Tensor]:
+        values = self.references[:, position]
+        return {name: self._tensor(name, values, position) for name in self.layout.tensors}
+
+    def _tensor(self, name: str, references: Tensor, position: int) -> Tensor:
+        if name in self.kept:
+            rows = self.kept[name]
+            return rows[position if len(rows) > 1 else 0]
+        a, b = self.a[name], self.b[name]
+        at = self.assignment[name].flatten().int()
+        values = references.to(a).index_select(0, at).view_as(a)
+        return torch.addcmul(b, a, values).to(self.layout.tensors[name].dtype)
+
+
+@dataclass(frozen=True)
+class _Reconstructed:
+    """Reads the modelled weights at one step."""
+
+    modes: Modes
+    position: int
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.modes._weights(self.position)
+
+    def read_into(self, name: str, out: Tensor, start: int = 0) -> None:
+        value = self.modes._tensor(name, self.modes.references[:, self.position], self.position)
+        out.view(-1).copy_(value.flatten()[start : start + out.numel()])
+
+
+def _named(kind: str, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    names = [name for name in layout.tensors if f"{kind}:{name}" in tensors]
+    return {name: tensors[f"{kind}:{name}"] for name in names}
+
+
+def _described(metadata: Mapping[str, str] | None, path: str | Path) -> dict[str, Any]:
+    text = (metadata or {}).get("slipstream.modes")
+    if text is None:
+        raise ValueError(f"{path} holds no modes.")
+    described: dict[str, Any] = json.loads(text)
+    if described["format"] > FORMAT:
+        raise ValueError(f"{path} is of format {described['format']}, newer than {FORMAT}.")
+    return described
