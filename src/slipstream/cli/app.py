@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from slipstream.cli.average import average
 from slipstream.cli.demo import demo
 from slipstream.cli.evaluate import evaluate
 from slipstream.cli.groups import groups
@@ -46,7 +47,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Record a training run, transfer it to another start, and measure it.",
 )
-for command in (demo, train, import_, show, groups, transfer, evaluate):
+for command in (demo, train, import_, show, groups, transfer, evaluate, average):
     app.command(command.__name__.rstrip("_"))(command)
 
 

@@ -1,0 +1,68 @@
+"""`slipstream average`."""
+
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from slipstream.cli import options
+from slipstream.cli.output import write_json, write_table
+from slipstream.cli.progress import pieces_bar
+
+RULE = "swa:STEP (from that step on), ema:DECAY or lawa:SNAPSHOTS; several; a usual set by default."
+BY = "The metric that decides: loss, or accuracy, which decides if there is one."
+BATCHES = "Training batches to recalibrate BatchNorm on."
+
+
+def average(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    rule: Annotated[list[str] | None, typer.Option(help=RULE)] = None,
+    by: Annotated[str | None, typer.Option(help=BY)] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best here.")] = None,
+    batchnorm_batches: Annotated[int, typer.Option(min=1, help=BATCHES)] = 100,
+    model: options.OtherModel = None,
+    data: options.OtherData = None,
+    loss: options.Loss = None,
+    width: options.Width = None,
+    option: options.Option = None,
+    device: options.Device = "cpu",
+    json: options.AsJson = False,
+) -> None:
+    """Find the average of a run's snapshots that is best on validation data: SWA, EMA or LAWA.
+
+    Example: slipstream average run -o averaged.safetensors
+    """
+    from safetensors.torch import save_file
+
+    from slipstream.cli.opening import open_experiment
+    from slipstream.modes import average_candidates, choose_average, parse_rule
+    from slipstream.trajectory import Trajectory
+
+    experiment = open_experiment(
+        run, model=model, data=data, loss=loss, width=width, option=option, device=device
+    )
+    criterion = by or ("accuracy" if "accuracy" in experiment.metrics else "loss")
+    rules = [parse_rule(text) for text in rule] if rule else None
+    with pieces_bar("averaging", hidden=json) as bar:
+        choice = choose_average(
+            experiment.model,
+            experiment.metrics,
+            candidates=average_candidates(Trajectory.open(run), rules),
+            validation=experiment.validation,
+            train=list(islice(experiment.train, batchnorm_batches)),
+            criterion=criterion,
+            highest=criterion == "accuracy",
+            progress=bar,
+        )
+    if out:
+        save_file(choice.weights, out)
+    if json:
+        candidates = [asdict(candidate) for candidate in choice.candidates]
+        write_json({"best": choice.best.name, "by": choice.criterion, "candidates": candidates})
+        return
+    names = list(experiment.metrics)
+    rows = [[c.name, *(f"{c.validation[n]:.4f}" for n in names)] for c in choice.candidates]
+    write_table(["validation", *names], rows)
+    typer.echo(f"best by {choice.criterion}: {choice.best.name}")
