@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         recalibrate_batchnorm,
     )
     from slipstream.matching import match_gradients, match_weights
+    from slipstream.modes import Averages, average_run
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.symmetry.permutation import Permutation
     from slipstream.symmetry.tracing import find_neuron_groups
@@ -52,6 +53,9 @@ _ROOMS = {
     "load_transfer": "transfer",
     "transfer_to_many": "transfer",
     "transfer_trajectory": "transfer",
+    # decompose
+    "Averages": "modes",
+    "average_run": "modes",
     # measure
     "accuracy": "evaluation",
     "classification_loss": "evaluation",
@@ -63,6 +67,7 @@ _ROOMS = {
 }
 
 __all__ = [
+    "Averages",
     "NeuronGroups",
     "Permutation",
     "Recorder",
@@ -73,6 +78,7 @@ __all__ = [
     "TransferPlan",
     "TransferResult",
     "accuracy",
+    "average_run",
     "classification_loss",
     "compare_methods",
     "evaluate",

@@ -98,7 +98,7 @@ class Averages:
         if not self.rules or len(set(self.rules)) < len(self.rules):
             raise ValueError(f"rules must be different ones, at least one, got {self.rules}.")
         wrapped = isinstance(model, DataParallel | DistributedDataParallel)
-        self._model: nn.Module = model.module if wrapped else model
+        self._model = model.get_submodule("module") if wrapped else model
         self._device = device
         self._running = {rule: rule.running() for rule in self.rules}
         self.step = 0  # optimiser steps done, as counted or told
