@@ -16,7 +16,8 @@ from torch import Tensor
 
 from slipstream.matching.low_rank import Gradient, LowRank, dense, inner
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
-from slipstream.symmetry.permutation import Permutation, take
+from slipstream.symmetry.permutation import Permutation
+from slipstream.symmetry.places import take
 
 Pair = tuple[Gradient, Gradient]  # target, source
 Indices = dict[int, Tensor]  # for each axis that moves, what `take` reads

@@ -36,6 +36,11 @@ class Block:
     factors: tuple[str | int, ...]
     signs: tuple[str, ...] = ()  # the factors whose neurons bring their sign along here
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The neuron groups among the factors."""
+        return tuple(factor for factor in self.factors if isinstance(factor, str))
+
 
 @dataclass(frozen=True)
 class Pin:

@@ -24,6 +24,7 @@ ATTEMPTS = 3  # other inputs and weights for groups that the output does not dep
 DRAWS = 2  # random permutations that a group has to pass; one if it has many neurons
 MANY = 8  # so few of their permutations keep a wrong group right that one draw shows it
 SENSITIVE = 100  # tested weights move the output by this many times the tolerance, at least
+SIGNS = "its neurons keep their signs: with others, "
 LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -38,8 +39,9 @@ def check(
     """Keep the groups for which f(x; pi(theta)) = f(x; theta), and list the others in `dropped`.
 
     All groups are permuted at once; where the output changes, halves of them are tried until the
-    wrong ones stand alone. A group whose weights do not reach the output (dead units) is tried
-    again on disturbed inputs; what cannot be tested is dropped too.
+    wrong ones stand alone. A signed group that is right without its signs loses only them. A group
+    whose weights do not reach the output (dead units) is tried again on disturbed inputs; what
+    cannot be tested is dropped too.
 
     Args:
         model: Any module; it is left as it is.
@@ -79,13 +81,23 @@ def check(
                 faults |= _wrong_among(trial, names, tolerance, seed + draw)
             if not untested:
                 break
+    if doubtful := [name for name in faults if groups[name].signed]:
+        unsigned = groups.without_signs(doubtful)
+        checked = check(model, unsigned, example_input, tolerance=tolerance, seed=seed)
+        pins = _dropped(
+            groups, {name: SIGNS + faults[name] for name in doubtful if name in checked.sizes()}
+        )
+        return replace(checked, dropped=checked.dropped + pins)
     faults |= untested
     kept = groups.keep(group.name for group in groups.groups if group.name not in faults)
-    dropped = tuple(
+    return replace(kept, dropped=groups.dropped + _dropped(groups, faults))
+
+
+def _dropped(groups: NeuronGroups, faults: Mapping[str, str]) -> tuple[Pin, ...]:
+    return tuple(
         Pin("proof", "", fault, tuple(f"{b.tensor}:{b.axis}" for b in groups.blocks_of(name)))
         for name, fault in faults.items()
     )
-    return replace(kept, dropped=groups.dropped + dropped)
 
 
 @dataclass(frozen=True)
@@ -113,14 +125,15 @@ class _Trial:
 
     def permuted(self, names: Sequence[str], seed: int) -> dict[str, Tensor]:
         """Return the tensors that move when every one of the named groups does."""
-        drawn = Permutation.random(self.groups, seed=seed).orders
+        drawn = Permutation.random(self.groups, seed=seed)
         orders = {
             name: _never_identity(order) if name in names else _identity(order)
-            for name, order in drawn.items()
+            for name, order in drawn.orders.items()
         }
+        signs = {name: _both(sign) for name, sign in drawn.signs.items() if name in names}
         moving = {b.tensor for name in names for b in self.groups.blocks_of(name)}
         own = {name: value for name, value in self.tensors.items() if name in moving}
-        return Permutation(self.groups, orders).apply(own)
+        return Permutation(self.groups, orders, signs).apply(own)
 
 
 def _prepare(
@@ -295,6 +308,11 @@ def _never_identity(order: Tensor) -> Tensor:
     """The order, but one place further where it would move nothing."""
     idle = (order == _identity(order)).all(-1, keepdim=True)
     return torch.where(idle, order.roll(1, -1), order)
+
+
+def _both(signs: Tensor) -> Tensor:
+    """The signs, the first one opposite to the last, so that not all are equal."""
+    return torch.cat([-signs[..., -1:], signs[..., 1:]], -1)
 
 
 def _to_double(value: Any, *, copy: bool = False) -> Any:

@@ -17,6 +17,7 @@ from slipstream.symmetry.capture import Capture, ExampleInput, capture, evaluati
 from slipstream.symmetry.nesting import Independence, settle
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups, Pin
 from slipstream.symmetry.proof import check
+from slipstream.symmetry.signs import Equation, pin_new, signed_runs, with_signs
 from slipstream.weights import weights_of
 
 INPUT = Cause("input", "", "the order of the model's inputs is given")
@@ -28,7 +29,12 @@ MISSING = object()  # a tensor of which the tracer tells nothing
 
 
 def find_neuron_groups(
-    model: nn.Module, example_input: ExampleInput, *, prove: bool = True, seed: int = 0
+    model: nn.Module,
+    example_input: ExampleInput,
+    *,
+    signs: bool = True,
+    prove: bool = True,
+    seed: int = 0,
 ) -> NeuronGroups:
     """Find which neurons of `model` may change places without changing its function.
 
@@ -39,6 +45,8 @@ def find_neuron_groups(
     Args:
         model: Any module; it is left as it is.
         example_input: A tensor, a tuple of arguments, or a dictionary of keyword arguments.
+        signs: Find also which neurons may change their sign: behind an RMSNorm, a tanh, or nothing
+            but linear maps. SGD and Adam train a network with other signs alike.
         prove: Evaluate the model with and without a permutation of the groups, in float64, and
             move the groups that change the output, or cannot be tested, to `dropped`.
         seed: Of the proof's permutations and of its disturbed weights.
@@ -57,8 +65,15 @@ def find_neuron_groups(
         [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
     """
     with evaluation_copy(model) as replica:
-        flow = _follow(capture(replica, example_input), weights_of(model))
+        captured, weights = capture(replica, example_input), weights_of(model)
+        flow = _Flow({name: _weight_axes(value) for name, value in weights.items()})
+        _follow(captured, weights, flow)
         groups = _collect(flow)
+        if signs:
+            found = signed_runs(groups, weights)
+            flow = _Flow(dict(found.layouts), equations=[])
+            _follow(captured, weights, flow)
+            groups = with_signs(found, flow.equations or ())
         return check(replica, groups, example_input, seed=seed) if prove else groups
 
 
@@ -71,11 +86,11 @@ class _Flow:
     values: dict[torch.fx.Node, Any] = field(default_factory=dict)  # nodes to `Value`s, or lists
     independences: list[Independence] = field(default_factory=list)
     unsupported: dict[Cause, None] = field(default_factory=dict)
+    equations: list[Equation] | None = None  # while signs are followed, not orders
 
 
-def _follow(captured: Capture, weights: Mapping[str, Tensor]) -> _Flow:
+def _follow(captured: Capture, weights: Mapping[str, Tensor], flow: _Flow) -> None:
     """Run the rules over the graph."""
-    flow = _Flow({name: _weight_axes(value) for name, value in weights.items()})
     _tie_shared(flow, weights)
     for node in captured.graph.nodes:
         if node.op == "call_function":
@@ -92,11 +107,10 @@ def _follow(captured: Capture, weights: Mapping[str, Tensor]) -> _Flow:
     for name, layout in flow.weights.items():
         if name not in flow.used:
             _pin_all(Value(layout), UNUSED)
-    return flow
 
 
 def _weight_axes(value: Tensor) -> Layout:
-    if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
+    if _has_signs(value) or value.dtype == torch.bool:
         return tuple(atoms.free(size) for size in value.shape)
     return tuple(atoms.fixed(size, INTEGERS) for size in value.shape)
 
@@ -138,20 +152,28 @@ def _apply_rule(node: torch.fx.Node, arguments: Any, outputs: Any, flow: _Flow) 
     results = [outputs] if isinstance(outputs, Tensor) else list(outputs or ())
     if MISSING in leaves or not all(isinstance(result, Tensor) for result in results):
         raise UnsupportedError("it takes or gives something other than tensors")
+    if flow.equations is not None and not (rule.signs and all(map(_has_signs, results))):
+        raise UnsupportedError("no rule says how this operator changes signs")
     shapes = tuple(tuple(result.shape) for result in results)
     if any(0 in shape for shape in (*shapes, *(v.shape for v in leaves if isinstance(v, Value)))):
         raise UnsupportedError("a tensor is empty")
     bound = {argument.name: argument.default_value for argument in target._schema.arguments}
     bound |= dict(zip(bound, arguments[0], strict=False)) | arguments[1]
-    call = Call(_operator_of(node), _where(node), bound, shapes, flow.independences)
+    call = Call(_operator_of(node), _where(node), bound, shapes, flow.independences, flow.equations)
     try:
-        found = rule(call)
+        found = rule.apply(call)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UnsupportedError(f"its rule does not cover this use: {error}") from error
     values = [Value(layout) for layout in (found if isinstance(found, list) else [found])]
     if tuple(value.shape for value in values) != shapes:
         raise UnsupportedError(f"its rule expects other shapes than {shapes}")
+    if flow.equations is not None:
+        pin_new((value.axes for value in values), call.tensors(), flow.equations)
     return values if isinstance(found, list) else values[0]
+
+
+def _has_signs(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
 
 
 def _operator_of(node: torch.fx.Node) -> str:

@@ -8,7 +8,7 @@ from slipstream.symmetry.axis_rules.elementwise import align
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 
-@rule("scaled_dot_product_attention")
+@rule("scaled_dot_product_attention", signs=True)
 def attention(call: Call) -> Layout:
     """Queries meet keys inside a head, the scores meet the values; heads may share keys."""
     if call["dropout_p"]:
@@ -29,6 +29,8 @@ def attention(call: Call) -> Layout:
         [(letters + "QF", (*batch, queries, features)), (shared + "KF", key)],
         letters + "QK",
     )
+    for axis in scores:
+        call.unsigned(axis)
     flat = scores if letters == shared else (*scores[:-4], merge(scores[-4:-2]), *scores[-2:])
     if call["attn_mask"] is not None:
         align(call, [flat, call.axes("attn_mask")])

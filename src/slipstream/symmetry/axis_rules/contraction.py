@@ -17,10 +17,14 @@ def contract(call: Call, operands: Sequence[tuple[str, Layout]], result: str) ->
     axes: dict[str, Axis] = {}
     for letters, layout in operands:
         for letter, axis in zip(letters, layout, strict=True):
-            if length(known := axes.setdefault(letter, axis)) == 1:
+            known = axes.get(letter, ((),))
+            if length(known) == 1:
                 axes[letter] = axis
             elif length(axis) != 1:
-                call.tie(known, axis)
+                axes[letter] = call.multiply(known, axis)
+    for letter, axis in axes.items():
+        if letter not in result:
+            call.unsigned(axis)
     terms = [*(letters for letters, _ in operands), result]
     for letter in axes:
         for other in axes:
@@ -29,7 +33,7 @@ def contract(call: Call, operands: Sequence[tuple[str, Layout]], result: str) ->
     return tuple(axes[letter] for letter in result)
 
 
-@rule("linear")
+@rule("linear", signs=True)
 def linear(call: Call) -> Layout:
     """Rows of the weight are outputs, columns inputs."""
     inputs, weight = call.axes("input"), call.axes("weight")
@@ -40,13 +44,13 @@ def linear(call: Call) -> Layout:
     return result
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot")
+@rule("matmul", "mm", "bmm", "mv", "dot", signs=True)
 def matmul(call: Call) -> Layout:
     """The last axis of the first meets the last but one of the second; axes before are a batch."""
     return _product(call, *call.tensors())
 
 
-@rule("addmm", "baddbmm", "addmv")
+@rule("addmm", "baddbmm", "addmv", signs=True)
 def add_product(call: Call) -> Layout:
     """A matrix product, added to something that broadcasts to it."""
     bias, first, second = call.tensors()
@@ -54,7 +58,7 @@ def add_product(call: Call) -> Layout:
     return align(call, [bias, result])
 
 
-@rule("einsum")
+@rule("einsum", signs=True)
 def einsum(call: Call) -> Layout:
     """An Einstein sum by its equation."""
     equation = call["equation"].replace(" ", "")
@@ -66,13 +70,13 @@ def einsum(call: Call) -> Layout:
     return contract(call, list(zip(terms.split(","), call.tensors(), strict=True)), result)
 
 
-@rule("conv1d", "conv2d", "conv3d")
+@rule("conv1d", "conv2d", "conv3d", signs=True)
 def convolution(call: Call) -> Layout:
     """Output channels are groups times places inside; each group sees its own input channels."""
     return _convolve(call, call.axes("weight"))
 
 
-@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", signs=True)
 def transposed_convolution(call: Call) -> Layout:
     """As a convolution, but the weight lists groups and inputs first, then outputs of a group."""
     inputs, outputs, *kernel = call.axes("weight")

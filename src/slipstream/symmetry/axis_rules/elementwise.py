@@ -1,12 +1,17 @@
 """Operators that act place by place, with broadcasting."""
 
+from functools import reduce
+
 from slipstream.symmetry.atoms import Axis, Layout, length
-from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
+from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Value, rule
 
 
-# Operators that PyTorch tags as pointwise come here without being listed.
-@rule("hardswish dropout alpha_dropout feature_dropout feature_alpha_dropout log_sigmoid")
-@rule("softsign tanhshrink rrelu threshold where clamp max.other min.other copy fill")
+# Operators that PyTorch tags as pointwise come here without being listed; odd ones keep signs.
+@rule("hardswish log_sigmoid rrelu threshold where clamp max.other min.other copy fill")
+@rule("dropout alpha_dropout feature_dropout feature_alpha_dropout", signs=True)
+@rule("neg negative sign sgn tanh sinh asinh arcsinh atanh arctanh", signs=True)
+@rule("sin tan asin arcsin atan arctan erf erfinv trunc fix round", signs=True)
+@rule("softsign tanhshrink softshrink hardshrink", signs=True)
 def broadcast(call: Call) -> Layout:
     """Tie the axes that meet; an axis of one place meets any axis freely."""
     if call["train"] or call["training"]:
@@ -15,16 +20,62 @@ def broadcast(call: Call) -> Layout:
 
 
 def align(call: Call, layouts: list[Layout]) -> Layout:
-    """Tie the axes of several tensors that meet, aligned at the last."""
-    rank = max(map(len, layouts))
-    return tuple(
-        _meet(call, [axes[n - rank] for axes in layouts if len(axes) >= rank - n])
-        for n in range(rank)
-    )
+    """Tie the axes of several tensors that meet, aligned at the last: the tensors are added."""
+    return tuple(_add(call, axes) for axes in _meeting(layouts))
 
 
-@rule("alias clone contiguous detach lift_fresh lift_fresh_copy lift to _to_copy type_as")
-@rule("resolve_conj resolve_neg")
+def scale(call: Call, layouts: list[Layout]) -> Layout:
+    """Tie the axes of several tensors that meet, aligned at the last: they are multiplied."""
+    return tuple(_multiply(call, axes) for axes in _meeting(layouts))
+
+
+@rule("add sub subtract rsub", signs=True)
+def add(call: Call) -> Layout:
+    """A sum or a difference, of tensors or with a constant."""
+    axes = align(call, call.tensors())
+    if not isinstance(call["other"], Value):
+        _without_signs(call, axes)
+    return axes
+
+
+@rule("mul multiply div.Tensor div.Scalar divide.Tensor divide.Scalar true_divide", signs=True)
+def product(call: Call) -> Layout:
+    """A product or a quotient, of tensors or with a constant."""
+    return scale(call, call.tensors())
+
+
+@rule("where.self where.ScalarSelf where.ScalarOther", signs=True)
+def where(call: Call) -> Layout:
+    """One of two tensors or constants at every place."""
+    options = [call[name] for name in ("self", "other")]
+    axes = align(call, [option.axes for option in options if isinstance(option, Value)])
+    if not all(isinstance(option, Value) for option in options):
+        _without_signs(call, axes)
+    return scale(call, [call.axes("condition"), axes])
+
+
+@rule("abs absolute square cos cosh", signs=True)
+def even(call: Call) -> Layout:
+    """The same for both signs, as a product of a tensor with itself is."""
+    return tuple(call.multiply(axis, axis) for axis in call.axes("self"))
+
+
+@rule("pow.Tensor_Scalar", signs=True)
+def power(call: Call) -> Layout:
+    """An even, an odd, or a broken power."""
+    axes, exponent = call.axes("self"), call["exponent"]
+    if exponent % 2 == 0:
+        return even(call)
+    if exponent % 2 != 1:
+        _without_signs(call, axes)
+    return axes
+
+
+@rule(
+    "alias clone contiguous detach lift_fresh lift_fresh_copy lift to _to_copy type_as",
+    signs=True,
+)
+@rule("resolve_conj resolve_neg", signs=True)
 def copy(call: Call) -> Layout:
     """Pass the axes on."""
     return call.tensors()[0]
@@ -39,18 +90,38 @@ def prelu(call: Call) -> Layout:
     return axes
 
 
-@rule("glu")
+@rule("glu", signs=True)
 def glu(call: Call) -> Layout:
     """Tie the two halves of the gated axis."""
     axes, dim = call.axes("self"), call["dim"]
     dim %= len(axes)
     value, gate = call.cut(axes[dim], length(axes[dim]) // 2)
-    call.tie(value, gate)
-    return (*axes[:dim], value, *axes[dim + 1 :])
+    call.unsigned(gate)
+    return (*axes[:dim], call.multiply(value, gate), *axes[dim + 1 :])
 
 
-def _meet(call: Call, axes: list[Axis]) -> Axis:
+def _meeting(layouts: list[Layout]) -> list[list[Axis]]:
+    """For each axis of the result, the axis of every tensor; one of one place if it has none."""
+    rank = max(map(len, layouts))
+    one: Axis = ((),)
+    padded = [(one,) * (rank - len(axes)) + axes for axes in layouts]
+    return [list(axes) for axes in zip(*padded, strict=True)]
+
+
+def _without_signs(call: Call, axes: Layout) -> None:
+    for axis in axes:
+        call.unsigned(axis)
+
+
+def _add(call: Call, axes: list[Axis]) -> Axis:
     wide = [axis for axis in axes if length(axis) != 1]
     for axis in wide[1:]:
         call.tie(wide[0], axis)
+    if wide and len(wide) < len(axes):
+        call.unsigned(wide[0])  # the same number is added at all places of this axis
     return wide[0] if wide else ((),)
+
+
+def _multiply(call: Call, axes: list[Axis]) -> Axis:
+    wide = [axis for axis in axes if length(axis) != 1]
+    return reduce(call.multiply, wide) if wide else ((),)

@@ -6,7 +6,7 @@ from slipstream.symmetry.atoms import Axis, Layout, free, is_fixed, length, reso
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 
-@rule("cat", "concat", "concatenate")
+@rule("cat", "concat", "concatenate", signs=True)
 def cat(call: Call) -> Layout:
     """One axis lists the places of all, the others are shared."""
     first, *others = layouts = call.tensors()
@@ -20,7 +20,7 @@ def cat(call: Call) -> Layout:
     return _replaced(first, dim, tuple(run for axes in layouts for run in axes[dim]))
 
 
-@rule("stack")
+@rule("stack", signs=True)
 def stack(call: Call) -> Layout:
     """A new axis numbers the tensors, the others are shared."""
     first, *others = layouts = call.tensors()
@@ -31,7 +31,9 @@ def stack(call: Call) -> Layout:
     return (*first[:dim], *call.places([len(layouts)]), *first[dim:])
 
 
-@rule("split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split")
+@rule(
+    "split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", signs=True
+)
 def split(call: Call) -> list[Layout]:
     """Consecutive pieces of an axis."""
     axes = call.axes("self")
@@ -43,7 +45,7 @@ def split(call: Call) -> list[Layout]:
     ]
 
 
-@rule("unbind")
+@rule("unbind", signs=True)
 def unbind(call: Call) -> list[Layout]:
     """Every place of an axis alone."""
     axes = call.axes("self")
@@ -51,7 +53,7 @@ def unbind(call: Call) -> list[Layout]:
     return [_dropped(_piece(call, axes, dim, place, 1), dim) for place in range(length(axes[dim]))]
 
 
-@rule("slice")
+@rule("slice", signs=True)
 def slice_(call: Call) -> Layout:
     """A run of places, or places at equal distances."""
     axes = call.axes("self")
@@ -64,7 +66,7 @@ def slice_(call: Call) -> Layout:
     return _replaced(axes, dim, *call.places([call.shapes[0][dim]]))
 
 
-@rule("narrow")
+@rule("narrow", signs=True)
 def narrow(call: Call) -> Layout:
     """A run of places."""
     axes, start = call.axes("self"), call["start"]
@@ -74,7 +76,7 @@ def narrow(call: Call) -> Layout:
     return _piece(call, axes, dim, start % length(axes[dim]), call["length"])
 
 
-@rule("select")
+@rule("select", signs=True)
 def select(call: Call) -> Layout:
     """One place of an axis."""
     axes = call.axes("self")
@@ -83,11 +85,14 @@ def select(call: Call) -> Layout:
     return _dropped(_piece(call, axes, dim, place, 1), dim)
 
 
-@rule("pad", "constant_pad_nd")
+@rule("pad", "constant_pad_nd", signs=True)
 def pad(call: Call) -> Layout:
     """Constant places before and after; any other filling depends on the order of the axis."""
     axes = list(call.axes("self"))
     amounts = call["pad"]
+    if call["value"]:
+        for axis in axes:
+            call.unsigned(axis)
     for number in range(len(amounts) // 2):
         before, after = amounts[2 * number : 2 * number + 2]
         dim = len(axes) - 1 - number
@@ -103,7 +108,7 @@ def pad(call: Call) -> Layout:
     return tuple(axes)
 
 
-@rule("embedding")
+@rule("embedding", signs=True)
 def embedding(call: Call) -> Layout:
     """Rows of the table, looked up by number."""
     rows, features = call.axes("weight")

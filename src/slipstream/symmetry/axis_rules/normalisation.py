@@ -4,19 +4,38 @@ from slipstream.symmetry.atoms import Axis, Layout
 from slipstream.symmetry.axis_rules.registry import Call, Value, rule
 
 
-@rule("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm")
+@rule("batch_norm", "_native_batch_norm_legit_no_training", "instance_norm", signs=True)
 def channel_norm(call: Call) -> Layout:
     """Statistics, gain and bias belong to the channels."""
+    batch, channels, *places = call.axes("input")
+    for axis in places:
+        call.independent(batch, axis)
+        call.independent(channels, axis)
+    call.independent(channels, batch)
+    for axis in (batch, *places):
+        call.unsigned(axis)
+    _tie_channels(call, channels, "running_mean")
+    if isinstance(call["running_var"], Value):
+        call.unsigned(call.axes("running_var")[0])
+        call.multiply(channels, call.axes("running_var")[0])
+    if isinstance(call["weight"], Value):
+        channels = call.multiply(channels, call.axes("weight")[0])
+    _tie_channels(call, channels, "bias")
+    return (batch, channels, *places)
+
+
+@rule("rms_norm", signs=True)
+def rms_norm(call: Call) -> Layout:
+    """The last axes are measured together, whatever the signs; the gain lies on them."""
     axes = call.axes("input")
-    _tie_channels(call, axes[1], "weight", "bias", "running_mean", "running_var")
-    for axis in axes[2:]:
-        call.independent(axes[0], axis)
-        call.independent(axes[1], axis)
-    call.independent(axes[1], axes[0])
-    return axes
+    rank = len(call["normalized_shape"])
+    if isinstance(call["weight"], Value):
+        scaled = map(call.multiply, axes[-rank:], call.axes("weight"))
+        axes = (*axes[:-rank], *scaled)
+    return _measured(call, axes, list(range(len(axes) - rank, len(axes))))
 
 
-@rule("layer_norm", "rms_norm")
+@rule("layer_norm")
 def layer_norm(call: Call) -> Layout:
     """The last axes are measured together; gain and bias lie on them."""
     axes = call.axes("input")

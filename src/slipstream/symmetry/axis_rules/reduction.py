@@ -4,14 +4,18 @@ from slipstream.symmetry.atoms import Axis, Layout
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 
-@rule("sum mean prod amax amin aminmax all any var std var_mean std_mean logsumexp nansum")
-@rule("nanmean norm linalg_vector_norm max min median nanmedian count_nonzero")
+@rule("prod amax amin aminmax all any var std var_mean std_mean logsumexp")
+@rule("norm linalg_vector_norm max min median nanmedian count_nonzero")
+@rule("sum mean nansum nanmean", signs=True)
 def reduction(call: Call) -> Layout | list[Layout]:
     """A symmetric function of all places of the reduced axes."""
     axes = call.axes("self", "x")
     dims = call["dim"]
-    reduced = _dims(dims, len(axes)) if dims is not None else list(range(len(axes)))
-    result = _without(axes, reduced or list(range(len(axes))), keep=bool(call["keepdim"]))
+    reduced = _dims(dims, len(axes)) if dims is not None else []
+    reduced = reduced or list(range(len(axes)))
+    for dim in reduced:
+        call.unsigned(axes[dim])
+    result = _without(axes, reduced, keep=bool(call["keepdim"]))
     return result if len(call.shapes) == 1 else [result] * len(call.shapes)
 
 
@@ -28,7 +32,8 @@ def choice(call: Call) -> Layout | list[Layout]:
     return result if len(call.shapes) == 1 else [result] * len(call.shapes)
 
 
-@rule("cumsum", "cumprod", "logcumsumexp", "flip", "roll")
+@rule("cumprod", "logcumsumexp")
+@rule("cumsum", "flip", "roll", signs=True)
 def ordered(call: Call) -> Layout:
     """The result depends on the order along an axis, which cannot move then."""
     axes = call.axes("self")

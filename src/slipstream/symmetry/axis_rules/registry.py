@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from slipstream.symmetry import atoms
 from slipstream.symmetry.atoms import Axis, Cause, Layout
 from slipstream.symmetry.nesting import Independence
+from slipstream.symmetry.signs import Equation, multiply
 
 
 class UnsupportedError(Exception):
@@ -34,6 +35,7 @@ class Call:
     arguments: Mapping[str, Any]  # by the names of the operator's schema, tensors as `Value`
     shapes: tuple[tuple[int, ...], ...]  # of the results
     independences: list[Independence] = field(default_factory=list)
+    equations: list[Equation] | None = None  # while signs are followed, not orders
 
     def __getitem__(self, argument: str) -> Any:
         return self.arguments.get(argument)
@@ -65,6 +67,19 @@ class Call:
         """Let two axes list the same places."""
         atoms.tie(first, second, self.cause("it joins axes of different structure"))
 
+    def multiply(self, first: Axis, second: Axis) -> Axis:
+        """Let two axes list the same places, of tensors that are multiplied there."""
+        if self.equations is not None:
+            cause = self.cause("it multiplies axes of different structure")
+            return multiply(first, second, cause, self.equations)
+        self.tie(first, second)
+        return first
+
+    def unsigned(self, axis: Axis) -> None:
+        """Demand that nothing changes its sign along `axis`; the order stays free."""
+        if self.equations is not None:
+            self.pin(axis, "signs along this axis would not cancel")
+
     def pin(self, axis: Axis, reason: str) -> None:
         """Fix the places of `axis`."""
         atoms.pin(axis, self.cause(reason))
@@ -89,24 +104,42 @@ class Call:
         self.independences.append((axis, other))
 
 
-Rule = Callable[[Call], Layout | list[Layout]]
+@dataclass(frozen=True)
+class Rule:
+    """From a call to the axes of its result."""
+
+    apply: Callable[[Call], Layout | list[Layout]]
+    signs: bool = False  # whether it holds for signs too
+
+
 RULES: dict[str, Rule] = {}
+_Function = TypeVar("_Function", bound=Callable[[Call], Layout | list[Layout]])
 
 
-def rule(*operators: str) -> Callable[[Rule], Rule]:
+def rule(*operators: str, signs: bool = False) -> Callable[[_Function], _Function]:
     """Register a rule for ATen operators, by name ("sum") or by name and overload ("max.dim").
 
     The in-place variant of an operator ("relu_") follows the rule of the operator.
 
+    Rules are followed twice: for orders, then for signs. A rule with `signs=True` promises that it
+    is right the second time as well, where axes that are tied change their signs together, an axis
+    that is pinned has no sign, and what the rule returns tells where the result changes its sign:
+    right as it is for whatever is linear or odd and returns the axes it was given. Where tensors
+    are multiplied, use `call.multiply` for `call.tie`; where places are added up, compared, or
+    shifted by a constant, call `call.unsigned`. An even function is `call.multiply(axis, axis)`.
+    Without `signs=True`, nothing that the operator touches changes its sign. Results that are not
+    floating-point numbers, and axes that the rule makes anew, have no sign in any case.
+
     Args:
         *operators: Names, several in one string if they are separated by spaces.
+        signs: Whether the rule is right for signs too.
 
     Returns:
         A decorator that registers a rule and passes it on.
     """
 
-    def register(function: Rule) -> Rule:
-        RULES.update(dict.fromkeys(" ".join(operators).split(), function))
+    def register(function: _Function) -> _Function:
+        RULES.update(dict.fromkeys(" ".join(operators).split(), Rule(function, signs)))
         return function
 
     return register

@@ -6,8 +6,8 @@ from slipstream.symmetry.atoms import Layout, fixed, free, length, merge
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 
-@rule("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel")
-@rule("_unsafe_view _reshape_alias atleast_1d atleast_2d")
+@rule("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel", signs=True)
+@rule("_unsafe_view _reshape_alias atleast_1d atleast_2d", signs=True)
 def view(call: Call) -> Layout:
     """The same places in the same order, under other axes."""
     if call["dtype"] is not None:
@@ -15,14 +15,14 @@ def view(call: Call) -> Layout:
     return call.regroup(call.axes("self"), call.shapes[0])
 
 
-@rule("permute")
+@rule("permute", signs=True)
 def permute(call: Call) -> Layout:
     """Axes in another order."""
     axes = call.axes("self")
     return tuple(axes[dim] for dim in call["dims"])
 
 
-@rule("transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T", "adjoint", "mH")
+@rule("transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T", "adjoint", "mH", signs=True)
 def transpose(call: Call) -> Layout:
     """Two axes change places, or all of them."""
     axes = list(call.axes("self"))
@@ -36,7 +36,7 @@ def transpose(call: Call) -> Layout:
     return tuple(axes)
 
 
-@rule("movedim", "moveaxis")
+@rule("movedim", "moveaxis", signs=True)
 def movedim(call: Call) -> Layout:
     """Some axes move, the others keep their order."""
     axes = call.axes("self")
@@ -50,7 +50,7 @@ def movedim(call: Call) -> Layout:
     return tuple(others)
 
 
-@rule("expand", "expand_as", "broadcast_to")
+@rule("expand", "expand_as", "broadcast_to", signs=True)
 def expand(call: Call) -> Layout:
     """Along an axis that repeats one place, all places are equal and may move in any way."""
     shape = call.shapes[0]
@@ -59,7 +59,7 @@ def expand(call: Call) -> Layout:
     return tuple(a if length(a) == n else free(n) for a, n in zip(padded, shape, strict=True))
 
 
-@rule("repeat", "tile")
+@rule("repeat", "tile", signs=True)
 def repeat(call: Call) -> Layout:
     """Whole copies one after another."""
     axes = call.axes("self")
@@ -71,7 +71,7 @@ def repeat(call: Call) -> Layout:
     )
 
 
-@rule("repeat_interleave.self_int")
+@rule("repeat_interleave.self_int", signs=True)
 def repeat_interleave(call: Call) -> Layout:
     """Every place becomes a run of equal places."""
     axes, dim = call.axes("self"), call["dim"]
@@ -81,7 +81,7 @@ def repeat_interleave(call: Call) -> Layout:
     return (*axes[:dim], merge([axes[dim], free(call["repeats"])]), *axes[dim + 1 :])
 
 
-@rule("pixel_shuffle")
+@rule("pixel_shuffle", signs=True)
 def pixel_shuffle(call: Call) -> Layout:
     """The fastest part of the channels becomes places of the map."""
     *batch, channels, height, width = call.axes("self")
@@ -91,7 +91,7 @@ def pixel_shuffle(call: Call) -> Layout:
     return (*batch, kept, *call.places(call.shapes[0][-2:]))
 
 
-@rule("pixel_unshuffle")
+@rule("pixel_unshuffle", signs=True)
 def pixel_unshuffle(call: Call) -> Layout:
     """Places of the map become the fastest part of the channels."""
     *batch, channels, height, width = call.axes("self")
@@ -101,7 +101,7 @@ def pixel_unshuffle(call: Call) -> Layout:
     return (*batch, merge([channels, inside]), *call.places(call.shapes[0][-2:]))
 
 
-@rule("channel_shuffle")
+@rule("channel_shuffle", signs=True)
 def channel_shuffle(call: Call) -> Layout:
     """Groups and the places inside them swap roles."""
     axes = call.axes("self")

@@ -4,13 +4,15 @@ from slipstream.symmetry.atoms import Layout
 from slipstream.symmetry.axis_rules.registry import Call, rule
 
 
-@rule("max_pool1d max_pool2d max_pool3d avg_pool1d avg_pool2d avg_pool3d")
+@rule("max_pool1d max_pool2d max_pool3d")
 @rule("max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices")
-@rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d")
 @rule("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
-@rule("upsample_nearest1d _upsample_nearest_exact1d upsample_linear1d upsample_nearest2d")
-@rule("_upsample_nearest_exact2d upsample_bilinear2d _upsample_bilinear2d_aa upsample_bicubic2d")
-@rule("_upsample_bicubic2d_aa upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d")
+@rule("avg_pool1d avg_pool2d avg_pool3d", signs=True)
+@rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", signs=True)
+@rule("upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d", signs=True)
+@rule("_upsample_nearest_exact1d _upsample_nearest_exact2d _upsample_nearest_exact3d", signs=True)
+@rule("upsample_bilinear2d _upsample_bilinear2d_aa upsample_trilinear3d", signs=True)
+@rule("upsample_bicubic2d _upsample_bicubic2d_aa", signs=True)
 def window(call: Call) -> Layout | list[Layout]:
     """The last axes are places of a map, the ones before go along."""
     axes = call.axes("self", "input")

@@ -40,4 +40,4 @@ def find_rule(operator: torch._ops.OpOverload) -> Rule | None:
                 return RULES[key]
     random = torch.Tag.nondeterministic_seeded in operator.tags
     pointwise = torch.Tag.pointwise in operator.tags and not random
-    return elementwise.broadcast if pointwise else None
+    return Rule(elementwise.broadcast) if pointwise else None
