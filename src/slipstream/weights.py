@@ -158,9 +158,11 @@ def norm(weights: Weights) -> float:
 
 def inner(first: Weights, second: Weights) -> float:
     """Return the inner product over the tensors of `first`, summed in float64."""
-    return sum(
-        torch.dot(value.double().flatten(), second[name].double().flatten()).item()
+    return math.fsum(
+        torch.dot(left.double(), right.double()).item()
         for name, value in first.items()
+        # In pieces, or the two copies in float64 would be the largest thing in memory.
+        for left, right in zip(_pieces(value), _pieces(second[name]), strict=True)
     )
 
 
@@ -175,6 +177,10 @@ def first_nonfinite(weights: Weights) -> str | None:
         if value.is_floating_point() and not torch.isfinite(value).all():
             return name
     return None
+
+
+def _pieces(value: Tensor) -> tuple[Tensor, ...]:
+    return value.detach().flatten().split(1 << 20)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -1,0 +1,91 @@
+"""How a fine-tune is ported, as plain data."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from slipstream.transfer.plan import SignWeights, TransferPlan
+
+Coordinates = Literal["identity", "weights", "activations", "procrustes", "fgmt"]
+Signs = Literal["none", "mask", "signed"]
+PortMethod = Literal[
+    "auto",
+    "identity",
+    "weights",
+    "activations",
+    "procrustes",
+    "fgmt",
+    "sign-mask",
+    "weights-mask",
+    "activations-mask",
+    "fgmt-mask",
+    "identity-signed",
+    "weights-signed",
+    "activations-signed",
+    "fgmt-signed",
+]
+
+
+@dataclass(frozen=True)
+class PortPlan:
+    """How a fine-tune is carried from one base model to another.
+
+    A method lays the displacement `fine_tuned - from_base` over the other base's neurons, and may
+    then listen to the other base's gradient: `-mask` keeps the entries that step against it,
+    `-signed` carries the displacement in stages, each beside a step against the gradient's sign.
+    """
+
+    method: PortMethod = "auto"
+    strengths: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # tried on validation
+    stages: int = 10  # of `fgmt` and `-signed`; a mask takes as many gradients
+    batches_per_gradient: int = 1
+    batchnorm_batches: int = 2  # for the statistics, before each gradient and each measurement
+    exclude: tuple[str, ...] = ()  # patterns of tensors that stay the other base's own
+    signs: SignWeights = field(default_factory=SignWeights)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "strengths", tuple(self.strengths))
+        if self.method not in get_args(PortMethod):
+            listed = ", ".join(get_args(PortMethod))
+            raise ValueError(f"method must be one of {listed}; got {self.method!r}.")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise ValueError(f"strengths must be numbers above 0, got {self.strengths}.")
+        self.transfer()  # checks what both plans have
+
+    def transfer(self) -> TransferPlan:
+        """Return the plan of the learning transfer that `fgmt` is made of."""
+        return TransferPlan(
+            "fgmt",
+            stages=self.stages,
+            batches_per_gradient=self.batches_per_gradient,
+            batchnorm_batches=self.batchnorm_batches,
+            exclude=self.exclude,
+            signs=self.signs,
+        )
+
+    def gradients(self, methods: Collection[PortMethod]) -> int:
+        """Return how many gradients some methods take together, a stage's batches counting as one.
+
+        Example:
+            >>> PortPlan(stages=10).gradients(["identity", "fgmt", "fgmt-signed"])
+            30
+        """
+        parts = [parts_of(method) for method in methods]
+        matched = 2 * any(coordinates == "fgmt" for coordinates, _ in parts)
+        masked = any(signs == "mask" for _, signs in parts)
+        return self.stages * (matched + masked + sum(signs == "signed" for _, signs in parts))
+
+
+def parts_of(method: PortMethod) -> tuple[Coordinates, Signs]:
+    """Return what a method is composed of: how coordinates are matched, and what signs do.
+
+    Example:
+        >>> parts_of("sign-mask"), parts_of("fgmt-signed")
+        (('identity', 'mask'), ('fgmt', 'signed'))
+    """
+    name, _, suffix = method.partition("-")
+    signs: Signs = "mask" if suffix == "mask" else "signed" if suffix == "signed" else "none"
+    for coordinates in get_args(Coordinates):
+        if name == coordinates:
+            return coordinates, signs
+    return "identity", signs

@@ -1,0 +1,147 @@
+"""Carry a fine-tune from the base model it was made of to another one."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from slipstream.evaluation import Batch, Loss
+from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.transfer.checks import complete, repeatable
+from slipstream.transfer.networks import BatchStream
+from slipstream.transfer.porting.applying import apply, layers
+from slipstream.transfer.porting.choosing import (
+    Choice,
+    Judge,
+    Progress,
+    choose_by_alignment,
+    choose_by_loss,
+    regime_of,
+)
+from slipstream.transfer.porting.plan import PortPlan
+from slipstream.transfer.porting.problem import pose
+from slipstream.transfer.porting.result import PortResult
+from slipstream.transfer.porting.survey import Regime, Survey, survey
+from slipstream.transfer.porting.workbench import Workbench
+from slipstream.weights import Weights
+
+
+def port_fine_tune(
+    model: nn.Module | None = None,
+    *,
+    from_base: Weights,
+    fine_tuned: Weights,
+    to_base: Weights,
+    plan: PortPlan | None = None,
+    loss: Loss | None = None,
+    data: Iterable[Batch] | None = None,
+    validation: Iterable[Batch] | None = None,
+    groups: NeuronGroups | None = None,
+    example_input: Any = None,
+    progress: Progress | None = None,
+) -> PortResult:
+    """Give `to_base` what `fine_tuned` has learned since `from_base`.
+
+    The displacement `fine_tuned - from_base` is laid over the neurons of the other base and added.
+    Between bases that share a history that is enough; between independent ones the neurons are
+    matched first, and the other base's gradient on a few labelled batches has a say in every sign.
+
+    Args:
+        model: The architecture; left as it was. `identity` needs none.
+        from_base: The weights that the fine-tune started from.
+        fine_tuned: The weights where it ended.
+        to_base: The weights that it is carried to.
+        plan: What to do; `PortPlan()` chooses the method.
+        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        data: Labelled batches of the task, for gradients and BatchNorm statistics.
+        validation: Other labelled batches, on which method and strength are chosen; never test
+            data.
+        groups: What may be permuted; found and proven when not given.
+        example_input: An input of the model, for finding the groups; by default that of the first
+            batch of `data`.
+        progress: Called after each method that was tried.
+
+    Returns:
+        The weights, what was chosen among what, and a report layer by layer.
+
+    Raises:
+        ValueError: If architectures differ, a tensor holds a NaN, or a method lacks what it needs.
+
+    Source: the displacement is "Editing models with task arithmetic" (Ilharco et al., 2023); the
+    mask is GradFix (Rinaldi et al., 2025); `fgmt` is "Transferring Learning Trajectories of Neural
+    Networks" (Chijiwa, 2024); together they are this project's.
+
+    Example:
+        >>> import torch
+        >>> base, tuned, other = ({"w": torch.full((2, 2), v)} for v in (1.0, 1.5, 0.9))
+        >>> result = port_fine_tune(from_base=base, fine_tuned=tuned, to_base=other)
+        >>> result.regime, result.method, result.weights["w"][0, 0].item()
+        ('continued lineage', 'identity', 1.399999976158142)
+    """
+    plan = PortPlan() if plan is None else plan
+    problem = pose(from_base, fine_tuned, to_base, exclude=plan.exclude)
+    measured = survey(problem)
+    bench = Workbench(problem, plan, model, loss, data, groups, example_input)
+    regime = regime_of(bench, measured)
+    choice = choose(bench, regime, validation=validation, progress=progress)
+    weights: dict[str, Tensor] = {}
+    notes: dict[str, tuple[float, float]] = {}
+    for part in apply(problem, choice):
+        weights[part.name], notes[part.name] = part.value, (part.kept, part.matched)
+    return result_of(bench, choice, measured, regime, notes, weights)
+
+
+def choose(
+    bench: Workbench,
+    regime: Regime,
+    *,
+    validation: Iterable[Batch] | None,
+    progress: Progress | None,
+) -> Choice:
+    """Choose method and strength: by the validation data, if there is any."""
+    held = repeatable(validation)
+    if held is None:
+        return choose_by_alignment(bench, regime)
+    model, loss = bench.asked("model", bench.model), bench.asked("loss", bench.loss)
+    own = complete(model, bench.problem.to_base, "to_base")
+    calibration = BatchStream(held if bench.data is None else bench.data)
+    judge = Judge(model, loss, held, own, calibration.take(bench.plan.batchnorm_batches))
+    return choose_by_loss(bench, regime, judge, progress or (lambda *_: None))
+
+
+def result_of(
+    bench: Workbench,
+    choice: Choice,
+    measured: Survey,
+    regime: Regime,
+    notes: Mapping[str, tuple[float, float]],
+    weights: dict[str, Tensor],
+) -> PortResult:
+    """Put together what is known.
+
+    Args:
+        bench: The problem.
+        choice: What was applied.
+        measured: Of every tensor.
+        regime: How the bases lie to each other.
+        notes: Of every tensor, what became of it.
+        weights: The result, if it is in memory.
+
+    Returns:
+        The result.
+    """
+    return PortResult(
+        plan=bench.plan,
+        method=choice.prepared.method,
+        strength=choice.strength,
+        regime=regime,
+        alignment=measured.alignment,
+        layers=layers(measured, notes),
+        candidates=choice.candidates,
+        loss_before=choice.loss_before,
+        loss_identity=choice.loss_identity,
+        loss_after=choice.loss if choice.candidates else None,
+        excluded=bench.problem.excluded,
+        warnings=bench.problem.warnings + measured.warnings(),
+        weights=weights,
+    )

@@ -1,0 +1,155 @@
+"""Three sets of weights: the base of a fine-tune, the fine-tune, and the base it is carried to."""
+
+import fnmatch
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from slipstream.weights import Weights
+
+_LISTED = 6  # differences in an error
+
+
+class LazyWeights(Mapping[str, Tensor]):
+    """Weights of which each is made when it is asked for, and kept by nobody."""
+
+    def __init__(self, names: Collection[str], make: Callable[[str], Tensor]) -> None:
+        self._names = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._make(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is carried: `fine_tuned - from_base`, to `to_base`. The weights may be lazy."""
+
+    from_base: Weights
+    fine_tuned: Weights
+    to_base: Weights
+    carried: tuple[str, ...]  # tensors that have a displacement
+    excluded: tuple[str, ...]  # tensors of floating point that stay the other base's own
+    warnings: tuple[str, ...] = ()
+
+    def displacement(self, name: str) -> Tensor:
+        """Return `fine_tuned - from_base` of one tensor, a new one in float32 or better."""
+        return wide_copy(self.fine_tuned[name]).sub_(self.from_base[name])
+
+
+def pose(
+    from_base: Weights, fine_tuned: Weights, to_base: Weights, *, exclude: tuple[str, ...] = ()
+) -> Problem:
+    """Check that the three fit together, and say which tensors are carried.
+
+    Args:
+        from_base: What the fine-tune started from.
+        fine_tuned: The fine-tune.
+        to_base: What it is carried to.
+        exclude: Patterns of tensors that stay `to_base`'s own.
+
+    Returns:
+        The problem. A single module whose outputs differ in number is a head: it is excluded.
+
+    Raises:
+        ValueError: If architectures differ, or a pattern matches nothing.
+    """
+    unwanted = _matching(exclude, to_base)
+    heads = _heads(from_base, to_base, ("from_base", "to_base"), unwanted)
+    heads |= _heads(from_base, fine_tuned, ("from_base", "fine_tuned"), unwanted | heads)
+    own = unwanted | heads
+    floats = [name for name, value in to_base.items() if value.is_floating_point()]
+    carried = tuple(name for name in floats if name not in own)
+    if not carried:
+        raise ValueError("No tensor is left that could be carried: everything is excluded.")
+    warnings = []
+    if heads:
+        warnings.append(
+            f"{', '.join(sorted(heads))}: a head of another size has no counterpart; "
+            "what to_base has is kept."
+        )
+    if new := [name for name in fine_tuned if name not in from_base and name not in to_base]:
+        warnings.append(f"fine_tuned has {_some(new)}, which no base has: not carried.")
+    return Problem(
+        from_base,
+        fine_tuned,
+        to_base,
+        carried,
+        tuple(name for name in floats if name in own),
+        tuple(warnings),
+    )
+
+
+def wide_copy(value: Tensor) -> Tensor:
+    """Return a copy in float32 or better."""
+    return value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
+
+
+def _matching(patterns: tuple[str, ...], weights: Weights) -> frozenset[str]:
+    for pattern in patterns:
+        if not fnmatch.filter(weights, pattern):
+            raise ValueError(
+                f"exclude: {pattern!r} matches no tensor of to_base; it has {_some(list(weights))}."
+            )
+    return frozenset(n for pattern in patterns for n in fnmatch.filter(weights, pattern))
+
+
+def _heads(
+    first: Weights, second: Weights, names: tuple[str, str], known: frozenset[str]
+) -> frozenset[str]:
+    """The tensors of a head that differs, or an error that lists how the architectures differ."""
+    differences = dict(_differences(first, second, names, known))
+    modules = {name.rpartition(".")[0] for name in differences}
+    shared = [name for name in differences if name in first and name in second]
+    if not differences:
+        return frozenset()
+    if shared and len(modules) == 1 and all(_same_inputs(first[n], second[n]) for n in shared):
+        return frozenset(differences)
+    listed = "; ".join(list(differences.values())[:_LISTED])
+    more = f"; and {len(differences) - _LISTED} more" if len(differences) > _LISTED else ""
+    raise ValueError(
+        f"{names[0]} and {names[1]} are of different architectures: {listed}{more}. Porting needs "
+        "the same one; tensors that may stay as to_base has them can be excluded by a pattern."
+    )
+
+
+def _differences(
+    first: Weights, second: Weights, names: tuple[str, str], known: frozenset[str]
+) -> Iterator[tuple[str, str]]:
+    """Names of tensors that differ, each with how."""
+    for name, value in first.items():
+        if name in known or not value.is_floating_point():
+            continue
+        if name not in second:
+            yield name, f"{name!r} is missing in {names[1]}"
+        elif second[name].shape != value.shape:
+            shapes = (
+                f"{tuple(value.shape)} in {names[0]}, {tuple(second[name].shape)} in {names[1]}"
+            )
+            yield name, f"{name!r} has shape {shapes}"
+    if names[1] == "to_base":  # what only a fine-tune has is a new head, and is left out
+        for name in second:
+            if name not in first and name not in known and second[name].is_floating_point():
+                yield name, f"{name!r} is missing in {names[0]}"
+
+
+def _same_inputs(first: Tensor, second: Tensor) -> bool:
+    return first.shape[1:] == second.shape[1:]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -1,0 +1,141 @@
+"""The model, its neuron groups and the data: what some methods need, each made when it is asked."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from slipstream.evaluation import Batch, Loss, device_of, inputs_of
+from slipstream.matching import match_weights
+from slipstream.matching.low_rank import Gradient
+from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.symmetry.permutation import Permutation
+from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.trajectory import Trajectory
+from slipstream.transfer import methods
+from slipstream.transfer.checks import check_loss, complete
+from slipstream.transfer.gradient_store import GradientStore
+from slipstream.transfer.methods import Step
+from slipstream.transfer.networks import BatchStream, Networks, Stopwatch
+from slipstream.transfer.paths import paths
+from slipstream.transfer.porting.plan import Coordinates, PortPlan
+from slipstream.transfer.porting.problem import LazyWeights, Problem, wide_copy
+from slipstream.weights import parameter_names
+
+T = TypeVar("T")
+
+
+class Carrier(Protocol):
+    """Lays a tensor of one network over the neurons of another."""
+
+    def apply_to(self, name: str, value: Tensor) -> Tensor:
+        """Return `value`, laid out like the model's tensor `name`, in the other's coordinates."""
+
+
+@dataclass
+class Workbench:
+    """One problem with all that methods may ask for; what two methods share is made once."""
+
+    problem: Problem
+    plan: PortPlan
+    model: nn.Module | None = None
+    loss: Loss | None = None
+    data: Iterable[Batch] | None = None
+    given_groups: NeuronGroups | None = None
+    example_input: Any = None
+    _carriers: dict[Coordinates, Carrier] = field(default_factory=dict)
+
+    def carrier(self, coordinates: Coordinates) -> Carrier:
+        """Return how the displacement is laid over the other base."""
+        if coordinates not in self._carriers:
+            self._carriers[coordinates] = self._find(coordinates)
+        return self._carriers[coordinates]
+
+    def _find(self, coordinates: Coordinates) -> Carrier:
+        if coordinates == "weights":
+            names = [n for n in self.problem.carried if n in self.groups.shapes]
+            source, target = (
+                LazyWeights(names, lambda n, base=base: wide_copy(base[n]))
+                for base in (self.problem.from_base, self.problem.to_base)
+            )
+            return match_weights(source, target, groups=self.groups).source_to_target
+        if coordinates == "fgmt":
+            first, plan = Permutation.identity(self.groups), self.plan.transfer()
+            *_, last = methods.fgmt(self.networks, self.line, self.networks.start, first, plan)
+            return last.source_to_target
+        shapes = {name: tuple(value.shape) for name, value in self.problem.to_base.items()}
+        return Permutation.identity(NeuronGroups((), (), shapes))
+
+    def signed(self, carrier: Permutation) -> dict[str, Tensor]:
+        """Return how far the signed steps lead from the other base, in the model's dtype."""
+        start = self.networks.start
+        first = Step(dict(start), carrier)
+        *_, last = methods.signed(self.networks, self.line, start, first, self.plan.signs)
+        return {
+            name: wide_copy(last.weights[name]).sub_(start[name]) for name in self.networks.carried
+        }
+
+    @cached_property
+    def gradient(self) -> dict[str, Gradient]:
+        """The gradient at the other base, over as many batches as all stages take."""
+        batches = self.networks.data.take(self.plan.stages * self.plan.batches_per_gradient)
+        return self.networks.gradient(self.networks.start, batches, batch_statistics=True)
+
+    @cached_property
+    def groups(self) -> NeuronGroups:
+        """What may be permuted."""
+        if self.given_groups is not None:
+            return self.given_groups
+        model = self.asked("model", self.model)
+        example = self.example_input
+        if example is None:
+            example = inputs_of(next(iter(self.asked("data", self.data))))
+        return find_neuron_groups(model, example)
+
+    @cached_property
+    def networks(self) -> Networks:
+        """Both networks, with the data for their gradients."""
+        model = self.asked("model", self.model)
+        loss = self.asked("loss", self.loss)
+        stream = BatchStream(self.asked("data", self.data))
+        start = complete(model, self.problem.to_base, "to_base")
+        calibration = BatchStream(self.data or ()).take(self.plan.batchnorm_batches)
+        check_loss(model, loss, start, calibration[0])
+        return Networks(
+            model,
+            loss,
+            start,
+            frozenset(parameter_names(model)) - frozenset(self.problem.carried),
+            stream,
+            self.plan.batches_per_gradient,
+            calibration,
+            GradientStore(None, device=device_of(model)),
+            Stopwatch(),
+        )
+
+    @cached_property
+    def line(self) -> Trajectory:
+        """The straight line from the first base to its fine-tune."""
+        ends = [
+            {name: wide_copy(weights[name]) for name in self.networks.carried}
+            for weights in (self.problem.from_base, self.problem.fine_tuned)
+        ]
+        (line,) = paths(Trajectory.from_weights(ends), self.plan.transfer())
+        return line
+
+    @property
+    def can_match(self) -> bool:
+        """Whether neuron groups are given, or can be found."""
+        examples = self.example_input is not None or self.data is not None
+        return self.given_groups is not None or (self.model is not None and examples)
+
+    def asked(self, name: str, value: T | None) -> T:
+        """Return an argument that a method needs, or raise and say which."""
+        if value is None:
+            raise ValueError(
+                f"The method {self.plan.method!r} needs {name}=...; without it there are "
+                "'identity', and 'weights' where the model and an example input are given."
+            )
+        return value
