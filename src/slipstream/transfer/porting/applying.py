@@ -30,15 +30,14 @@ def apply(problem: Problem, choice: Choice) -> Iterator[Part]:
     """
     carried = frozenset(problem.carried)
     for name in problem.to_base:
-        if name in choice.statistics:
-            statistic = choice.statistics[name].to(problem.to_base[name].dtype)
-            yield Part(name, statistic)
-        elif name in carried:
-            kept, matched = _kept(problem, choice, name), _matched(problem, choice, name)
-            value = choice.prepared.at(name, problem.to_base[name], strength=choice.strength)
-            yield Part(name, value, kept, matched)
-        else:
+        if name not in carried:
             yield Part(name, problem.to_base[name])
+            continue
+        kept, matched = _kept(problem, choice, name), _matched(problem, choice, name)
+        value = choice.prepared.at(name, problem.to_base[name], strength=choice.strength)
+        if name in choice.statistics:
+            value = choice.statistics[name].to(value.dtype)
+        yield Part(name, value, kept, matched)
 
 
 def layers(measured: Survey, parts: Mapping[str, tuple[float, float]]) -> tuple[PortedLayer, ...]:

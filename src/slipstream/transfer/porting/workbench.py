@@ -21,7 +21,7 @@ from slipstream.transfer.methods import Step
 from slipstream.transfer.networks import BatchStream, Networks, Stopwatch
 from slipstream.transfer.paths import paths
 from slipstream.transfer.porting.plan import Coordinates, PortPlan
-from slipstream.transfer.porting.problem import LazyWeights, Problem, wide_copy
+from slipstream.transfer.porting.problem import Problem, wide_copy
 from slipstream.weights import parameter_names
 
 T = TypeVar("T")
@@ -56,10 +56,8 @@ class Workbench:
     def _find(self, coordinates: Coordinates) -> Carrier:
         if coordinates == "weights":
             names = [n for n in self.problem.carried if n in self.groups.shapes]
-            source, target = (
-                LazyWeights(names, lambda n, base=base: wide_copy(base[n]))
-                for base in (self.problem.from_base, self.problem.to_base)
-            )
+            source = {n: wide_copy(self.problem.from_base[n]) for n in names}
+            target = {n: wide_copy(self.problem.to_base[n]) for n in names}
             return match_weights(source, target, groups=self.groups).source_to_target
         if coordinates == "fgmt":
             first, plan = Permutation.identity(self.groups), self.plan.transfer()
