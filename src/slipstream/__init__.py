@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         recalibrate_batchnorm,
     )
     from slipstream.matching import match_gradients, match_weights
-    from slipstream.modes import Averages, average_run
+    from slipstream.modes import Averages, OnlineModes, average_run, fit_modes
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.symmetry.permutation import Permutation
     from slipstream.symmetry.tracing import find_neuron_groups
@@ -55,7 +55,9 @@ _ROOMS = {
     "transfer_trajectory": "transfer",
     # decompose
     "Averages": "modes",
+    "OnlineModes": "modes",
     "average_run": "modes",
+    "fit_modes": "modes",
     # measure
     "accuracy": "evaluation",
     "classification_loss": "evaluation",
@@ -69,6 +71,7 @@ _ROOMS = {
 __all__ = [
     "Averages",
     "NeuronGroups",
+    "OnlineModes",
     "Permutation",
     "Recorder",
     "Schedule",
@@ -83,6 +86,7 @@ __all__ = [
     "compare_methods",
     "evaluate",
     "find_neuron_groups",
+    "fit_modes",
     "gradient",
     "import_run",
     "load_transfer",

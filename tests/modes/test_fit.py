@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from runs import curves, moving_run
+from moving_runs import curves, moving_run
 
 from oracles import plain_modes
 from slipstream.modes import fit_modes, statistics

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
-from runs import moving_run
+from moving_runs import moving_run
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cases import CASES
 from slipstream.evaluation import weights_in
 from slipstream.modes import Modes, fit_modes
+from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
@@ -135,3 +136,14 @@ def test_permuted_modes_are_the_modes_of_the_permuted_run(case):
         before = model(case.inputs())
     with weights_in(model, moved.weights_at(2)):
         torch.testing.assert_close(model(case.inputs()), before)
+
+
+def test_where_a_neuron_changes_its_sign_so_do_a_and_b():
+    run, _ = moving_run(shapes={"w": (5, 3), "bias": (5,)}, noise=0.3)
+    modes = fit_modes(run, modes=3)
+    blocks = [Block(name, 0, 0, ("units",), signs=("units",)) for name in run.names]
+    groups = NeuronGroups((NeuronGroup("units", 5, signed=True),), tuple(blocks), run.shapes)
+    source_to_target = Permutation.random(groups, seed=1)
+    assert -1 in source_to_target.signs["units"]
+    moved = modes.permuted(source_to_target)
+    assert same(moved.weights_at(7), source_to_target.apply(modes.weights_at(7)))

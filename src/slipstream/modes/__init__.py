@@ -5,6 +5,7 @@ from slipstream.modes.averages import Averages, average_run
 from slipstream.modes.choosing import AverageChoice, Candidate, average_candidates, choose_average
 from slipstream.modes.fit import fit_modes
 from slipstream.modes.modes import Modes
+from slipstream.modes.online import Coefficients, OnlineModes
 
 __all__ = [
     "EMA",
@@ -14,7 +15,9 @@ __all__ = [
     "AverageRule",
     "Averages",
     "Candidate",
+    "Coefficients",
     "Modes",
+    "OnlineModes",
     "average_candidates",
     "average_run",
     "choose_average",

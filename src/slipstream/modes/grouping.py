@@ -143,7 +143,7 @@ def _none_empty(along: Tensor, labels: Tensor) -> Tensor:
 def _spread(rows: Tensor, modes: int, seed: int) -> Tensor:
     """First centres: rows drawn by how little those before explain them (k-means++)."""
     generator = torch.Generator().manual_seed(seed)
-    directions = rows / rows.norm(dim=1, keepdim=True)
+    directions: Tensor = rows / rows.norm(dim=1, keepdim=True)
     weights = rows.new_ones(len(rows))
     chosen: list[int] = []
     for _ in range(modes):

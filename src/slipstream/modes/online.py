@@ -1,0 +1,288 @@
+"""Modes beside a training run: exact least squares, with two numbers for each weight."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from slipstream.modes.grouping import Grouping, Reference
+from slipstream.modes.moments import Follower, Leaders, OnlineOptions
+from slipstream.modes.sampling import draw, gather
+from slipstream.trajectory import Layout
+from slipstream.weights import weights_of
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """The line of each weight: `w = a r + b`, with `r` the reference of the weight's mode."""
+
+    a: dict[str, Tensor]  # in the shape of the tensor
+    b: dict[str, Tensor]
+
+
+class OnlineModes:
+    """The modes of a training run while it trains; the training is not altered.
+
+    Call `update` once an epoch. At first only the sampled weights are kept. After `warm_up`
+    updates they are grouped, and the references are fixed. For `trial` more updates every weight is
+    tried with every reference; then it follows the one it correlates with most. From the trial on,
+    the lines `w = a r + b` are the exact least squares over all updates, though no history is kept.
+    `weights` are those lines at the present value of the references: smoothed weights, like an
+    average of the run, but not behind it. BatchNorm needs new statistics for them.
+
+    In memory are, for each weight, a mean, a co-moment and the number of its mode; during the
+    trial, a co-moment for each mode. Of several processes only the first keeps anything.
+
+    Source: "Enhancing Neural Training via a Correlated Dynamics Model" (Brokman et al., 2024), its
+    online algorithm. Unlike there, the lines are fitted from the end of the warm-up on, so that
+    nobody keeps all weights of the warm-up.
+
+    Example:
+        >>> model = nn.Linear(3, 1)
+        >>> online = OnlineModes(model, modes=1, warm_up=3, trial=2)
+        >>> start = model.weight.detach().clone()
+        >>> for epoch in range(8):
+        ...     with torch.no_grad():
+        ...         _ = model.weight.add_(0.1)
+        ...     online.update()
+        >>> torch.allclose(online.weights()["weight"], start + 0.8)
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        modes: int = 10,
+        warm_up: int = 20,
+        trial: int = 5,
+        samples: int = 1000,
+        reference: Reference = "member",
+        grouping: Grouping = "complete",
+        seed: int = 0,
+        forgetting: float = 1.0,
+    ) -> None:
+        """Choose the sampled weights; nothing else is kept before the first update.
+
+        Args:
+            model: The model that trains; what requires a gradient is modelled.
+            modes: The number of modes M.
+            warm_up: Updates after which the references are fixed.
+            trial: Further updates after which each weight is assigned to a mode.
+            samples: The number of weights that are grouped.
+            reference: As of `fit_modes`.
+            grouping: As of `fit_modes`.
+            seed: Of the sample, and of `k-means`.
+            forgetting: The weight of the past against the present, at every update: 1 forgets
+                nothing, .98 has forgotten two thirds after 50 updates.
+
+        Raises:
+            ValueError: If an option is out of range, or nothing in the model can be modelled.
+        """
+        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        self._model: nn.Module = inner
+        self._options = OnlineOptions(
+            modes, warm_up, trial, samples, reference, grouping, seed, forgetting
+        )
+        sizes = {
+            name: value.numel()
+            for name, value in self._model.named_parameters()
+            if value.requires_grad and value.is_floating_point()
+        }
+        if not sizes:
+            raise ValueError("No parameter of the model requires a gradient: nothing will move.")
+        self._names = list(sizes)
+        self._positions = draw(sizes, samples, seed=seed)
+        self._steps: list[int] = []
+        self._rows: list[Tensor] = []  # the sampled weights at each update, float64
+        self._leaders: Leaders | None = None
+        self._followers: dict[str, Follower] = {}
+
+    @property
+    def updates(self) -> int:
+        """The number of updates so far."""
+        return len(self._steps)
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The step of each update."""
+        return tuple(self._steps)
+
+    @property
+    def ready(self) -> bool:
+        """Whether every weight has its mode, so that `weights` can be asked for."""
+        return self.updates >= self._options.warm_up + self._options.trial
+
+    @property
+    def references(self) -> Tensor:
+        """The references at each update since the warm-up: (modes, updates), float64."""
+        leaders, _ = self._fixed()
+        return torch.stack([leaders.values(row) for row in self._rows[self._options.warm_up :]], 1)
+
+    @property
+    def assignment(self) -> dict[str, Tensor]:
+        """The mode of each weight, in the shape of its tensor."""
+        _, followers = self._fixed()
+        shapes = {name: value.shape for name, value in self._weights().items()}
+        return {name: f.mode.view(shapes[name]) for name, f in followers.items()}
+
+    @torch.no_grad()
+    def update(self, step: int | None = None) -> None:
+        """Take the weights of the model as they are now into account.
+
+        Args:
+            step: What to call it; by default the number of updates before.
+
+        Raises:
+            ValueError: If the step does not grow, the model holds a NaN or an infinity (nothing is
+                changed then), or at the end of the warm-up too few sampled weights have moved.
+        """
+        if not _keeps():
+            return
+        step = self.updates if step is None else step
+        if self._steps and step <= self._steps[-1]:
+            raise ValueError(f"step must grow: {step} comes after {self._steps[-1]}.")
+        weights = self._weights()
+        _check_finite(weights, step)
+        row = gather(weights, self._positions)
+        if self.updates == self._options.warm_up:
+            self._leaders = Leaders.of(torch.stack(self._rows, 1), self._options)
+            self._followers = {
+                name: Follower.of(value, self._options.modes) for name, value in weights.items()
+            }
+        self._steps.append(step)
+        self._rows.append(row)
+        if self._leaders is not None:
+            self._follow(self._leaders, weights, row)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the modelled weights: each on its line, at the present values of the references.
+
+        Returns:
+            New tensors for what is modelled; other parameters and buffers as the model has them.
+
+        Raises:
+            RuntimeError: Before the warm-up and the trial are over.
+        """
+        leaders, followers = self._fixed()
+        leads = leaders.values(self._rows[-1]) - leaders.mean
+        return {
+            name: followers[name].at(leads, leaders.spread).view_as(value).to(value.dtype)
+            if name in followers
+            else value.clone()
+            for name, value in weights_of(self._model).items()
+        }
+
+    def coefficients(self) -> Coefficients:
+        """Return the lines of all modelled weights, in float64.
+
+        Returns:
+            Slopes and offsets for the values that `references` has.
+
+        Raises:
+            RuntimeError: Before the warm-up and the trial are over.
+        """
+        leaders, followers = self._fixed()
+        a, b = {}, {}
+        for name, value in self._weights().items():
+            slopes = followers[name].slopes(leaders.spread)
+            centres = leaders.mean.to(value.device)[followers[name].mode.int()]
+            a[name] = slopes.view_as(value)
+            b[name] = (followers[name].mean - slopes * centres).view_as(value)
+        return Coefficients(a, b)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that is known so far, to save beside the model and the optimiser.
+
+        Returns:
+            Plain data and tensors that `torch.load(..., weights_only=True)` reads.
+        """
+        return {
+            "format": FORMAT,
+            "options": asdict(self._options),
+            "layout": Layout.of(self._model).to_json(),
+            "steps": list(self._steps),
+            "rows": list(self._rows),
+            "leaders": None if self._leaders is None else dict(vars(self._leaders)),
+            "followers": {name: dict(vars(f)) for name, f in self._followers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        Args:
+            state: Made with the same options, of a model with the same tensors.
+
+        Raises:
+            ValueError: If it is of another model, of other options, or of a newer format.
+        """
+        if state["format"] > FORMAT:
+            raise ValueError(f"The state is of format {state['format']}, newer than {FORMAT}.")
+        for name, value in asdict(self._options).items():
+            if state["options"][name] != value:
+                raise ValueError(
+                    f"The state was made with {name}={state['options'][name]!r}, "
+                    f"not {name}={value!r}: give OnlineModes the same options."
+                )
+        layout = Layout.from_json(state["layout"])
+        layout.check(Layout.of(self._model).tensors, where="The model to resume OnlineModes with")
+        self._steps = list(state["steps"])
+        self._rows = [row.clone() for row in state["rows"]]
+        leaders = state["leaders"]
+        self._leaders = None if leaders is None else Leaders(**_copies(leaders))
+        devices = {name: value.device for name, value in self._weights().items()}
+        self._followers = {
+            name: Follower(**_copies(kept, devices[name]))
+            for name, kept in state["followers"].items()
+        }
+
+    def _weights(self) -> dict[str, Tensor]:
+        weights = weights_of(self._model)
+        return {name: weights[name] for name in self._names}
+
+    def _follow(self, leaders: Leaders, weights: dict[str, Tensor], row: Tensor) -> None:
+        keep = self._options.forgetting
+        leads = leaders.update_(row, keep)
+        for name, value in weights.items():
+            self._followers[name].update_(value, leads, leaders.count, keep)
+            if self.ready and self._followers[name].along.dim() == 2:
+                self._followers[name].choose_(leaders.spread)
+
+    def _fixed(self) -> tuple[Leaders, dict[str, Follower]]:
+        if not _keeps():
+            raise RuntimeError("Of several processes, only the first keeps OnlineModes: ask there.")
+        if self._leaders is None or not self.ready:
+            needed = self._options.warm_up + self._options.trial
+            raise RuntimeError(
+                f"OnlineModes has seen {self.updates} of the {needed} updates that warm_up="
+                f"{self._options.warm_up} and trial={self._options.trial} take."
+            )
+        return self._leaders, self._followers
+
+
+def _keeps() -> bool:
+    """Whether this process keeps the modes: the only one, or the first of several."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return True
+    return distributed.get_rank() == 0
+
+
+def _check_finite(weights: dict[str, Tensor], step: int) -> None:
+    totals = torch.stack([value.sum(dtype=torch.float64).cpu() for value in weights.values()])
+    if not math.isfinite(float(totals.sum())):
+        bad = int((~totals.isfinite()).nonzero()[0])
+        raise ValueError(
+            f"The model holds a NaN or an infinity in {list(weights)[bad]!r} at step {step}; "
+            "the modes are left as they were before."
+        )
+
+
+def _copies(kept: dict[str, Any], device: torch.device | None = None) -> dict[str, Any]:
+    return {
+        name: value.to(device=device, copy=True) if isinstance(value, Tensor) else value
+        for name, value in kept.items()
+    }
