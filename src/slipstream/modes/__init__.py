@@ -3,9 +3,11 @@
 from slipstream.modes.average_rules import EMA, LAWA, SWA, AverageRule, parse_rule
 from slipstream.modes.averages import Averages, average_run
 from slipstream.modes.choosing import AverageChoice, Candidate, average_candidates, choose_average
+from slipstream.modes.comparison import Explained, ModesComparison, compare_modes
 from slipstream.modes.fit import fit_modes
 from slipstream.modes.modes import Modes
 from slipstream.modes.online import Coefficients, OnlineModes
+from slipstream.modes.plane import ModePlane, mode_plane
 
 __all__ = [
     "EMA",
@@ -16,11 +18,16 @@ __all__ = [
     "Averages",
     "Candidate",
     "Coefficients",
+    "Explained",
+    "ModePlane",
     "Modes",
+    "ModesComparison",
     "OnlineModes",
     "average_candidates",
     "average_run",
     "choose_average",
+    "compare_modes",
     "fit_modes",
+    "mode_plane",
     "parse_rule",
 ]

@@ -69,8 +69,8 @@ def fit_modes(
         >>> found.assignment["w"], found.b["w"]
         (tensor([0, 0, 1], dtype=torch.uint8), tensor([0.5000, 2.0000, 0.3750]))
     """
-    _check_length(trajectory)
-    sample = sample_rows(trajectory, samples, seed=seed)
+    check_length(trajectory)
+    sample, _ = sample_rows(trajectory, samples, seed=seed)
     labels = group_rows(sample, modes, grouping=grouping, seed=seed)
     references = combinations(sample, labels, reference=reference) @ sample
     names = modelled(trajectory.layout)
@@ -108,17 +108,38 @@ def modelled(layout: Layout) -> list[str]:
     ]
 
 
-def sample_rows(trajectory: Trajectory, samples: int, *, seed: int) -> Tensor:
-    """Return standardised histories of sampled weights that move, float64: (weights, steps)."""
+def sample_rows(trajectory: Trajectory, samples: int, *, seed: int) -> tuple[Tensor, list[str]]:
+    """Return standardised histories of sampled weights that move, and the tensor of each.
+
+    Args:
+        trajectory: The run.
+        samples: How many weights to draw.
+        seed: Of the draw.
+
+    Returns:
+        (weights, steps) float64, and as many names.
+
+    Raises:
+        ValueError: If none moves, or one is a NaN.
+    """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}.")
     sizes = {name: math.prod(trajectory.shapes[name]) for name in modelled(trajectory.layout)}
-    rows, moving = _drawn(trajectory, sizes, samples, seed) if sizes else (torch.empty(0), [])
-    if moving and len(moving) < len(sizes):  # frozen tensors would take their share of the sample
-        rows, _ = _drawn(trajectory, {name: sizes[name] for name in moving}, samples, seed)
-    if not len(rows):
+    rows, names = _drawn(trajectory, sizes, samples, seed)
+    if names and set(names) != set(sizes):  # frozen tensors would take their share of the sample
+        rows, names = _drawn(trajectory, {n: sizes[n] for n in sizes if n in names}, samples, seed)
+    if not names:
         raise ValueError("No sampled weight ever moves in this run: there is no mode to find.")
-    return rows
+    return rows, names
+
+
+def check_length(trajectory: Trajectory) -> None:
+    """Raise if the run has too few snapshots for a decomposition."""
+    if len(trajectory) < FEWEST_STEPS:
+        raise ValueError(
+            f"The run has {len(trajectory)} snapshots; modes need at least {FEWEST_STEPS}: "
+            "record more often, for example with Schedule.every(10)."
+        )
 
 
 @dataclass(frozen=True)
@@ -135,12 +156,13 @@ class _Fitted:
 def _drawn(
     trajectory: Trajectory, sizes: dict[str, int], samples: int, seed: int
 ) -> tuple[Tensor, list[str]]:
-    """Standardised rows that move, and the tensors that have such."""
     positions = draw(sizes, samples, seed=seed)
+    if not positions:
+        return torch.empty(0), []
     rows = standardised(rows_of(trajectory, positions))
     moves = rows.any(1)
     moving = zip(owners(positions), moves.tolist(), strict=True)
-    return rows[moves], list(dict.fromkeys(name for name, own in moving if own))
+    return rows[moves], [name for name, moved in moving if moved]
 
 
 def _fit(trajectory: Trajectory, name: str, references: Tensor) -> _Fitted:
@@ -168,11 +190,3 @@ def _kept(trajectory: Trajectory, name: str) -> Tensor:
     """A tensor that follows no mode: at every step, or once if it never changes."""
     rows = trajectory[name]
     return rows[:1].clone() if bool((rows == rows[:1]).all()) else rows
-
-
-def _check_length(trajectory: Trajectory) -> None:
-    if len(trajectory) < FEWEST_STEPS:
-        raise ValueError(
-            f"The run has {len(trajectory)} snapshots; modes need at least {FEWEST_STEPS}: "
-            "record more often, for example with Schedule.every(10)."
-        )

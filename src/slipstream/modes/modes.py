@@ -67,6 +67,12 @@ class Modes:
         """Return the share of all motion that each mode explains: (M,), float64."""
         return self.explained.sum(0) / self.motion.sum()
 
+    def weights_by_mode(self) -> Tensor:
+        """Return how many weights follow each mode: (M,), int64."""
+        modes = len(self.references)
+        counts = [m.flatten().bincount(minlength=modes) for m in self.assignment.values()]
+        return torch.stack(counts).sum(0)
+
     def share_by_tensor(self) -> dict[str, float]:
         """Return, for each tensor, the share of its own motion that is explained."""
         shares = self.explained.sum(1) / self.motion.sum(1)
