@@ -71,3 +71,13 @@ def _places(dependency: Any, names: dict[int, str]) -> set[str]:
         for _, value in tensors
         if value.dim() > axis and value.shape[axis] > 1
     }
+
+
+def build_vit() -> nn.Module:
+    """Two layers of torchvision's vision transformer, small."""
+    declare_operators()
+    from torchvision.models import VisionTransformer
+
+    return VisionTransformer(
+        image_size=12, patch_size=4, num_layers=2, num_heads=3, hidden_dim=24, mlp_dim=40
+    )

@@ -34,14 +34,28 @@ MOVES = {
     "interpolate": lambda x: functional.interpolate(x, scale_factor=2, mode="linear"),
     "mean by einsum": lambda x: torch.einsum("bup,bvp->bu", x, x.relu())[..., None] + x,
     "gram": lambda x: (x @ x.transpose(1, 2)).softmax(-1) @ x,
-    "order of places": lambda x: (
-        x.cumsum(-1) + x.flip(-1) + x.sort(-1).values.roll(1, -1)
-        if False
-        else x.cumsum(-1) + x.flip(-1).roll(1, -1)
-    ),
+    "order of places": lambda x: x.cumsum(-1) + x.flip(-1).roll(1, -1) + x.sort(-1).values,
     "largest place": lambda x: x + x.max(-1, keepdim=True).values,
     "double": lambda x: x.double().to(x.dtype).type_as(x).contiguous().detach(),
     "dropout": lambda x: functional.dropout(x, 0.5, training=False),
+    "the best of all": lambda x: x * functional.one_hot(x.argmax(1), UNITS).transpose(1, 2),
+    "the two best": lambda x: (
+        x * functional.one_hot(x.topk(2, 1).indices, UNITS).sum(1).transpose(1, 2)
+    ),
+    "put back": lambda x: torch.zeros_like(x).scatter(1, x.topk(2, 1).indices, 1.0) * x,
+    "order undone": lambda x: x.sort(1).values.mean(1, keepdim=True) + x,
+    "gathered": lambda x: x.gather(1, x.topk(2, 1).indices).sum(1, keepdim=True) + x,
+    "gathered elsewhere": lambda x: x.relu().gather(1, x.argmax(1, keepdim=True)) + x,
+    "a table of units": lambda x: (
+        x + x.mean((0, 2))[x.argmax(1)][:, None] + x.mean((0, 2))[x.argmin(1).flatten()].mean()
+    ),
+    "places by number": lambda x: (
+        x[:, :, torch.tensor([0, 0, 3])] + x.index_select(-1, torch.tensor([4, 2, 2]))
+    ),
+    "a lower triangle of places": lambda x: x @ x.new_ones(5, 5).tril(),
+    "differences of places": lambda x: x.diff(dim=-1),
+    "equal numbers for all units": lambda x: x + torch.zeros(UNITS, 1).cumsum(1) + x.new_ones(1),
+    "written into zeros": lambda x: _written(x),
 }
 PINNED = {
     "order of units": lambda x: x.cumsum(1),
@@ -52,11 +66,33 @@ PINNED = {
     "weights by number": lambda x: x * torch.arange(UNITS)[:, None],
     "a constant": lambda x: x + torch.tensor([1.0, 2, 3, 4, 5, 6])[:, None],
     "largest unit": lambda x: x * x.argmax(1, keepdim=True),
-    "sorted": lambda x: x.sort(1).values,
     "looked up": lambda x: x[:, torch.tensor([0, 2, 1, 3, 4, 5])],
     "neighbours": lambda x: functional.pad(x[:, None], (0, 0, 1, 1), mode="circular")[:, 0, 1:-1],
+    "number of the largest unit": lambda x: x * (1 + x.argmax(1, keepdim=True)),
+    "one hot by another number": lambda x: (
+        x * functional.one_hot(x.argmax(1).clamp(1), UNITS).transpose(1, 2)
+    ),
+    "one number singled out": lambda x: x * (x.argmax(1, keepdim=True) == 2),
+    "differences of units": lambda x: x - x.diff(dim=1, prepend=x[:, :1]),
+    "a triangle of units": lambda x: torch.ones(UNITS, UNITS).tril() @ x,
+    "units by number, and back": lambda x: torch.zeros_like(x).index_add(
+        1, torch.tensor([1, 0, 2, 3, 4, 5]), x
+    ),
     "spectrum": lambda x: torch.fft.rfft(x, UNITS * 2 - 2, dim=1).abs(),
 }
+
+
+def _written(x):
+    result = torch.zeros_like(x)
+    result[:, :, :3] = x[:, :, 2:]
+    return result
+
+
+def _running(x):
+    """Each unit is written to the place behind its own."""
+    result = torch.zeros_like(x)
+    result[:, 1:] = x[:, :-1]
+    return result + x
 
 
 class Through(nn.Module):
@@ -120,6 +156,117 @@ def test_pieces_move_on_their_own(name):
     groups = find_neuron_groups(Through(with_places), torch.randn(3, 2, 5))
     assert not groups.dropped, str(groups)
     assert list(groups.sizes().values()) == expected, str(groups)
+
+
+def test_units_that_are_written_behind_each_other_stay():
+    groups = find_neuron_groups(Through(_running), torch.randn(3, 2, 5))
+    assert (len(groups), groups.dropped) == (0, ())
+
+
+def test_zeros_that_two_layers_share_do_not_tie_them():
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            shared = torch.zeros(1, 1).expand(1, 6)
+            return self.head(self.first(x) + shared) + (self.second(x) + shared).amax(-1)[..., None]
+
+    assert find_neuron_groups(Apart(), torch.randn(3, 5)).sizes() == {
+        "first.weight:0": 6,
+        "second.weight:0": 6,
+    }
+
+
+class Fused(nn.Module):
+    """Queries, keys and values in one projection, taken out by `split`."""
+
+    def __init__(self, split):
+        super().__init__()
+        self.split, self.qkv, self.out = split, nn.Linear(5, 3 * 2 * 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        query, key, value = self.split(self.qkv(x))  # each (batch, heads, places, features)
+        mixed = (query @ key.transpose(-1, -2)).softmax(-1) @ value
+        return self.out(mixed.transpose(1, 2).flatten(2))
+
+
+def _heads(x):
+    return x.unflatten(-1, (2, 4)).transpose(1, 2)
+
+
+FUSED = {
+    "chunk, then heads": lambda x: [_heads(part) for part in x.chunk(3, -1)],
+    "view, permute, unbind": lambda x: x.view(2, 6, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0),
+    "view, permute, index": lambda x: [
+        x.view(2, 6, 3, 2, 4).permute(2, 0, 3, 1, 4)[number] for number in (0, -2, 2)
+    ],
+    "all heads, then slices": lambda x: [
+        x.view(2, 6, 6, 4).transpose(1, 2)[:, 2 * n : 2 * n + 2] for n in range(3)
+    ],
+    "all heads, then split": lambda x: x.view(2, 6, 6, 4).transpose(1, 2).split(2, 1),
+    "by turns": lambda x: [
+        _heads(part) for part in x.unflatten(-1, (3, 8))[None].transpose(0, -2).squeeze(-2)
+    ],
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_what_a_fused_projection_holds_moves_on_its_own(name):
+    groups = find_neuron_groups(Fused(FUSED[name]), torch.randn(2, 6, 5))
+    assert not groups.dropped
+    heads, *inside = groups.groups
+    assert (heads.size, [(g.size, g.parents) for g in inside]) == (2, [(4, (heads.name,))] * 2)
+
+
+@pytest.mark.parametrize("layer", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("given", [False, True], ids=["from zeros", "from a state"])
+def test_recurrent_units_move_by_layer_and_direction(layer, given):
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = getattr(nn, layer)(5, 7, num_layers=2, bidirectional=True)
+            self.start, self.last, self.head = nn.Linear(2, 7), nn.Linear(7, 3), nn.Linear(14, 3)
+
+        def forward(self, x):
+            state = self.start(x[:1, :, :2]).tanh().expand(4, -1, -1) if given else None
+            state = (state, state * 0.5) if given and layer == "LSTM" else state
+            outputs, ends = self.layer(x, state)
+            last = (ends[0] if layer == "LSTM" else ends)[-1]
+            return self.head(outputs).mean(0) + self.last(last)
+
+    groups = find_neuron_groups(Recurrent(), torch.randn(6, 2, 5))
+    assert not groups.dropped, str(groups)
+    assert list(groups.sizes().values()) == ([7] if given else [7] * 4)
+    (rows,) = groups.blocks_on("layer.weight_hh_l0", 0)
+    gates = {"LSTM": (4,), "GRU": (3,), "RNN": ()}[layer]
+    assert rows.factors == (*gates, groups.groups[0].name)
+    assert groups.blocks_on("last.weight", 1)[0].factors[0] in {
+        block.factors[-1] for block in groups.blocks_on("layer.weight_hh_l1_reverse")
+    }
+
+
+class Experts(nn.Module):
+    """Stacked experts, the best of which answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(5, 3)
+        self.up, self.down = nn.Parameter(torch.randn(3, 6, 5)), nn.Parameter(torch.randn(3, 2, 6))
+
+    def forward(self, x):
+        chosen = functional.one_hot(self.router(x).argmax(-1), 3)
+        hidden = torch.einsum("bi,ehi->beh", x, self.up).relu()
+        return (torch.einsum("beh,eoh->beo", hidden, self.down) * chosen[..., None]).sum(1)
+
+
+def test_each_of_the_stacked_experts_has_its_own_order():
+    groups = find_neuron_groups(Experts(), torch.randn(4, 5))
+    assert [(group.size, group.parents) for group in groups.groups] == [
+        (3, ()),
+        (6, (groups.groups[0].name,)),
+    ]
 
 
 def test_groups_of_channels_that_do_not_divide_each_other_are_pinned():

@@ -111,11 +111,6 @@ class Spectrum(nn.Module):
         return torch.fft.fft(x, dim=1).abs()
 
 
-class Ranks(nn.Module):
-    def forward(self, x):
-        return x.sort(1).values
-
-
 class Sums(nn.Module):
     def forward(self, x):
         return x.cumsum(1)
@@ -128,13 +123,13 @@ class Reader(nn.Module):
         return x.gather(1, torch.arange(5).expand(len(x), 5))
 
 
-@pytest.mark.parametrize("layer", [Spectrum, Ranks, Sums, Reader])
+@pytest.mark.parametrize("layer", [Spectrum, Sums, Reader])
 def test_an_operator_that_sees_the_order_pins_and_is_reported_with_its_place(layer):
     model = nn.Sequential(nn.Linear(6, 5), nn.Sequential(nn.ReLU(), layer()), nn.Linear(5, 2))
     groups = find_neuron_groups(model, torch.randn(4, 6))
     assert len(groups) == 0
-    blamed = {pin.where: pin.tensors for pin in groups.pins}
-    assert blamed["1.1"][:2] == ("0.weight:0", "0.bias:0")
+    blamed = [pin.tensors[:2] for pin in groups.pins if pin.where == "1.1"]
+    assert ("0.weight:0", "0.bias:0") in blamed
 
 
 def test_what_other_places_do_is_not_pinned_by_an_unknown_operator():

@@ -34,6 +34,7 @@ class Atom:
     cause: Cause | None = None  # why it cannot move
     parents: list["Atom"] = field(default_factory=list)  # on which its order might depend
     becomes: "Axis | None" = None  # what it was found to be
+    uniform: bool = False  # everything is equal along it, so that no two uses of it need agree
 
 
 Product = tuple[Atom, ...]
@@ -49,6 +50,43 @@ def free(size: int) -> Axis:
 def fixed(size: int, cause: Cause = POSITIONS) -> Axis:
     """Return a new axis whose places stay."""
     return _axis(size, cause, [])
+
+
+def uniform(size: int) -> Axis:
+    """Return a new axis along which all places are equal: zeros, or one place repeated."""
+    return _axis(size, None, [], uniform=True)
+
+
+def propose(parent: Axis, axes: Layout) -> None:
+    """Note that the orders on new `axes` might depend on the place on `parent`."""
+    outer = [atom for product in parent for atom in product]
+    for axis in axes:
+        for product in axis:
+            for atom in product:
+                atom.parents += outer
+
+
+def renewed(layout: Layout) -> Layout:
+    """Return `layout` for one use of it: its uniform atoms are new, so no uses are tied."""
+    new: dict[Atom, Atom] = {}
+
+    def renew(atom: Atom) -> Atom:
+        if not atom.uniform or atom.cause is not None:
+            return atom
+        return new.setdefault(atom, Atom(atom.size, uniform=True))
+
+    return tuple(
+        tuple(tuple(renew(atom) for atom in product) for product in resolve(axis))
+        for axis in layout
+    )
+
+
+def differ(layout: Layout) -> None:
+    """Take back that places along uniform atoms of `layout` are equal: they are written to."""
+    for axis in layout:
+        for product in resolve(axis):
+            for atom in product:
+                atom.uniform = False
 
 
 def length(axis: Axis) -> int:
@@ -197,8 +235,8 @@ def regroup(layout: Layout, shape: Sequence[int], cause: Cause) -> Layout:
     return tuple(((),) if size == 1 else new.pop(0) for size in shape)
 
 
-def _axis(size: int, cause: Cause | None, parents: list[Atom]) -> Axis:
-    return ((),) if size == 1 else ((Atom(size, cause, parents),),)
+def _axis(size: int, cause: Cause | None, parents: list[Atom], *, uniform: bool = False) -> Axis:
+    return ((),) if size == 1 else ((Atom(size, cause, parents, uniform=uniform),),)
 
 
 def _cause_of(axis: Axis) -> Cause:
@@ -243,7 +281,10 @@ def _times(outer: Axis, inner: Axis) -> Axis:
 
 def _divide_into_sum(atom: Atom, at: int) -> tuple[Product, Product]:
     """Let `atom` become two runs, the first of `at` places."""
-    (near,), (far,) = (_axis(n, atom.cause, list(atom.parents)) for n in (at, atom.size - at))
+    (near,), (far,) = (
+        _axis(size, atom.cause, list(atom.parents), uniform=atom.uniform)
+        for size in (at, atom.size - at)
+    )
     atom.becomes = (near, far)
     return near, far
 
@@ -275,8 +316,8 @@ def _peel(atom: Atom, inner: int) -> tuple[Product, Atom]:
     """Write `atom` as a product whose last factor has `inner` places."""
     if atom.size == inner:
         return (), atom
-    slow = Atom(atom.size // inner, atom.cause, list(atom.parents))
-    fast = Atom(inner, atom.cause, [*atom.parents, slow])
+    slow = Atom(atom.size // inner, atom.cause, list(atom.parents), uniform=atom.uniform)
+    fast = Atom(inner, atom.cause, [*atom.parents, slow], uniform=atom.uniform)
     if atom.cause is None:
         atom.becomes = ((slow, fast),)
     return (slow,), fast
@@ -304,5 +345,7 @@ def _unify(atom: Atom, other: Atom) -> None:
     if (cause := atom.cause or other.cause) is not None:
         atom.cause = other.cause = cause
         return
+    if atom.uniform:
+        atom, other = other, atom
     other.becomes = ((atom,),)
     atom.parents += other.parents

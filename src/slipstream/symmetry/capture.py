@@ -1,6 +1,5 @@
 """A model as a graph of ATen operators over its weights, with the module each operator ran in."""
 
-import copy
 import inspect
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -11,10 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from slipstream.symmetry.replica import answer, traceable
+from slipstream.symmetry.selections import take_early_
 from slipstream.weights import weights_of
 
 ExampleInput = Any  # a tensor, a tuple of arguments, or a dictionary of keyword arguments
@@ -42,28 +44,10 @@ def arguments_of(example_input: ExampleInput) -> tuple[tuple[Any, ...], dict[str
     return (example_input,), {}
 
 
-@contextmanager
-def evaluation_copy(model: nn.Module) -> Generator[nn.Module]:
-    """Yield a copy of `model` in evaluation mode, or the model itself if it refuses to be copied.
-
-    Either way, the modes of the model are as before when the block ends.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        replica = copy.deepcopy(model)
-    except (RuntimeError, TypeError):  # a module holds a computed tensor, or a lock
-        replica = model
-    try:
-        yield replica.eval()
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], example_input: ExampleInput) -> Any:
-    """Return what `model` computes from `example_input` with `tensors` for its own."""
+    """Return what `model` answers to `example_input` with `tensors` for its own."""
     args, kwargs = arguments_of(example_input)
-    return torch.func.functional_call(model, dict(tensors), args, kwargs)
+    return answer(torch.func.functional_call(model, dict(tensors), args, kwargs))
 
 
 def capture(model: nn.Module, example_input: ExampleInput) -> Capture:
@@ -82,17 +66,15 @@ def capture(model: nn.Module, example_input: ExampleInput) -> Capture:
     failures = []
     for tracer in (_by_make_fx, _by_export):
         try:
-            with _silent(logging.getLogger("torch._subclasses.fake_tensor")):
-                return tracer(model, example_input)
+            with _silent(logging.getLogger("torch._subclasses.fake_tensor")), traceable(model):
+                captured = tracer(model, example_input)
+                break
         except Exception as error:  # ruff: ignore[blind-except] - tracers fail in many ways
             failures.append(error)
-    _check_runs(model, example_input)
-    raise ValueError(
-        f"No tracer takes {type(model).__name__}: {_first_line(failures[0])} Most often a branch "
-        "or a shape depends on the values of a tensor. Either move that out of `forward`, or write "
-        "the neuron groups by hand: NeuronGroups.load('groups.json'), then check them with "
-        "slipstream.symmetry.proof.check(model, groups, example_input)."
-    ) from failures[0]
+    else:
+        raise ValueError(_refusal(model, example_input, failures[0])) from failures[0]
+    take_early_(captured.graph)
+    return captured
 
 
 def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
@@ -100,6 +82,8 @@ def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
     names = tuple(tensors)
     tensors |= {name: b for name, b in model.named_buffers() if name not in tensors}
     leaves, structure = tree_flatten(example_input)
+    if any(tensor.is_meta for tensor in tensors.values()):
+        tensors, leaves = _as_if_on_cpu((tensors, leaves))
     places = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def run(*values: Tensor) -> Any:
@@ -114,6 +98,19 @@ def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
         graph = trace(*tensors.values(), *(leaves[place] for place in places)).graph
     placeholders = graph.find_nodes(op="placeholder")
     return Capture(graph, dict(zip(placeholders, names, strict=False)))
+
+
+def _as_if_on_cpu(tree: Any) -> Any:
+    """Shapes without numbers of tensors on the meta device, where a model finds its input too."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def imagine(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        with mode:
+            return torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
+
+    return tree_map(imagine, tree)
 
 
 def _by_export(model: nn.Module, example_input: ExampleInput) -> Capture:
@@ -180,6 +177,17 @@ def _silent(logger: logging.Logger) -> Generator[None]:
             yield
     finally:
         logger.disabled = before
+
+
+def _refusal(model: nn.Module, example_input: ExampleInput, failure: Exception) -> str:
+    """What to tell the user: first of all whether the model accepts the input at all."""
+    _check_runs(model, example_input)
+    return (
+        f"No tracer takes {type(model).__name__}: {_first_line(failure)} Most often a branch "
+        "or a shape depends on the values of a tensor. Either move that out of `forward`, or write "
+        "the neuron groups by hand: NeuronGroups.load('groups.json'), then check them with "
+        "slipstream.symmetry.proof.check(model, groups, example_input)."
+    )
 
 
 def _check_runs(model: nn.Module, example_input: ExampleInput) -> None:

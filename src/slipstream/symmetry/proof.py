@@ -15,9 +15,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from slipstream.symmetry.capture import ExampleInput, call_with, evaluation_copy
+from slipstream.symmetry.capture import ExampleInput, call_with
 from slipstream.symmetry.neuron_groups import NeuronGroups, Pin
 from slipstream.symmetry.permutation import Permutation
+from slipstream.symmetry.replica import evaluation_copy
 from slipstream.weights import weights_of
 
 ATTEMPTS = 3  # other inputs and weights for groups that the output does not depend on

@@ -1,22 +1,28 @@
 """From a model to its neuron groups: trace it, follow the axes through every operator, prove it."""
 
 import operator
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from slipstream.symmetry import atoms
 from slipstream.symmetry.atoms import Axis, Cause, Layout
-from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Value
+from slipstream.symmetry.axis_rules.registry import (
+    Call,
+    Rule,
+    UnsupportedError,
+    Value,
+)
 from slipstream.symmetry.axis_rules.table import find_rule
-from slipstream.symmetry.capture import Capture, ExampleInput, capture, evaluation_copy
+from slipstream.symmetry.capture import Capture, ExampleInput, capture
 from slipstream.symmetry.nesting import Independence, settle
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups, Pin
 from slipstream.symmetry.proof import check
+from slipstream.symmetry.replica import evaluation_copy
 from slipstream.symmetry.signs import Equation, pin_new, signed_runs, with_signs
 from slipstream.weights import weights_of
 
@@ -87,11 +93,13 @@ class _Flow:
     independences: list[Independence] = field(default_factory=list)
     unsupported: dict[Cause, None] = field(default_factory=dict)
     equations: list[Equation] | None = None  # while signs are followed, not orders
+    written: set[torch.fx.Node] = field(default_factory=set)  # nodes whose places may be written to
 
 
 def _follow(captured: Capture, weights: Mapping[str, Tensor], flow: _Flow) -> None:
     """Run the rules over the graph."""
     _tie_shared(flow, weights)
+    flow.written.update(_written_to(captured.graph))
     for node in captured.graph.nodes:
         if node.op == "call_function":
             flow.values[node] = _result_of(node, flow)
@@ -111,7 +119,10 @@ def _follow(captured: Capture, weights: Mapping[str, Tensor], flow: _Flow) -> No
 
 def _weight_axes(value: Tensor) -> Layout:
     if _has_signs(value) or value.dtype == torch.bool:
-        return tuple(atoms.free(size) for size in value.shape)
+        axes = tuple(atoms.free(size) for size in value.shape)
+        if value.dim() == 3:  # a stack of matrices: the units of each may have their own order
+            atoms.propose(axes[0], axes[1:])
+        return axes
     return tuple(atoms.fixed(size, INTEGERS) for size in value.shape)
 
 
@@ -126,21 +137,41 @@ def _tie_shared(flow: _Flow, weights: Mapping[str, Tensor]) -> None:
                 atoms.tie(axis, other, OUTPUT)
 
 
+def _written_to(graph: torch.fx.Graph) -> Iterator[torch.fx.Node]:
+    """The nodes that an in-place operator writes to, and whatever they might be views of."""
+    for node in graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            for argument, given in zip(node.target._schema.arguments, node.args, strict=False):
+                if argument.alias_info is not None and argument.alias_info.is_write:
+                    while isinstance(given, torch.fx.Node):
+                        yield given
+                        given = next(iter(given.all_input_nodes), None)
+
+
 def _result_of(node: torch.fx.Node, flow: _Flow) -> Any:
     """The axes of what a node computes; of nothing but fixed places if no rule says more."""
     arguments: Any = torch.fx.map_arg((node.args, dict(node.kwargs)), flow.values.__getitem__)
     if node.target is operator.getitem:
         return arguments[0][0][arguments[0][1]]
+    arguments = tree_map(_for_one_use, arguments)
     outputs = node.meta.get("val")
     try:
-        return _apply_rule(node, arguments, outputs, flow)
+        result = _apply_rule(node, arguments, outputs, flow)
     except UnsupportedError as error:
         cause = Cause(_operator_of(node), _where(node), str(error))
         result = _fixed_values(outputs, cause)
         if any(isinstance(leaf, Value) for leaf in tree_leaves((arguments, result))):
             flow.unsupported[cause] = None
         _pin_all(arguments, cause)
-        return result
+    if node in flow.written:
+        for value in tree_leaves(result):
+            if isinstance(value, Value):
+                atoms.differ(value.axes)
+    return result
+
+
+def _for_one_use(leaf: Any) -> Any:
+    return replace(leaf, axes=atoms.renewed(leaf.axes)) if isinstance(leaf, Value) else leaf
 
 
 def _apply_rule(node: torch.fx.Node, arguments: Any, outputs: Any, flow: _Flow) -> Any:
@@ -160,16 +191,34 @@ def _apply_rule(node: torch.fx.Node, arguments: Any, outputs: Any, flow: _Flow) 
     bound = {argument.name: argument.default_value for argument in target._schema.arguments}
     bound |= dict(zip(bound, arguments[0], strict=False)) | arguments[1]
     call = Call(_operator_of(node), _where(node), bound, shapes, flow.independences, flow.equations)
+    kept = _settle_numbers(call, rule)
     try:
-        found = rule.apply(call)
+        found: Any = rule.apply(call)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UnsupportedError(f"its rule does not cover this use: {error}") from error
-    values = [Value(layout) for layout in (found if isinstance(found, list) else [found])]
+    values = [
+        item if isinstance(item, Value) else Value(item, points_to=kept)
+        for item in (found if isinstance(found, list) else [found])
+    ]
     if tuple(value.shape for value in values) != shapes:
         raise UnsupportedError(f"its rule expects other shapes than {shapes}")
     if flow.equations is not None:
         pin_new((value.axes for value in values), call.tensors(), flow.equations)
     return values if isinstance(found, list) else values[0]
+
+
+def _settle_numbers(call: Call, rule: Rule) -> Axis | None:
+    """Pin what numbers point to if the rule might change them; else return what they point to."""
+    others = {name: given for name, given in call.arguments.items() if name != rule.reads}
+    leaves = [leaf for leaf in tree_leaves(others) if isinstance(leaf, Value)]
+    for value in leaves:
+        call.tie_rows(value)
+    pointing = [leaf.points_to for leaf in leaves if leaf.points_to is not None]
+    if rule.keeps and len(leaves) == 1 and pointing:
+        return pointing[0]
+    for axis in pointing:
+        call.pin(axis, "it computes with the numbers of places on this axis")
+    return None
 
 
 def _has_signs(value: Tensor) -> bool:
@@ -198,7 +247,9 @@ def _fixed_values(outputs: Any, cause: Cause) -> Any:
 def _pin_all(values: Any, cause: Cause) -> None:
     for value in tree_leaves(values):
         if isinstance(value, Value):
-            for axis in value.axes:
+            rows = [axis for row in value.rows for axis in row]
+            pointed = [value.points_to] if value.points_to is not None else []
+            for axis in (*value.axes, *rows, *pointed):
                 atoms.pin(axis, cause)
 
 

@@ -1,14 +1,14 @@
 """Operators that make tensors out of nothing."""
 
-from slipstream.symmetry.atoms import Layout, fixed, free
+from slipstream.symmetry.atoms import Layout, fixed, uniform
 from slipstream.symmetry.axis_rules.registry import Call, rule
 
 
 @rule("zeros ones full empty scalar_tensor zero new_zeros new_ones new_full new_empty")
 @rule("zeros_like ones_like full_like empty_like")
 def equal(call: Call) -> Layout:
-    """All places are equal, so they may move in any way."""
-    return tuple(free(size) for size in call.shapes[0])
+    """All places are equal."""
+    return tuple(uniform(size) for size in call.shapes[0])
 
 
 @rule("arange linspace eye")

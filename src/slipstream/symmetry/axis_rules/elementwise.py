@@ -8,6 +8,7 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Valu
 
 # Operators that PyTorch tags as pointwise come here without being listed; odd ones keep signs.
 @rule("hardswish log_sigmoid rrelu threshold where clamp max.other min.other copy fill")
+@rule("__and __or __xor __lshift __rshift")
 @rule("dropout alpha_dropout feature_dropout feature_alpha_dropout", signs=True)
 @rule("neg negative sign sgn tanh sinh asinh arcsinh atanh arctanh", signs=True)
 @rule("sin tan asin arcsin atan arctan erf erfinv trunc fix round", signs=True)
@@ -71,11 +72,8 @@ def power(call: Call) -> Layout:
     return axes
 
 
-@rule(
-    "alias clone contiguous detach lift_fresh lift_fresh_copy lift to _to_copy type_as",
-    signs=True,
-)
-@rule("resolve_conj resolve_neg", signs=True)
+@rule("alias clone contiguous detach lift_fresh lift_fresh_copy lift", signs=True, keeps=True)
+@rule("to _to_copy type_as resolve_conj resolve_neg", signs=True, keeps=True)
 def copy(call: Call) -> Layout:
     """Pass the axes on."""
     return call.tensors()[0]

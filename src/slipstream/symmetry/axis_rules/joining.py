@@ -2,8 +2,8 @@
 
 from itertools import accumulate
 
-from slipstream.symmetry.atoms import Axis, Layout, free, is_fixed, length, resolve
-from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
+from slipstream.symmetry.atoms import Axis, Layout, is_fixed, length, resolve, uniform
+from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Value, rule
 
 
 @rule("cat", "concat", "concatenate", signs=True)
@@ -31,9 +31,8 @@ def stack(call: Call) -> Layout:
     return (*first[:dim], *call.places([len(layouts)]), *first[dim:])
 
 
-@rule(
-    "split", "chunk", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split", signs=True
-)
+@rule("split chunk split_with_sizes tensor_split", signs=True, keeps=True)
+@rule("unsafe_chunk unsafe_split", signs=True, keeps=True)
 def split(call: Call) -> list[Layout]:
     """Consecutive pieces of an axis."""
     axes = call.axes("self")
@@ -45,7 +44,7 @@ def split(call: Call) -> list[Layout]:
     ]
 
 
-@rule("unbind", signs=True)
+@rule("unbind", signs=True, keeps=True)
 def unbind(call: Call) -> list[Layout]:
     """Every place of an axis alone."""
     axes = call.axes("self")
@@ -53,7 +52,7 @@ def unbind(call: Call) -> list[Layout]:
     return [_dropped(_piece(call, axes, dim, place, 1), dim) for place in range(length(axes[dim]))]
 
 
-@rule("slice", signs=True)
+@rule("slice", signs=True, keeps=True)
 def slice_(call: Call) -> Layout:
     """A run of places, or places at equal distances."""
     axes = call.axes("self")
@@ -66,7 +65,7 @@ def slice_(call: Call) -> Layout:
     return _replaced(axes, dim, *call.places([call.shapes[0][dim]]))
 
 
-@rule("narrow", signs=True)
+@rule("narrow", signs=True, keeps=True)
 def narrow(call: Call) -> Layout:
     """A run of places."""
     axes, start = call.axes("self"), call["start"]
@@ -76,13 +75,17 @@ def narrow(call: Call) -> Layout:
     return _piece(call, axes, dim, start % length(axes[dim]), call["length"])
 
 
-@rule("select", signs=True)
-def select(call: Call) -> Layout:
+@rule("select", signs=True, reads="self")
+def select(call: Call) -> Value:
     """One place of an axis."""
-    axes = call.axes("self")
-    dim = call["dim"] % len(axes)
-    place = call["index"] % length(axes[dim])
-    return _dropped(_piece(call, axes, dim, place, 1), dim)
+    value = call["self"]
+    dim = call["dim"] % len(value.axes)
+    place = call["index"] % value.shape[dim]
+    if dim == 0 and value.rows:
+        return Value(value.rows[place])
+    call.tie_rows(value)
+    axes = _piece(call, value.axes, dim, place, 1)
+    return Value(_dropped(axes, dim), points_to=value.points_to)
 
 
 @rule("pad", "constant_pad_nd", signs=True)
@@ -104,16 +107,8 @@ def pad(call: Call) -> Layout:
         if is_fixed(resolve(axes[dim])):
             (axes[dim],) = call.places([size])
         else:
-            axes[dim] = free(before) * (before > 0) + axes[dim] + free(after) * (after > 0)
+            axes[dim] = uniform(before) * (before > 0) + axes[dim] + uniform(after) * (after > 0)
     return tuple(axes)
-
-
-@rule("embedding", signs=True)
-def embedding(call: Call) -> Layout:
-    """Rows of the table, looked up by number."""
-    rows, features = call.axes("weight")
-    call.pin(rows, "rows are looked up by number")
-    return (*call.axes("indices"), features)
 
 
 def _piece(call: Call, axes: Layout, dim: int, start: int, size: int) -> Layout:

@@ -11,25 +11,30 @@ def reduction(call: Call) -> Layout | list[Layout]:
     """A symmetric function of all places of the reduced axes."""
     axes = call.axes("self", "x")
     dims = call["dim"]
-    reduced = _dims(dims, len(axes)) if dims is not None else []
+    reduced = dims_of(dims, len(axes)) if dims is not None else []
     reduced = reduced or list(range(len(axes)))
     for dim in reduced:
         call.unsigned(axes[dim])
-    result = _without(axes, reduced, keep=bool(call["keepdim"]))
+    result = without(axes, reduced, keep=bool(call["keepdim"]))
     return result if len(call.shapes) == 1 else [result] * len(call.shapes)
 
 
-@rule("max.dim", "min.dim", "median.dim", "mode", "argmax", "argmin", "kthvalue")
-def choice(call: Call) -> Layout | list[Layout]:
-    """The place that is chosen along an axis is told, so the axis cannot move."""
+@rule("diff")
+def difference(call: Call) -> Layout:
+    """Each place along an axis with the next one."""
     axes = call.axes("self")
-    if call["dim"] is None:
-        raise UnsupportedError("it tells the place of an element")
-    chosen = _dims(call["dim"], len(axes))
-    for dim in chosen:
-        call.pin(axes[dim], "it tells places along this axis")
-    result = _without(axes, chosen, keep=bool(call["keepdim"]))
-    return result if len(call.shapes) == 1 else [result] * len(call.shapes)
+    dim = call["dim"] % len(axes)
+    call.pin(axes[dim], "it takes differences of neighbours")
+    return (*axes[:dim], *call.places([call.shapes[0][dim]]), *axes[dim + 1 :])
+
+
+@rule("triu", "tril")
+def triangle(call: Call) -> Layout:
+    """Which entries stay depends on the places on the last two axes."""
+    axes = call.axes("self")
+    for axis in axes[-2:]:
+        call.pin(axis, "a triangle is cut out along this axis")
+    return axes
 
 
 @rule("cumprod", "logcumsumexp")
@@ -37,19 +42,21 @@ def choice(call: Call) -> Layout | list[Layout]:
 def ordered(call: Call) -> Layout:
     """The result depends on the order along an axis, which cannot move then."""
     axes = call.axes("self")
-    if not (dims := _dims(call["dim"] if call["dim"] is not None else call["dims"], len(axes))):
+    if not (dims := dims_of(call["dim"] if call["dim"] is not None else call["dims"], len(axes))):
         raise UnsupportedError("it acts on all axes as if they were one")
     for dim in dims:
         call.pin(axes[dim], "it depends on the order along this axis")
     return axes
 
 
-def _dims(dims: int | list[int], rank: int) -> list[int]:
+def dims_of(dims: int | list[int], rank: int) -> list[int]:
+    """Return one or several dimensions, counted from the front."""
     listed = [dims] if isinstance(dims, int) else list(dims)
     return [dim % rank for dim in listed] if rank else []
 
 
-def _without(axes: Layout, reduced: list[int], *, keep: bool) -> Layout:
+def without(axes: Layout, reduced: list[int], *, keep: bool) -> Layout:
+    """Return the axes that are left, or of one place each where they are kept."""
     one: Axis = ((),)
     kept = [one if number in reduced else axis for number, axis in enumerate(axes)]
     return tuple(a for n, a in enumerate(kept) if keep or n not in reduced)

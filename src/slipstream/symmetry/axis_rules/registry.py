@@ -19,6 +19,8 @@ class Value:
     """A tensor of the graph: its axes."""
 
     axes: Layout
+    points_to: Axis | None = None  # its whole numbers tell places on this axis
+    rows: tuple[Layout, ...] = ()  # of each place on the first axis, where they differ
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,6 +48,11 @@ class Call:
             if isinstance(value := self[name], Value):
                 return value.axes
         raise UnsupportedError(f"{names[0]} is no tensor")
+
+    def points_to(self, name: str) -> Axis | None:
+        """Return the axis whose places the numbers of the argument `name` tell, if there is one."""
+        value = self[name]
+        return value.points_to if isinstance(value, Value) else None
 
     def tensors(self) -> list[Layout]:
         """Return the axes of all tensor arguments, also inside lists."""
@@ -80,6 +87,12 @@ class Call:
         if self.equations is not None:
             self.pin(axis, "signs along this axis would not cancel")
 
+    def tie_rows(self, value: Value) -> None:
+        """Let every place of the first axis of `value` list the same."""
+        for row in value.rows:
+            for axis, own in zip(value.axes[1:], row, strict=True):
+                self.tie(axis, own)
+
     def pin(self, axis: Axis, reason: str) -> None:
         """Fix the places of `axis`."""
         atoms.pin(axis, self.cause(reason))
@@ -104,19 +117,26 @@ class Call:
         self.independences.append((axis, other))
 
 
+Found = Layout | Value | Sequence[Layout | Value]
+
+
 @dataclass(frozen=True)
 class Rule:
     """From a call to the axes of its result."""
 
-    apply: Callable[[Call], Layout | list[Layout]]
+    apply: Callable[[Call], Found]
     signs: bool = False  # whether it holds for signs too
+    keeps: bool = False  # whether it passes on the numbers of its one tensor
+    reads: str = ""  # the argument whose numbers it looks after itself
 
 
 RULES: dict[str, Rule] = {}
-_Function = TypeVar("_Function", bound=Callable[[Call], Layout | list[Layout]])
+_Function = TypeVar("_Function", bound=Callable[[Call], Found])
 
 
-def rule(*operators: str, signs: bool = False) -> Callable[[_Function], _Function]:
+def rule(
+    *operators: str, signs: bool = False, keeps: bool = False, reads: str = ""
+) -> Callable[[_Function], _Function]:
     """Register a rule for ATen operators, by name ("sum") or by name and overload ("max.dim").
 
     The in-place variant of an operator ("relu_") follows the rule of the operator.
@@ -133,13 +153,17 @@ def rule(*operators: str, signs: bool = False) -> Callable[[_Function], _Functio
     Args:
         *operators: Names, several in one string if they are separated by spaces.
         signs: Whether the rule is right for signs too.
+        keeps: Whether it passes on the numbers of its one tensor: where they tell places on an
+            axis, those of the result do too. Otherwise that axis is pinned.
+        reads: The argument of which the rule itself says what follows from the places it tells.
 
     Returns:
         A decorator that registers a rule and passes it on.
     """
 
     def register(function: _Function) -> _Function:
-        RULES.update(dict.fromkeys(" ".join(operators).split(), Rule(function, signs)))
+        found = Rule(function, signs, keeps, reads)
+        RULES.update(dict.fromkeys(" ".join(operators).split(), found))
         return function
 
     return register

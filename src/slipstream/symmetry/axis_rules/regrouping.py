@@ -2,12 +2,13 @@
 
 import math
 
-from slipstream.symmetry.atoms import Layout, fixed, free, length, merge
+from slipstream.symmetry.atoms import Axis, Layout, fixed, length, merge, resolve, uniform
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 
-@rule("view reshape flatten unflatten squeeze unsqueeze view_as reshape_as ravel", signs=True)
-@rule("_unsafe_view _reshape_alias atleast_1d atleast_2d", signs=True)
+@rule("view reshape flatten unflatten squeeze unsqueeze", signs=True, keeps=True)
+@rule("view_as reshape_as ravel _unsafe_view _reshape_alias", signs=True, keeps=True)
+@rule("atleast_1d atleast_2d", signs=True, keeps=True)
 def view(call: Call) -> Layout:
     """The same places in the same order, under other axes."""
     if call["dtype"] is not None:
@@ -15,14 +16,14 @@ def view(call: Call) -> Layout:
     return call.regroup(call.axes("self"), call.shapes[0])
 
 
-@rule("permute", signs=True)
+@rule("permute", signs=True, keeps=True)
 def permute(call: Call) -> Layout:
     """Axes in another order."""
     axes = call.axes("self")
     return tuple(axes[dim] for dim in call["dims"])
 
 
-@rule("transpose", "swapaxes", "swapdims", "t", "mT", "numpy_T", "adjoint", "mH", signs=True)
+@rule("transpose swapaxes swapdims t mT numpy_T adjoint mH", signs=True, keeps=True)
 def transpose(call: Call) -> Layout:
     """Two axes change places, or all of them."""
     axes = list(call.axes("self"))
@@ -36,7 +37,7 @@ def transpose(call: Call) -> Layout:
     return tuple(axes)
 
 
-@rule("movedim", "moveaxis", signs=True)
+@rule("movedim", "moveaxis", signs=True, keeps=True)
 def movedim(call: Call) -> Layout:
     """Some axes move, the others keep their order."""
     axes = call.axes("self")
@@ -50,25 +51,22 @@ def movedim(call: Call) -> Layout:
     return tuple(others)
 
 
-@rule("expand", "expand_as", "broadcast_to", signs=True)
+@rule("expand", "expand_as", "broadcast_to", signs=True, keeps=True)
 def expand(call: Call) -> Layout:
-    """Along an axis that repeats one place, all places are equal and may move in any way."""
+    """Along an axis that repeats one place, all places are equal."""
     shape = call.shapes[0]
     axes = call.axes("self")
     padded = (((),),) * (len(shape) - len(axes)) + axes
-    return tuple(a if length(a) == n else free(n) for a, n in zip(padded, shape, strict=True))
+    return tuple(a if length(a) == n else uniform(n) for a, n in zip(padded, shape, strict=True))
 
 
-@rule("repeat", "tile", signs=True)
+@rule("repeat", "tile", signs=True, keeps=True)
 def repeat(call: Call) -> Layout:
     """Whole copies one after another."""
     axes = call.axes("self")
     shape = call.shapes[0]
     padded = (((),),) * (len(shape) - len(axes)) + axes
-    return tuple(
-        free(n) if length(a) == 1 else a * (n // length(a))
-        for a, n in zip(padded, shape, strict=True)
-    )
+    return tuple(_copies(a, n // length(a)) for a, n in zip(padded, shape, strict=True))
 
 
 @rule("repeat_interleave.self_int", signs=True)
@@ -78,7 +76,7 @@ def repeat_interleave(call: Call) -> Layout:
     if dim is None:
         raise UnsupportedError("it flattens its input")
     dim %= len(axes)
-    return (*axes[:dim], merge([axes[dim], free(call["repeats"])]), *axes[dim + 1 :])
+    return (*axes[:dim], merge([axes[dim], uniform(call["repeats"])]), *axes[dim + 1 :])
 
 
 @rule("pixel_shuffle", signs=True)
@@ -107,3 +105,8 @@ def channel_shuffle(call: Call) -> Layout:
     axes = call.axes("self")
     groups, inside = call.divide(axes[1], call["groups"])
     return (axes[0], merge([inside, groups]), *axes[2:])
+
+
+def _copies(axis: Axis, count: int) -> Axis:
+    """The axis several times; a concatenation cannot be inside of a product."""
+    return merge([uniform(count), axis]) if len(resolve(axis)) == 1 else axis * count

@@ -1,0 +1,267 @@
+"""Networks that people use, small, each with the symmetries that it has: tests and benchmark."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cases import CASES, Wired
+from oracles import vision_networks
+from slipstream.pretrained import example_input_for
+from slipstream.symmetry.neuron_groups import NeuronGroups
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network, an input, and the groups it has: "size" or "size in sizes of parents" to count."""
+
+    build: Callable[[], nn.Module]
+    inputs: Callable[[nn.Module], Any]
+    expected: dict[str, int] = field(default_factory=dict)
+
+
+def symmetries(groups: NeuronGroups) -> dict[str, int]:
+    """Count the groups of a network by their sizes, and by those of their parents."""
+    sizes = groups.sizes()
+    kinds = (
+        f"{group.size}"
+        + " in " * bool(group.parents)
+        + "x".join(str(sizes[p]) for p in group.parents)
+        for group in groups.groups
+    )
+    return dict(Counter(kinds))
+
+
+def noise(*shape: int) -> Callable[[Any], Tensor]:
+    return lambda _: torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def case(name: str, expected: dict[str, int]) -> Network:
+    return Network(CASES[name].model, lambda _: CASES[name].inputs(), expected)
+
+
+def vision(name: str, **options: Any) -> Network:
+    return Network(lambda: vision_networks.build(name, **options), noise(2, 3, 64, 64))
+
+
+def transformers_model(name: str, **settings: Any) -> Network:
+    """A model of transformers; the configuration's class is named after the model's."""
+
+    def build() -> nn.Module:
+        import transformers
+
+        kind = getattr(transformers, name)
+        return kind(kind.config_class(**settings))
+
+    return Network(build, example_input_for)
+
+
+def timm_network(name: str, size: int = 64, **settings: Any) -> Network:
+    def build() -> nn.Module:
+        import timm
+
+        if name in timm.list_models():
+            return timm.create_model(name, **settings)
+        return getattr(timm.models, name)(**settings)
+
+    return Network(build, noise(2, 3, size, size))
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layer(x)[0].mean(1))
+
+
+def recurrent(layer: Callable[..., nn.Module], width: int, **settings: Any) -> Network:
+    return Network(
+        lambda: Recurrent(layer(5, 7, batch_first=True, **settings), width), noise(2, 4, 5)
+    )
+
+
+class Attending(nn.Module):
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
+        self.memory = nn.Linear(5, settings.get("kdim", 12))
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True, **settings)
+
+    def forward(self, x: Tensor) -> Tensor:
+        queries, keys = self.embed(x), self.memory(x)
+        return self.head(self.attention(queries, keys, keys)[0])
+
+
+def attending(**settings: Any) -> Network:
+    return Network(lambda: Attending(**settings), noise(2, 4, 5))
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(12, 3, 20, batch_first=True)
+    return nn.Sequential(nn.Linear(5, 12), nn.TransformerEncoder(layer, 2), nn.Linear(12, 3))
+
+
+def decoder() -> nn.Module:
+    layer = nn.TransformerDecoderLayer(12, 3, 20, batch_first=True, norm_first=True)
+
+    def wiring(self: Any, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        return self.head(self.decoder(self.embed(x), self.memory(x), tgt_mask=mask))
+
+    return Wired(
+        wiring,
+        embed=nn.Linear(5, 12),
+        memory=nn.Linear(5, 12),
+        decoder=nn.TransformerDecoder(layer, 2),
+        head=nn.Linear(12, 3),
+    )
+
+
+def swiglu() -> nn.Module:
+    def wiring(self: Any, x: Tensor) -> Tensor:
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+    return Wired(wiring, gate=nn.Linear(5, 9), up=nn.Linear(5, 9), down=nn.Linear(9, 3))
+
+
+def fused_swiglu() -> nn.Module:
+    def wiring(self: Any, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(functional.silu(gate) * up)
+
+    return Wired(wiring, gate_up=nn.Linear(5, 18), down=nn.Linear(9, 3))
+
+
+TEXT = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 32,
+}
+IMAGE = {**TEXT, "image_size": 12, "patch_size": 4, "num_labels": 5}
+GROUPED = {**TEXT, "num_key_value_heads": 2, "head_dim": 6, "pad_token_id": 0}
+LLAMA = transformers_model("LlamaForCausalLM", **GROUPED)
+
+
+def lora_llama() -> nn.Module:
+    import peft
+
+    wanted = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj", "down_proj"])
+    return peft.get_peft_model(LLAMA.build(), wanted)
+
+
+def unet_2d_condition() -> nn.Module:
+    import diffusers
+
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=10,
+        attention_head_dim=2,
+        norm_num_groups=4,
+    )
+
+
+def conditioned(_: Any) -> dict[str, Any]:
+    return {
+        "sample": noise(2, 3, 8, 8)(_),
+        "timestep": torch.tensor([3, 7]),
+        "encoder_hidden_states": noise(2, 5, 10)(_),
+        "return_dict": False,
+    }
+
+
+NETWORKS: dict[str, Network] = {
+    "mlp": case("mlp", {"8": 1, "7": 1}),
+    "functional matmul": case("functional_matmul", {"8": 1}),
+    "SwiGLU": Network(swiglu, noise(2, 5), {"9": 1}),
+    "SwiGLU, fused": Network(fused_swiglu, noise(2, 5), {"9": 1}),
+    "depthwise-separable": case("depthwise_separable", {}),
+    "concat of branches": case("concat_of_branches", {}),
+    "U-Net": case("unet", {}),
+    "squeeze-excitation": case("squeeze_excitation", {}),
+    "LSTM": recurrent(nn.LSTM, 7),
+    "LSTM, 2 layers, 2 directions": recurrent(nn.LSTM, 14, num_layers=2, bidirectional=True),
+    "LSTM, projected": recurrent(nn.LSTM, 4, num_layers=2, proj_size=4),
+    "GRU": recurrent(nn.GRU, 7),
+    "GRU, 2 layers, 2 directions": recurrent(nn.GRU, 14, num_layers=2, bidirectional=True),
+    "RNN": recurrent(nn.RNN, 7, num_layers=2),
+    "MultiheadAttention": attending(),
+    "MultiheadAttention, separate": attending(kdim=10, vdim=10, bias=False),
+    "TransformerEncoder": Network(encoder, noise(2, 4, 5)),
+    "TransformerDecoder": Network(decoder, noise(2, 4, 5)),
+    "vit (torchvision)": Network(
+        lambda: vision_networks.build_vit(), noise(2, 3, 12, 12)
+    ),
+    **{
+        name: vision(name)
+        for name in (
+            "resnet18", "resnet50", "regnet_y_400mf", "mobilenet_v2", "densenet121", "vgg11_bn",
+            "convnext_tiny", "shufflenet_v2_x1_0",
+        )
+    },
+    "googlenet": vision("googlenet", aux_logits=False, init_weights=False),
+    "ViT": transformers_model("ViTForImageClassification", **IMAGE),
+    "BERT": transformers_model("BertForMaskedLM", **TEXT),
+    "RoBERTa": transformers_model("RobertaForSequenceClassification", **TEXT),
+    "T5": transformers_model(
+        "T5ForConditionalGeneration", vocab_size=50, d_model=24, d_kv=5, d_ff=40, num_layers=2,
+        num_heads=4, decoder_start_token_id=0,
+    ),
+    "GPT-2": transformers_model(
+        "GPT2LMHeadModel", vocab_size=50, n_positions=32, n_embd=24, n_layer=2, n_head=4,
+        bos_token_id=1, eos_token_id=2,
+    ),
+    "Llama": LLAMA,
+    "Llama, tied": transformers_model("LlamaForCausalLM", tie_word_embeddings=True, **GROUPED),
+    "Llama, eager": transformers_model("LlamaForCausalLM", attn_implementation="eager", **GROUPED),
+    "Qwen3": transformers_model("Qwen3ForCausalLM", **GROUPED),
+    "Mixtral": transformers_model("MixtralForCausalLM", num_local_experts=3, **GROUPED),
+    "Gemma": transformers_model("GemmaForCausalLM", **GROUPED),
+    "Whisper": transformers_model(
+        "WhisperForConditionalGeneration", vocab_size=50, num_mel_bins=4, d_model=24,
+        max_source_positions=6, max_target_positions=12, encoder_layers=2, decoder_layers=2,
+        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=40,
+        decoder_ffn_dim=40, pad_token_id=0, decoder_start_token_id=1, bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "CLIP": transformers_model(
+        "CLIPModel", text_config={**TEXT, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config=IMAGE, projection_dim=10,
+    ),
+    "Swin": transformers_model(
+        "SwinForImageClassification", image_size=16, patch_size=2, embed_dim=12, depths=[2, 2],
+        num_heads=[2, 4], window_size=2, num_labels=5,
+    ),
+    "ConvNeXt-V2": transformers_model(
+        "ConvNextV2ForImageClassification", image_size=32, hidden_sizes=[6, 10, 12, 14],
+        depths=[1, 1, 2, 1], num_labels=5,
+    ),
+    "Mamba": transformers_model(
+        "MambaForCausalLM", vocab_size=50, hidden_size=24, state_size=5, num_hidden_layers=2,
+        time_step_rank=3, conv_kernel=4, expand=2,
+    ),
+    "EfficientNet (timm)": timm_network("efficientnet_b0"),
+    "Swin (timm)": timm_network(
+        "swin_tiny_patch4_window7_224", img_size=64, embed_dim=24, depths=(2, 2),
+        num_heads=(3, 6), window_size=4,
+    ),
+    "MLP-Mixer (timm)": timm_network(
+        "MlpMixer", size=12, img_size=12, patch_size=4, embed_dim=24, num_blocks=2
+    ),
+    "UNet2DCondition (diffusers)": Network(unet_2d_condition, conditioned),
+    "Llama with LoRA": Network(lora_llama, lambda model: example_input_for(model.get_base_model())),
+}  # fmt: skip
