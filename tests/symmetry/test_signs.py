@@ -1,11 +1,18 @@
 """Which neurons may change their sign, and in which tensors."""
 
+import math
+from dataclasses import replace
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
+from cases import CASES, Wired
+from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.weights import weights_of
 
 
 def signed_places(groups, name):
@@ -19,7 +26,7 @@ def plain_places(groups, name):
     }
 
 
-class Block(nn.Module):
+class Transformer(nn.Module):
     """A pre-norm transformer with RMSNorm and a gated MLP, its gate and its value fused."""
 
     def __init__(self):
@@ -42,7 +49,7 @@ class Block(nn.Module):
 
 
 def test_a_transformer_with_rms_norm():
-    groups = find_neuron_groups(Block(), torch.randint(7, (3, 4)))
+    groups = find_neuron_groups(Transformer(), torch.randint(7, (3, 4)))
     assert not groups.dropped
     stream, heads, qk, vo, units = groups.sizes()
     assert signed_places(groups, stream) == {
@@ -76,3 +83,148 @@ def test_signs_are_not_looked_for_where_they_are_not_wanted():
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     whole = find_neuron_groups(model, torch.randn(6, 4))
     assert find_neuron_groups(model, torch.randn(6, 4), signs=False) == whole.without_signs()
+
+
+def in_words(self, x):
+    """RMSNorm as Hugging Face writes it."""
+    return self.gain * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+
+def rms_residual(self, x):
+    x = self.first(x)
+    x = x + self.down(self.up(in_words(self, x)).relu())
+    return self.last(self.norm(x))
+
+
+def bilinear(self, x):
+    return self.last(self.first(x) * self.up(x))
+
+
+def batch_norm(self, x):
+    return self.last(self.statistics(self.first(x)).tanh() ** 3)
+
+
+def powers(self, x):
+    x = self.first(x)
+    return self.last(x.abs() - x.square() / 3 + 1), self.down(x.tanh() / 2)
+
+
+def scaled(self, x):
+    x = self.first(x)
+    return self.last(x + self.gain * self.down(self.up(self.norm(x)).sin()))
+
+
+def chosen(self, x):
+    x = self.first(x)
+    return self.last(torch.where(x.norm(dim=-1, keepdim=True) > 1, x, -x.tanh()))
+
+
+def shifted(self, x):
+    return self.last(self.first(x).tanh() + 0.1)
+
+
+def keys(self, x):
+    queries, keys, values = self.first(x), self.up(x), x
+    return functional.scaled_dot_product_attention(queries, keys, values).cos()
+
+
+def reused(self, x):
+    """One square weight lists the neurons on both of its axes."""
+    return self.last(self.down(self.up(self.first(x)).tanh()).tanh() + self.first(x))
+
+
+def double_gated(self, x):
+    return self.last(functional.glu(torch.cat([self.first(x), self.up(x)], -1)))
+
+
+NETWORKS = [
+    *(rms_residual, bilinear, batch_norm, powers, scaled, chosen, shifted, keys, reused),
+    double_gated,
+]
+
+
+def network(wiring):
+    inner = 3 if wiring is not rms_residual and wiring is not scaled else 4
+    return Wired(
+        wiring,
+        first=nn.Linear(5, 3),
+        up=nn.Linear(5 if wiring in {bilinear, keys, double_gated} else 3, inner),
+        down=nn.Linear(inner, 3),
+        last=nn.Linear(3, 2),
+        norm=nn.RMSNorm(3),
+        gain=nn.Parameter(torch.ones(3)),
+        statistics=nn.BatchNorm1d(3),
+    )
+
+
+def examples():
+    for wiring in NETWORKS:
+        yield wiring.__name__, lambda wiring=wiring: network(wiring), (6, 5)
+    for name in ("mlp", "tied_autoencoder", "sequence", "unet", "concat_of_branches"):
+        yield name, CASES[name].model, (4, *CASES[name].shape)
+
+
+EXAMPLES = {name: rest for name, *rest in examples()}
+
+
+def leaves(outputs):
+    return (outputs,) if isinstance(outputs, torch.Tensor) else outputs
+
+
+def close(first, second):
+    return torch.allclose(first, second, rtol=1e-9, atol=1e-12)
+
+
+def is_gain(block, groups):
+    return len(groups.shapes[block.tensor]) == 1 and block.tensor.endswith(("weight", "gain"))
+
+
+def changes_of_sign_by_hand(model, inputs, groups, name):
+    """All sets of blocks in which a group may change its signs, found by trying every set."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        n: torch.rand(v.shape, generator=generator, dtype=torch.float64) + 0.5
+        if n.endswith("running_var")
+        else torch.randn(v.shape, generator=generator, dtype=torch.float64)
+        if v.is_floating_point()
+        else v
+        for n, v in weights_of(model).items()
+    }
+    model = model.double().eval()
+    before = torch.func.functional_call(model, weights, inputs)
+    blocks = groups.blocks_of(name)
+    identity = Permutation.identity(groups)
+    sign = torch.randint(2, identity.orders[name].shape, generator=generator) * 2 - 1
+    sign[..., 0], sign[..., 1] = 1, -1
+    signed = tuple(replace(g, signed=g.name == name) for g in groups.groups)
+    for choice in product(*([False, True][: 2 - is_gain(b, groups)] for b in blocks)):
+        listed = tuple(replace(b, signs=(name,) * c) for b, c in zip(blocks, choice, strict=True))
+        others = tuple(replace(b, signs=()) for b in groups.blocks if b not in blocks)
+        tried = replace(groups, groups=signed, blocks=others + listed)
+        moved = Permutation(tried, identity.orders, {name: sign}).apply(weights)
+        after = torch.func.functional_call(model, moved, inputs)
+        if all(map(close, leaves(before), leaves(after))):
+            yield {block for block, taken in zip(blocks, choice, strict=True) if taken}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_signs_are_those_that_change_most_numbers_and_keep_the_function(name):
+    build, shape = EXAMPLES[name]
+    model = build()
+    inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    groups = find_neuron_groups(model, inputs.float(), prove=False)
+
+    def numbers(blocks):
+        return sum(
+            math.prod(groups.shapes[b.tensor]) // groups.shapes[b.tensor][b.axis] * groups.length(b)
+            for b in blocks
+        )
+
+    for group in groups.groups:
+        if any(groups[child].signed for child in groups.children_of(group.name)):
+            assert not group.signed
+            continue
+        found = {block for block in groups.blocks_of(group.name) if group.name in block.signs}
+        possible = list(changes_of_sign_by_hand(model, inputs, groups, group.name))
+        assert found in possible
+        assert numbers(found) == max(map(numbers, possible))

@@ -27,6 +27,12 @@ def align(call: Call, layouts: list[Layout]) -> Layout:
 
 def scale(call: Call, layouts: list[Layout]) -> Layout:
     """Tie the axes of several tensors that meet, aligned at the last: they are multiplied."""
+    # A vector among larger tensors is a gain. It could change its sign with the weights before or
+    # behind it, but trained gains hardly do, so that this would only let a matching err.
+    vectors = [[axis for axis in axes if length(axis) != 1] for axes in layouts]
+    if max(map(len, vectors)) > 1:
+        for axis in (wide[0] for wide in vectors if len(wide) == 1):
+            call.unsigned(axis)
     return tuple(_multiply(call, axes) for axes in _meeting(layouts))
 
 

@@ -14,13 +14,12 @@ def channel_norm(call: Call) -> Layout:
     call.independent(channels, batch)
     for axis in (batch, *places):
         call.unsigned(axis)
-    _tie_channels(call, channels, "running_mean")
-    if isinstance(call["running_var"], Value):
-        call.unsigned(call.axes("running_var")[0])
-        call.multiply(channels, call.axes("running_var")[0])
-    if isinstance(call["weight"], Value):
-        channels = call.multiply(channels, call.axes("weight")[0])
-    _tie_channels(call, channels, "bias")
+    for name in ("running_mean", "bias"):
+        if isinstance(call[name], Value):
+            call.tie(channels, call.axes(name)[0])
+    for name in ("running_var", "weight"):
+        if isinstance(call[name], Value):
+            channels = _scaled(call, channels, call.axes(name)[0])
     return (batch, channels, *places)
 
 
@@ -28,11 +27,13 @@ def channel_norm(call: Call) -> Layout:
 def rms_norm(call: Call) -> Layout:
     """The last axes are measured together, whatever the signs; the gain lies on them."""
     axes = call.axes("input")
-    rank = len(call["normalized_shape"])
+    split = len(axes) - len(call["normalized_shape"])
     if isinstance(call["weight"], Value):
-        scaled = map(call.multiply, axes[-rank:], call.axes("weight"))
-        axes = (*axes[:-rank], *scaled)
-    return _measured(call, axes, list(range(len(axes) - rank, len(axes))))
+        scaled = (
+            _scaled(call, *pair) for pair in zip(axes[split:], call.axes("weight"), strict=True)
+        )
+        axes = (*axes[:split], *scaled)
+    return _measured(call, axes, list(range(split, len(axes))))
 
 
 @rule("layer_norm")
@@ -72,6 +73,12 @@ def _measured(call: Call, axes: Layout, measured: list[int]) -> Layout:
             if number not in measured:
                 call.independent(axis, axes[other])
     return axes
+
+
+def _scaled(call: Call, axis: Axis, gain: Axis) -> Axis:
+    """Gains keep their sign: see `elementwise.scale`."""
+    call.unsigned(gain)
+    return call.multiply(axis, gain)
 
 
 def _tie_channels(call: Call, channels: Axis, *names: str) -> None:

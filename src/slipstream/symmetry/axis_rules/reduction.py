@@ -5,11 +5,21 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 
 @rule("prod amax amin aminmax all any var std var_mean std_mean logsumexp")
-@rule("norm linalg_vector_norm max min median nanmedian count_nonzero")
+@rule("max min median nanmedian count_nonzero")
 @rule("sum mean nansum nanmean", signs=True)
 def reduction(call: Call) -> Layout | list[Layout]:
     """A symmetric function of all places of the reduced axes."""
+    return _reduced(call, call.axes("self", "x"))
+
+
+@rule("norm linalg_vector_norm", signs=True)
+def size(call: Call) -> Layout | list[Layout]:
+    """The size of numbers, whatever their signs."""
     axes = call.axes("self", "x")
+    return _reduced(call, tuple(call.multiply(axis, axis) for axis in axes))
+
+
+def _reduced(call: Call, axes: Layout) -> Layout | list[Layout]:
     dims = call["dim"]
     reduced = dims_of(dims, len(axes)) if dims is not None else []
     reduced = reduced or list(range(len(axes)))
