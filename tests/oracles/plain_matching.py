@@ -21,23 +21,35 @@ def plain_solve(groups, pairs, *, start=None, max_sweeps=100):
     for _ in range(max_sweeps):
         changed = False
         for group in groups.groups:
-            similarity = torch.zeros(group.size, group.size, dtype=torch.float64)
-            still = {**permutation.orders, group.name: torch.arange(group.size)}
-            others = Permutation(groups, still)
-            for target, source in pairs:
-                for block in groups.blocks_of(group.name):
-                    similarity += _product(groups, block, target, source, others)
-            held = permutation.orders[group.name]
-            _, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
+            name, rows = group.name, torch.arange(group.size)
+            even, odd = _similarities(groups, pairs, permutation, group)
+            _, columns = linear_sum_assignment((even + odd.abs()).numpy(), maximize=True)
             order = torch.from_numpy(columns)
-            rows = torch.arange(group.size)
-            gain = similarity[rows, order].sum() - similarity[rows, held].sum()
-            if gain > 1e-9 * similarity.abs().amax(-1).sum():
-                permutation = Permutation(groups, {**permutation.orders, group.name: order})
+            sign = torch.where(odd[rows, order] < 0, -1, 1).to(torch.int8)
+            held = permutation.orders[name]
+            held_sign = permutation.signs.get(name, torch.ones(group.size))
+            gain = (even[rows, order] + sign * odd[rows, order]).sum()
+            gain -= (even[rows, held] + held_sign * odd[rows, held]).sum()
+            if gain > 1e-9 * (even + odd.abs()).abs().amax(-1).sum():
+                signs = {**permutation.signs, name: sign} if group.signed else permutation.signs
+                permutation = Permutation(groups, {**permutation.orders, name: order}, signs)
                 changed = True
         if not changed:
             break
     return permutation
+
+
+def _similarities(groups, pairs, permutation, group):
+    """What exchanges are worth: whatever the sign, and times the sign."""
+    still = {**permutation.orders, group.name: torch.arange(group.size)}
+    signs = {name: sign for name, sign in permutation.signs.items() if name != group.name}
+    others = Permutation(groups, still, signs)
+    parts = torch.zeros(2, group.size, group.size, dtype=torch.float64)
+    for target, source in pairs:
+        for block in groups.blocks_of(group.name):
+            product = _product(groups, block, target, source, others)
+            parts[int(group.name in block.signs)] += product
+    return parts
 
 
 def _product(groups, block, target, source, others):

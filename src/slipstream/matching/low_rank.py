@@ -34,9 +34,17 @@ def dense(gradient: Gradient) -> Tensor:
     return gradient.dense() if isinstance(gradient, LowRank) else gradient
 
 
+def wide(gradient: Gradient) -> Tensor:
+    """Return the gradient as a plain tensor in float32 or better, where sums are exact enough."""
+    value = dense(gradient)
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def inner(first: Gradient, second: Gradient) -> float:
     """Return the inner product of two gradients of one tensor, without forming low-rank ones."""
     if isinstance(first, LowRank) and isinstance(second, LowRank):
         rows = (first.left @ second.left.T) * (first.right @ second.right.T)
         return float(rows.sum(dtype=torch.float64))
-    return float((dense(first) * dense(second)).sum(dtype=torch.float64))
+    # In pieces: the products of a large tensor are never all there.
+    pieces = zip(*(torch.split(dense(g).flatten(), 1 << 22) for g in (first, second)), strict=True)
+    return sum(float((wide(a) * wide(b)).sum(dtype=torch.float64)) for a, b in pieces)

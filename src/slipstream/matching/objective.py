@@ -8,19 +8,18 @@ few columns whose neurons changed places. That is what makes many stages afforda
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from slipstream.matching.low_rank import Gradient, LowRank, dense, inner
+from slipstream.matching.low_rank import Gradient, LowRank, inner
+from slipstream.matching.products import Move, Pair, Product
+from slipstream.matching.similarity import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
-from slipstream.symmetry.places import take
 
-Pair = tuple[Gradient, Gradient]  # target, source
-Indices = dict[int, Tensor]  # for each axis that moves, what `take` reads
+ROOM = 1 << 26  # numbers that products may keep in any case; else an eighth of what pairs take
 
 
 class Objective:
@@ -30,10 +29,10 @@ class Objective:
         self.groups = groups
         self.identity = 0.0  # the objective of the identity
         self._constant = 0.0  # what no permutation changes
-        self._final: dict[str, Tensor] = {}  # by group, (n, n): tensors that list no other group
+        self._final: dict[tuple[str, bool], Tensor] = {}  # (n, n), of tensors of one group only
         self._pairs: dict[str, list[Pair]] = {}  # by tensor: those that list several
         self._products = {
-            (group.name, block): _Product(groups, group.name, block)
+            (group.name, block): Product(groups, group.name, block)
             for group in groups.groups
             for block in groups.blocks_of(group.name)
         }
@@ -51,8 +50,10 @@ class Objective:
             blocks = self.groups.blocks_on(name)
             group = self._only_group(blocks)
             if group is not None:
-                final = self._products[group, blocks[0]].unmoved((value, source[name]))
-                self._final[group] = self._final.get(group, 0.0) + final
+                single = self._products[group, blocks[0]]
+                final = single.unmoved((value, source[name]))
+                key = group, single.signed
+                self._final[key] = self._final.get(key, 0.0) + final
                 self._constant += product - float(final.diagonal().sum(dtype=torch.float64))
             elif blocks:
                 self._pairs.setdefault(name, []).append((value, source[name]))
@@ -76,47 +77,108 @@ class Objective:
             return None
         return names[0]
 
-    def similarity(self, group: str, permutation: Permutation) -> Tensor:
+    def similarity(self, group: str, permutation: Permutation) -> Similarity:
         """Return what each exchange inside `group` would be worth, the other groups held.
 
         Args:
             group: Name of a neuron group.
-            permutation: The orders of all groups.
+            permutation: The orders and signs of all groups.
 
         Returns:
-            (*sizes of the parents, n, n) float64 on the CPU: entry [i, j] is what the objective
-            gets when place i receives source neuron j.
+            Entries on the CPU, (*sizes of the parents, n, n), in float64 up to a size of 4096.
         """
+        if self.groups.children_of(group):
+            return self._over_places(group, permutation)
         sizes = [self.groups[parent].size for parent in self.groups[group].parents]
         size = self.groups[group].size
-        total = torch.zeros(math.prod(sizes), size, size, dtype=torch.float64)
-        if group in self._final:
-            total += self._final[group].cpu()
+        precision = torch.float64 if size <= 4096 else torch.float32
+        signs = (False, True) if self.groups[group].signed else (False,)
+        parts = [torch.zeros(math.prod(sizes), size, size, dtype=precision) for _ in signs]
+        for signed, part in self._parts(group, permutation):
+            parts[signed] += part.cpu()
+        return Similarity(*(part.view(*sizes, size, size) for part in parts))
+
+    def _parts(self, group: str, permutation: Permutation) -> Iterator[tuple[bool, Tensor]]:
+        """What adds up to the similarity, and whether the sign of a neuron multiplies it."""
+        for signed in (False, True):
+            if (group, signed) in self._final:
+                yield signed, self._final[group, signed]
         for block in self.groups.blocks_of(group):
             if block.tensor in self._pairs:
                 product = self._products[group, block]
-                total += product.similarity(self._pairs[block.tensor], permutation).cpu()
-        return total.view(*sizes, size, size)
+                yield product.signed, self._product(product, permutation)
 
-    def value(self, permutation: Permutation) -> float:
-        """Return the objective of `permutation`."""
+    def _product(self, product: Product, permutation: Permutation) -> Tensor:
+        kept = sum(other.kept for other in self._products.values() if other is not product)
+        room = max(ROOM, self.kept_bytes // 32)
+        pairs = self._pairs[product.block.tensor]
+        return product.over(pairs, permutation, keep=kept + product.numbers <= room)
+
+    def _over_places(self, group: str, permutation: Permutation) -> Similarity:
+        """The similarity of neurons that hold other groups, whose order at a place stays."""
+        turns = range(self.groups[group].size)
+        rows = [self.worths(group, turned(permutation, group, by)) for by in turns]
+        return Similarity(unturned(torch.stack(rows, -1)))
+
+    def worths(self, group: str, permutation: Permutation) -> Tensor:
+        """Return what each place of `group` gets from all that it has, (*sizes of the parents, n).
+
+        Args:
+            group: Name of a neuron group that lies on no two axes of one tensor.
+            permutation: The orders and signs of all groups.
+
+        Returns:
+            Float64 on the CPU.
+        """
+        order = permutation.orders[group]
+        total = torch.zeros(order.shape, dtype=torch.float64)
+        for signed in (False, True):
+            if (group, signed) in self._final:
+                total += _chosen(self._final[group, signed], group, permutation, signed=signed)[0]
+        for block in self.groups.blocks_of(group):
+            if block.tensor in self._pairs:
+                product = self._products[group, block]
+                part = product.worths(self._pairs[block.tensor], permutation)
+                total += part.view(order.shape).cpu()
+        return total
+
+    def value(self, permutation: Permutation, *, of: str | None = None) -> float:
+        """Return the objective of `permutation`.
+
+        Args:
+            permutation: The orders and signs of all groups.
+            of: Only the part of the tensors that list this group, which is quicker.
+
+        Returns:
+            A sum in float64.
+        """
+        listed = {block.tensor for block in self.groups.blocks_of(of)} if of else self._pairs.keys()
         return (
-            self._constant
-            + sum(_worth(final, permutation.orders[name]) for name, final in self._final.items())
-            + sum(self._value_of(name, pairs, permutation) for name, pairs in self._pairs.items())
+            (0.0 if of else self._constant)
+            + sum(
+                float(_chosen(final, name, permutation, signed=signed).sum())
+                for (name, signed), final in self._final.items()
+                if of in (None, name)
+            )
+            + sum(
+                self._value_of(name, pairs, permutation)
+                for name, pairs in self._pairs.items()
+                if name in listed
+            )
         )
 
     def _value_of(self, name: str, pairs: list[Pair], permutation: Permutation) -> float:
         for block in self.groups.blocks_on(name):
             if self.groups.length(block) == self.groups.shapes[name][block.axis]:
-                # This product is at hand, and its block sees all of the tensor.
-                group = next(f for f in reversed(block.factors) if isinstance(f, str))
-                products = self._products[group, block].similarity(pairs, permutation)
-                return _worth(products, permutation.orders[group])
-        return sum(
-            inner(dense(target), permutation.apply_to(name, dense(source)))
-            for target, source in pairs
-        )
+                # Its product sees all of the tensor; if it is at hand, there is little to do.
+                group = block.groups[-1]
+                product = self._products[group, block]
+                entries = product.at_hand(pairs, permutation)
+                if entries is not None:
+                    chosen = _chosen(entries, group, permutation, signed=product.signed)
+                    return float(chosen.sum())
+        move = Move(permutation.indices(name), permutation.factors(name))
+        return sum(inner(target, move.of_gradient(source)) for target, source in pairs)
 
     def neighbours(self, group: str) -> set[str]:
         """Return the groups on whose order the similarity of `group` depends."""
@@ -129,162 +191,26 @@ class Objective:
         }
 
 
-@dataclass
-class _Product:
-    """What one block adds to the similarity of one group, over the pairs seen so far."""
-
-    groups: NeuronGroups
-    group: str
-    block: Block
-    _total: Tensor | None = field(default=None, repr=False)  # (rows, n, n)
-    _indices: Indices = field(default_factory=dict, repr=False)  # those of `_total`
-    _seen: int = 0  # pairs in `_total`
-
-    def similarity(self, pairs: list[Pair], permutation: Permutation) -> Tensor:
-        """The product summed over all pairs, with the other groups as `permutation` has them."""
-        if self._children:
-            return self._over_places(pairs, permutation)
-        indices = self._around(permutation)
-        changed = self._changed(indices, pairs)
-        if self._total is None or changed is None:
-            total = self._sum(pairs, indices)
-        else:
-            total = self._total
-            for axis, places in changed.items():
-                total = total + self._correction(pairs[: self._seen], indices, axis, places)
-            if self._seen < len(pairs):
-                total = total + self._sum(pairs[self._seen :], indices)
-        self._total, self._indices, self._seen = total, indices, len(pairs)
-        return total
-
-    def unmoved(self, pair: Pair) -> Tensor:
-        """The product of one pair with no neuron moved, (n, n)."""
-        return self._sum([pair], {})[0]
-
-    @property
-    def _children(self) -> list[str]:
-        present = {f for b in self.groups.blocks_on(self.block.tensor) for f in b.factors}
-        return [child for child in self.groups.children_of(self.group) if child in present]
-
-    def _around(self, permutation: Permutation) -> Indices:
-        """The index of every axis, with this group left alone on the block's own axis."""
-        own = self.block.axis
-        name = self.block.tensor
-        others = permutation.indices(name)
-        if all(f == self.group or isinstance(f, int) for f in self.block.factors):
-            return {axis: index for axis, index in others.items() if axis != own}
-        still = torch.arange(self.groups[self.group].size)
-        held = permutation.orders[self.group]
-        orders = {**permutation.orders, self.group: still.expand_as(held)}
-        return {**others, own: Permutation(self.groups, orders).indices(name)[own]}
-
-    def _changed(self, indices: Indices, pairs: list[Pair]) -> dict[int, Tensor] | None:
-        """Places of each other axis that receive another neuron than before; None to start anew."""
-        changed: dict[int, Tensor] = {}
-        if self._total is None or indices.keys() != self._indices.keys():
-            return None
-        for axis, index in indices.items():
-            if torch.equal(index, self._indices[axis]):
-                continue
-            places = torch.nonzero(index != self._indices[axis])
-            few = index.dim() == 1 and 3 * len(places) < len(index)
-            # An axis that lists the block's neurons or their parents is compared whole.
-            if changed or not few or self._split(axis) or isinstance(pairs[0][0], LowRank):
-                return None
-            changed[axis] = places.flatten()
-        return changed
-
-    def _sum(self, pairs: list[Pair], indices: Indices) -> Tensor:
-        """Sum over pairs of `target @ source.T` along the block's axis."""
-        total: Tensor | float = 0.0
-        for target, source in pairs:
-            total = total + self._multiply(*self._contract(target, source, indices))
-        return torch.as_tensor(total)
-
-    def _correction(self, pairs: list[Pair], indices: Indices, axis: int, places: Tensor) -> Tensor:
-        """What moving other neurons to `places` of another axis changes in the sum over `pairs`."""
-        total: Tensor | float = 0.0
-        rest = {other: index for other, index in indices.items() if other != axis}
-        for target, source in pairs:
-            device = dense(source).device
-            new, old = (i[axis][places].to(device) for i in (indices, self._indices))
-            moved = dense(source).index_select(axis, new) - dense(source).index_select(axis, old)
-            part = dense(target).index_select(axis, places.to(device))
-            total = total + self._multiply(part, take(moved, rest))
-        return torch.as_tensor(total)
-
-    def _contract(
-        self, target: Gradient, source: Gradient, indices: Indices
-    ) -> tuple[Tensor, Tensor]:
-        """Two tensors whose product along the block's own axis is that of the pair."""
-        if not (isinstance(target, LowRank) and isinstance(source, LowRank)):
-            return dense(target), take(dense(source), indices)
-        # In target = left.T @ right the rows of the factors stand where the other axis stood.
-        own, other = self.block.axis, 1 - self.block.axis
-        rows = target.factor(other) @ take(source.factor(other), _on(indices, other)).T
-        mixed = rows @ take(source.factor(own), _on(indices, own))
-        flip = own == 0
-        return (target.left.T, mixed.T) if flip else (target.right, mixed)
-
-    def _multiply(self, target: Tensor, source: Tensor) -> Tensor:
-        return torch.bmm(self._rows(target), self._rows(source).transpose(1, 2))
-
-    def _over_places(self, pairs: list[Pair], permutation: Permutation) -> Tensor:
-        """The product of a group whose neurons hold other groups, place by place."""
-        # A source neuron that would come to a place brings its parts in the order of that place.
-        rows: list[Tensor] = []
-        for place in range(self.groups[self.group].size):
-            orders = dict(permutation.orders)
-            for child in self._children:
-                axis = self.groups[child].parents.index(self.group)
-                row = orders[child].narrow(axis, place, 1)
-                orders[child] = row.expand_as(orders[child])
-            indices = self._around(Permutation(self.groups, orders))
-            total: Tensor | float = 0.0
-            for target, source in pairs:
-                stays, moves = self._contract(target, source, indices)
-                here = self._rows(stays).narrow(1, place, 1)
-                total = total + torch.bmm(here, self._rows(moves).transpose(1, 2))
-            rows.append(torch.as_tensor(total))
-        return torch.cat(rows, dim=1)
-
-    def _rows(self, value: Tensor) -> Tensor:
-        """The block's part of `value` as (places of the parents, neurons, everything else)."""
-        part = value.narrow(self.block.axis, self.block.offset, self.groups.length(self.block))
-        names: list[str | int] = []
-        shape: list[int] = []
-        for axis in range(value.dim()):
-            factors = self._split(axis)
-            names += factors or [0]
-            shape += [self._size(f) for f in factors] or [part.shape[axis]]
-        front = [names.index(name) for name in (*self.groups[self.group].parents, self.group)]
-        rest = [position for position in range(len(names)) if position not in front]
-        sizes = [shape[position] for position in front]
-        split = part.reshape(shape).permute(*front, *rest)
-        return split.reshape(math.prod(sizes[:-1]), sizes[-1], -1)
-
-    def _split(self, axis: int) -> list[str | int]:
-        """The factors of an axis, where they are the block's own or hold a parent that it lacks."""
-        if axis == self.block.axis:
-            return list(self.block.factors)
-        missing = set(self.groups[self.group].parents) - set(self.block.factors)
-        for other in self.groups.blocks_on(self.block.tensor, axis):
-            if missing & set(other.factors):
-                # Another factor keeps its size only: its name may stand on the own axis too.
-                return [f if f in missing else self._size(f) for f in other.factors]
-        return []
-
-    def _size(self, factor: str | int) -> int:
-        return factor if isinstance(factor, int) else self.groups[factor].size
+def turned(permutation: Permutation, group: str, by: int) -> Permutation:
+    """Return `permutation` with another order of `group`: place i receives neuron i + `by`."""
+    held = permutation.orders[group]
+    order = torch.arange(held.shape[-1]).roll(-by).expand_as(held)
+    return Permutation(permutation.groups, {**permutation.orders, group: order}, permutation.signs)
 
 
-def _on(indices: Indices, axis: int) -> Indices:
-    """The index of one axis, as one of the second axis of a factor."""
-    return {1: indices[axis]} if axis in indices else {}
+def unturned(entries: Tensor) -> Tensor:
+    """Return what is known by place and turn, (..., n, n), by place and neuron."""
+    size = entries.shape[-1]
+    turns = (torch.arange(size) - torch.arange(size)[:, None]) % size  # of place i for neuron j
+    return entries.gather(-1, turns.expand_as(entries))
 
 
-def _worth(similarity: Tensor, order: Tensor) -> float:
-    """What an order is worth, (rows, n, n) and (*parents, n)."""
-    rows = similarity.reshape(-1, *similarity.shape[-2:])
-    chosen = rows.gather(-1, order.to(rows.device).reshape(len(rows), -1, 1))
-    return float(chosen.sum(dtype=torch.float64))
+def _chosen(entries: Tensor, group: str, permutation: Permutation, *, signed: bool) -> Tensor:
+    """What each place gets, of (places of the parents, n, n) or (n, n) entries; in float64."""
+    order = permutation.orders[group]
+    rows = entries.reshape(-1, *entries.shape[-2:])
+    order = order.to(rows.device).reshape(len(rows), -1, 1)
+    chosen = rows.gather(-1, order).squeeze(-1).double().cpu()
+    if signed and group in permutation.signs:
+        chosen = chosen * permutation.signs[group].view_as(chosen)
+    return chosen

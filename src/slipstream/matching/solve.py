@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.assignment import assign
-from slipstream.matching.objective import Objective
+from slipstream.matching.objective import Objective, turned, unturned
+from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
 
@@ -60,7 +61,8 @@ class Solver:
                 better = self._improve(group.name, permutation, seconds)
                 if better is not None:
                     permutation = better
-                    stale |= objective.neighbours(group.name)
+                    for moved in (group.name, *groups.children_of(group.name)):
+                        stale |= objective.neighbours(moved)
         began = time.perf_counter()
         value = objective.value(permutation)
         seconds["products"] += time.perf_counter() - began
@@ -78,25 +80,70 @@ class Solver:
         self, group: str, permutation: Permutation, seconds: dict[str, float]
     ) -> Permutation | None:
         """The permutation with the best order of one group, or None if it gains nothing."""
+        objective = self.objective
+        inside = objective.groups.children_of(group)
+        if not inside and group not in objective.neighbours(group):
+            better, gain, scale = self._choose(group, permutation, seconds)
+            return better if gain > 1e-9 * scale else None
+        # On two axes of a tensor the similarity is only the slope.
+        if inside:
+            better = self._choose_with_inside(group, permutation, seconds)
+        else:
+            better = self._choose(group, permutation, seconds)[0]
+        began = time.perf_counter()
+        before, after = (objective.value(p, of=group) for p in (permutation, better))
+        seconds["products"] += time.perf_counter() - began
+        return better if after - before > 1e-9 * (abs(after) + abs(before)) else None
+
+    def _choose(
+        self, group: str, permutation: Permutation, seconds: dict[str, float]
+    ) -> tuple[Permutation, float, float]:
+        """The best order and signs of one group; what they gain, and beside which numbers."""
         began = time.perf_counter()
         similarity = self.objective.similarity(group, permutation)
         between = time.perf_counter()
         held = permutation.orders[group]
-        order = self._assign(group, similarity).view_as(held)
+        best = similarity.best
+        order = self._assign(group, best).view_as(held)
+        signs = similarity.signs(order)
         seconds["products"] += between - began
         seconds["assignments"] += time.perf_counter() - between
-        gain = _worth(similarity, order) - _worth(similarity, held)
-        scale = float(similarity.abs().amax(-1).sum())
-        if not gain > 1e-9 * scale:
-            return None
-        better = Permutation(permutation.groups, {**permutation.orders, group: order})
-        if group not in self.objective.neighbours(group):
-            return better
-        # The group stands on two axes of one tensor: the similarity is only the slope there.
-        began = time.perf_counter()
-        rises = self.objective.value(better) > self.objective.value(permutation)
-        seconds["products"] += time.perf_counter() - began
-        return better if rises else None
+        gain = similarity.worth(order, signs)
+        gain -= similarity.worth(held, permutation.signs.get(group))
+        scale = float(best.abs().amax(-1).sum())
+        return _with(permutation, group, order, signs), gain, scale
+
+    def _choose_with_inside(
+        self, group: str, permutation: Permutation, seconds: dict[str, float]
+    ) -> Permutation:
+        """The best order of a group whose neurons hold other groups, and the best orders inside."""
+        # What a neuron is worth at a place is known when the orders inside are chosen for this very
+        # place. Turn by turn every neuron comes to every place, and at each turn all places choose.
+        groups = self.objective.groups
+        nested = groups.children_of(group)
+        turns, worths = [], []
+        for by in range(groups[group].size):
+            turn = turned(permutation, group, by)
+            for child in nested:
+                if set(groups[child].parents) == {*groups[group].parents, group}:
+                    if groups.children_of(child):
+                        turn = self._choose_with_inside(child, turn, seconds)
+                    else:
+                        turn = self._choose(child, turn, seconds)[0]
+            began = time.perf_counter()
+            worths.append(self.objective.worths(group, turn))
+            seconds["products"] += time.perf_counter() - began
+            turns.append(turn)
+        order = self._assign(group, unturned(torch.stack(worths, -1)))
+        order = order.view_as(permutation.orders[group])
+        taken = (order - torch.arange(order.shape[-1])) % order.shape[-1]  # turn of each place
+        chosen = _with(permutation, group, order, None)
+        for child in nested:
+            at = _spread(groups, taken, group, child)
+            rows = _pick(torch.stack([turn.orders[child] for turn in turns]), at)
+            signs = [turn.signs[child] for turn in turns if child in turn.signs]
+            chosen = _with(chosen, child, rows, _pick(torch.stack(signs), at) if signs else None)
+        return chosen
 
     def _assign(self, group: str, similarity: Tensor) -> Tensor:
         matrices = similarity.reshape(-1, *similarity.shape[-2:])
@@ -132,5 +179,25 @@ def solve(
     return Solver(objective).solve(first, max_sweeps=max_sweeps)
 
 
-def _worth(similarity: Tensor, order: Tensor) -> float:
-    return float(similarity.gather(-1, order.unsqueeze(-1)).sum())
+def _with(permutation: Permutation, group: str, order: Tensor, signs: Tensor | None) -> Permutation:
+    """The permutation with another order of one group, and other signs if there are any."""
+    changed = {} if signs is None else {group: signs}
+    return Permutation(
+        permutation.groups,
+        {**permutation.orders, group: order},
+        {**permutation.signs, **changed},
+    )
+
+
+def _spread(groups: NeuronGroups, taken: Tensor, group: str, child: str) -> Tensor:
+    """What is known for each place of `group`, for each place of the child's parents."""
+    parents = groups[child].parents
+    axes = torch.meshgrid(*(torch.arange(groups[p].size) for p in parents), indexing="ij")
+    at = dict(zip(parents, axes, strict=True))
+    return taken[tuple(at[name] for name in (*groups[group].parents, group))]
+
+
+def _pick(turns: Tensor, at: Tensor) -> Tensor:
+    """Of (turns, *places, n), the row of each place at its turn."""
+    index = at[None, ..., None].expand(1, *at.shape, turns.shape[-1])
+    return turns.gather(0, index).squeeze(0)

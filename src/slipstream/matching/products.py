@@ -1,0 +1,264 @@
+"""Products of target tensors with source tensors along one block, kept up to date cheaply."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from slipstream.matching.low_rank import Gradient, LowRank, dense, wide
+from slipstream.symmetry.neuron_groups import Block, NeuronGroups
+from slipstream.symmetry.permutation import Permutation
+from slipstream.symmetry.places import multiply, take
+
+Pair = tuple[Gradient, Gradient]  # target, source
+CHUNK = 1 << 22  # numbers of a tensor that are permuted at once
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a permutation does to a tensor, axis by axis."""
+
+    places: dict[int, Tensor]  # what `take` reads
+    factors: dict[int, Tensor]  # what `multiply` reads
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """Return the tensor with its neurons moved."""
+        return multiply(take(value, self.places), self.factors)
+
+    def of_gradient(self, value: Gradient) -> Gradient:
+        """Return the moved gradient, low-rank if it was and can be."""
+        if not isinstance(value, LowRank) or not (self.is_plain(0) and self.is_plain(1)):
+            return self(wide(value))
+        return LowRank(self.on(0, of=1)(value.left), self.on(1, of=1)(value.right))
+
+    def on(self, axis: int, *, of: int) -> "Move":
+        """The move along one axis, as one along axis `of` of another tensor."""
+        return Move(*({of: m[axis]} if axis in m else {} for m in (self.places, self.factors)))
+
+    def without(self, axis: int) -> "Move":
+        """The move along all other axes."""
+        return Move(
+            *({a: v for a, v in m.items() if a != axis} for m in (self.places, self.factors))
+        )
+
+    def part(self, axis: int, chosen: Tensor) -> "Move":
+        """The move to the chosen places of one axis, along which it is the same everywhere."""
+        return Move(
+            *({**m, axis: m[axis][chosen]} if axis in m else m for m in (self.places, self.factors))
+        )
+
+    def is_plain(self, axis: int) -> bool:
+        """Return whether the move along an axis is the same at all places of the others."""
+        return all(m[axis].dim() == 1 for m in (self.places, self.factors) if axis in m)
+
+    def differs(self, other: "Move", axis: int) -> Tensor:
+        """Return which places of an axis receive something else than by another move."""
+        differs = torch.zeros((), dtype=torch.bool)
+        for mine, its in ((self.places, other.places), (self.factors, other.factors)):
+            if axis in mine:
+                differs = differs | (mine[axis] != its[axis])
+        return differs
+
+    def same_form(self, other: "Move") -> bool:
+        """Return whether both move the same axes."""
+        return (self.places.keys(), self.factors.keys()) == (
+            other.places.keys(),
+            other.factors.keys(),
+        )
+
+
+@dataclass
+class Product:
+    """What one block adds to the similarity of one group, over the pairs seen so far."""
+
+    groups: NeuronGroups
+    group: str
+    block: Block
+    _total: Tensor | None = field(default=None, repr=False)  # (rows, n, n)
+    _move: Move = field(default_factory=lambda: Move({}, {}), repr=False)  # that of `_total`
+    _seen: int = 0  # pairs in `_total`
+
+    @property
+    def signed(self) -> bool:
+        """Whether the neurons bring their sign along in this block."""
+        return self.group in self.block.signs
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the product has."""
+        outer = (self._size(parent) for parent in self.groups[self.group].parents)
+        return math.prod(outer) * self._size(self.group) ** 2
+
+    @property
+    def kept(self) -> int:
+        """How many numbers are kept for the next time."""
+        return 0 if self._total is None else self._total.numel()
+
+    def over(self, pairs: list[Pair], permutation: Permutation, *, keep: bool) -> Tensor:
+        """Return the product summed over all pairs, the other groups as `permutation` has them.
+
+        Args:
+            pairs: Those of earlier calls, and perhaps more.
+            permutation: The orders and signs of all groups.
+            keep: Whether the sum may be kept, to be corrected the next time.
+
+        Returns:
+            (places of the parents, n, n): entry [i, j] is what the block gets when place i receives
+            source neuron j, with a positive sign.
+        """
+        move = self._around(permutation)
+        changed = self._changed(move, pairs)
+        if self._total is None or changed is None:
+            total = self._sum(pairs, move)
+        else:
+            total = self._total
+            for axis, places in changed.items():
+                total = total + self._correction(pairs[: self._seen], move, axis, places)
+            if self._seen < len(pairs):
+                total = total + self._sum(pairs[self._seen :], move)
+        if keep:
+            self._total, self._move, self._seen = total, move, len(pairs)
+        return total
+
+    def at_hand(self, pairs: list[Pair], permutation: Permutation) -> Tensor | None:
+        """Return the product if it was kept, with the other groups as they are now."""
+        if self._total is None or self._seen != len(pairs):
+            return None
+        return self._total if self._changed(self._around(permutation), pairs) == {} else None
+
+    def unmoved(self, pair: Pair) -> Tensor:
+        """Return the product of one pair with no neuron moved, (n, n)."""
+        return self._sum([pair], Move({}, {}))[0]
+
+    def worths(self, pairs: list[Pair], permutation: Permutation) -> Tensor:
+        """Return what each place gets from the neuron that it has, (places of the parents, n)."""
+        total: Tensor | float = 0.0
+        for target, source in pairs:
+            moved = permutation.apply_to(self.block.tensor, wide(source))
+            total = total + (self._rows(wide(target)) * self._rows(moved)).sum(-1)
+        return torch.as_tensor(total)
+
+    def _around(self, permutation: Permutation) -> Move:
+        """The move of every axis, with this group left alone on the block's own axis."""
+        name, own = self.block.tensor, self.block.axis
+        move = Move(permutation.indices(name), permutation.factors(name))
+        if all(f == self.group or isinstance(f, int) for f in self.block.factors):
+            return move.without(own)
+        still = torch.arange(self._size(self.group)).expand_as(permutation.orders[self.group])
+        orders = {**permutation.orders, self.group: still}
+        signs = {group: sign for group, sign in permutation.signs.items() if group != self.group}
+        alone = Permutation(self.groups, orders, signs)
+        mine = Move(alone.indices(name), alone.factors(name)).on(own, of=own)
+        rest = move.without(own)
+        return Move(rest.places | mine.places, rest.factors | mine.factors)
+
+    def _changed(self, move: Move, pairs: list[Pair]) -> dict[int, Tensor] | None:
+        """Places of each other axis that receive something else than before; None: all anew."""
+        changed: dict[int, Tensor] = {}
+        if self._total is None or not move.same_form(self._move):
+            return None
+        for axis in move.places | move.factors:
+            places = torch.nonzero(move.differs(self._move, axis))
+            if not len(places):
+                continue
+            few = places.shape[1] == 1 and 3 * len(places) < self._length(axis)
+            # An axis that lists the block's neurons or their parents is compared whole.
+            if changed or not few or self._split(axis) or isinstance(pairs[0][0], LowRank):
+                return None
+            changed[axis] = places.flatten()
+        return changed
+
+    def _sum(self, pairs: list[Pair], move: Move) -> Tensor:
+        """Sum over pairs of `target @ source.T` along the block's axis."""
+        total: Tensor | None = None
+        for pair in pairs:
+            for target, source in self._pieces(*pair, move):
+                rows, others = self._rows(target), self._rows(source).transpose(1, 2)
+                if total is None:
+                    total = torch.bmm(rows, others)
+                else:
+                    total.baddbmm_(rows, others)
+        return torch.zeros(()) if total is None else total
+
+    def _pieces(
+        self, target: Gradient, source: Gradient, move: Move
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tensors whose products along the block's own axis add up to that of the pair."""
+        if isinstance(target, LowRank) and isinstance(source, LowRank):
+            yield self._contract(target, source, move)
+            return
+        target, source = dense(target), dense(source)
+        axis = self._axis_to_cut(target, move)
+        if axis is None or target.numel() <= CHUNK:
+            yield wide(target), move(wide(source))
+            return
+        length = target.shape[axis]
+        size = max(1, CHUNK * length // target.numel())
+        for chosen in torch.split(torch.arange(length), size):
+            here = move.places[axis][chosen] if axis in move.places else chosen
+            piece = source.index_select(axis, here.to(source.device))
+            rest = move.without(axis)
+            factors = move.part(axis, chosen).on(axis, of=axis).factors
+            moved = multiply(rest(wide(piece)), factors)
+            yield wide(target.narrow(axis, int(chosen[0]), len(chosen))), moved
+
+    def _axis_to_cut(self, value: Tensor, move: Move) -> int | None:
+        """Another axis than the block's, along which the product is a sum."""
+        plain = all(move.is_plain(axis) for axis in range(value.dim()))
+        free = [a for a in range(value.dim()) if a != self.block.axis and not self._split(a)]
+        return max(free, key=lambda axis: value.shape[axis]) if plain and free else None
+
+    def _contract(self, target: LowRank, source: LowRank, move: Move) -> tuple[Tensor, Tensor]:
+        # In target = left.T @ right the rows of the factors stand where the other axis stood.
+        own, other = self.block.axis, 1 - self.block.axis
+        rows = target.factor(other) @ move.on(other, of=1)(source.factor(other)).T
+        mixed = rows @ move.on(own, of=1)(source.factor(own))
+        return (target.left.T, mixed.T) if own == 0 else (target.right, mixed)
+
+    def _correction(self, pairs: list[Pair], move: Move, axis: int, places: Tensor) -> Tensor:
+        """What moving other neurons to `places` of another axis changes in the sum over `pairs`."""
+        total: Tensor | float = 0.0
+        rest = move.without(axis)
+        for target, source in pairs:
+            there = places.to(dense(source).device)
+            new, old = (
+                m.part(axis, places).on(axis, of=axis)(wide(source)) for m in (move, self._move)
+            )
+            part = wide(target).index_select(axis, there)
+            rows, others = self._rows(part), self._rows(rest(new - old))
+            total = total + torch.bmm(rows, others.transpose(1, 2))
+        return torch.as_tensor(total)
+
+    def _rows(self, value: Tensor) -> Tensor:
+        """The block's part of `value` as (places of the parents, neurons, everything else)."""
+        part = value.narrow(self.block.axis, self.block.offset, self.groups.length(self.block))
+        names: list[str | int] = []
+        shape: list[int] = []
+        for axis in range(value.dim()):
+            factors = self._split(axis)
+            names += factors or [0]
+            shape += [self._size(f) for f in factors] or [part.shape[axis]]
+        front = [names.index(name) for name in (*self.groups[self.group].parents, self.group)]
+        rest = [position for position in range(len(names)) if position not in front]
+        sizes = [shape[position] for position in front]
+        split = part.reshape(shape).permute(*front, *rest)
+        return split.reshape(math.prod(sizes[:-1]), sizes[-1], -1)
+
+    def _split(self, axis: int) -> list[str | int]:
+        """The factors of an axis, where they are the block's own or hold a parent that it lacks."""
+        if axis == self.block.axis:
+            return list(self.block.factors)
+        missing = set(self.groups[self.group].parents) - set(self.block.factors)
+        for other in self.groups.blocks_on(self.block.tensor, axis):
+            if missing & set(other.factors):
+                # Another factor keeps its size only: its name may stand on the own axis too.
+                return [f if f in missing else self._size(f) for f in other.factors]
+        return []
+
+    def _length(self, axis: int) -> int:
+        return self.groups.shapes[self.block.tensor][axis]
+
+    def _size(self, factor: str | int) -> int:
+        return factor if isinstance(factor, int) else self.groups[factor].size
