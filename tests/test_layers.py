@@ -17,6 +17,7 @@ LAYERS = {
     "transfer": 3,
     "testbed": 3,
     "report": 4,
+    "integrations": 4,
     "demo": 5,
     "cli": 6,
 }
