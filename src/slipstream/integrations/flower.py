@@ -130,7 +130,10 @@ class CompressedAveraging(FedAvg):
                     node, error.reason or f"error {error.code}", forget=error.code not in LOST
                 )
                 continue
-            self.server.accept(node, read_reply(message.content))
+            if PLAIN not in message.content:
+                self.server.refuse(node, "The message has no reply of compression_mod.")
+                continue
+            self.server.accept(node, _read_reply(message.content))
             contents[node] = RecordDict(dict(message.content.metric_records))
         done = self.server.finish_round()
         for node, reason in done.refused.items():
@@ -197,25 +200,14 @@ def compression_mod(message: Message, context: Context, call_next: ClientAppCall
         told = {name: getattr(answer, name) for name in ("version", "examples", "checksum")}
         del reply.content[plain["arrays"]]
         reply.content[RECORD] = _record(answer.arrays)
-        reply.content[PLAIN] = ConfigRecord(told)
+        reply.content[PLAIN] = ConfigRecord({"json": json.dumps(told)})
     _save(context, client)
     return reply
 
 
-def read_reply(content: RecordDict) -> Reply:
-    """Return the reply in the content of a message.
-
-    Args:
-        content: What a client sent.
-
-    Returns:
-        The reply; one that the server will refuse if the client lacks the mod.
-    """
-    if PLAIN not in content:
-        return Reply(-1, 0, 0, {})
-    told = content.config_records[PLAIN]
-    numbers = {name: int(told[name]) for name in ("version", "examples", "checksum")}  # type: ignore[arg-type]
-    return Reply(**numbers, arrays=_arrays(content))
+def _read_reply(content: RecordDict) -> Reply:
+    told = json.loads(str(content.config_records[PLAIN]["json"]))
+    return Reply(**told, arrays=_arrays(content))
 
 
 def _examples(reply: Message, key: str) -> int:
