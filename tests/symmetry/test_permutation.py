@@ -176,6 +176,17 @@ def test_a_file_holds_the_groups_too(groups, tmp_path):
     assert loaded.groups == groups
 
 
+def test_a_file_of_the_first_format_is_read(tmp_path):
+    text = PLAIN.to_json().replace('"format": 2', '"format": 1')
+    text = text.replace(',\n   "signed": false', "").replace(',\n   "signs": []', "")
+    assert "sign" not in text
+    path = tmp_path / "00000001.safetensors"
+    save_file({"units": torch.tensor([2, 0, 1])}, path, metadata={"neuron_groups": text})
+    loaded = Permutation.load(path)
+    assert loaded.groups == PLAIN
+    assert loaded.same_as(Permutation(PLAIN, {"units": torch.tensor([2, 0, 1])}))
+
+
 def test_the_same_seed_draws_the_same_and_leaves_the_global_generator_alone():
     state = torch.get_rng_state()
     drawn = [Permutation.random(GROUPED, seed=5) for _ in range(2)]

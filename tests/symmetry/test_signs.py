@@ -1,5 +1,6 @@
 """Which neurons may change their sign, and in which tensors."""
 
+import copy
 import math
 from dataclasses import replace
 from itertools import product
@@ -11,8 +12,9 @@ from torch.nn import functional
 
 from cases import CASES, Wired
 from slipstream.symmetry.permutation import Permutation
+from slipstream.symmetry.proof import check
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.weights import weights_of
+from slipstream.weights import load_weights_, weights_of
 
 
 def signed_places(groups, name):
@@ -65,6 +67,82 @@ def test_a_transformer_with_rms_norm():
         *("gated.weight:0[9]", "gated.bias:0[9]", "down.weight:1[0]")
     }
     assert plain_places(groups, units) == {"gated.weight:0[0]", "gated.bias:0[0]"}
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),
+    "adam": lambda p: torch.optim.Adam(p, lr=1e-2, eps=1e-3, amsgrad=True),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2, eps=1e-3),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=1e-2, eps=1e-3),
+    "radam": lambda p: torch.optim.RAdam(p, lr=1e-2, eps=1e-3),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=1e-2, eps=1e-3),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=1e-2, eps=1e-3),
+    "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0, eps=1e-3),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, eps=1e-3, momentum=0.9, centered=True),
+    "asgd": lambda p: torch.optim.ASGD(p, lr=1e-2, t0=1),
+    "rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
+}
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    """A network in which every kind of signed group occurs, and its groups."""
+    model = Transformer().double()
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(torch.rand(value.shape, generator=torch.Generator().manual_seed(0)))
+    return model, find_neuron_groups(model, torch.randint(7, (3, 4)), prove=False)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_training_commutes_with_a_signed_permutation(name, transformer):
+    model, groups = transformer
+    permutation = Permutation.random(groups, seed=1)
+    trained, other = copy.deepcopy(model), copy.deepcopy(model)
+    load_weights_(other, permutation.apply(weights_of(model)))
+    optimizers = [OPTIMIZERS[name](network.parameters()) for network in (trained, other)]
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(4):
+        tokens = torch.randint(7, (3, 4), generator=generator)
+        labels = torch.randint(5, (12,), generator=generator)
+        for network, optimizer in zip((trained, other), optimizers, strict=True):
+            optimizer.zero_grad()
+            functional.cross_entropy(network(tokens).flatten(0, 1), labels).backward()
+            optimizer.step()
+    torch.testing.assert_close(permutation.apply(weights_of(trained)), weights_of(other))
+    moved = permutation.apply_optimizer_state(optimizers[0].state_dict(), model)
+    torch.testing.assert_close(moved, optimizers[1].state_dict())
+    optimizers[1].load_state_dict(moved)
+
+
+def test_a_state_of_unknown_sign_is_refused(transformer):
+    model, groups = transformer
+    names = [name for name, _ in model.named_parameters()]
+    permutation = Permutation.random(groups, seed=1)
+
+    def moved(name, value):
+        state = {"state": {names.index(name): {"curvature": value}}, "param_groups": []}
+        return permutation.apply_optimizer_state(state, model)["state"][names.index(name)]
+
+    with pytest.raises(ValueError, match=r"state 'curvature' of 'o\.weight' is unknown"):
+        moved("o.weight", torch.ones(6, 6))
+    assert torch.equal(moved("o.weight", -torch.ones(6, 6))["curvature"].abs(), torch.ones(6, 6))
+    assert torch.equal(moved("before.weight", torch.ones(6))["curvature"], torch.ones(6))
+
+
+def test_signs_that_do_not_hold_are_given_up_and_the_order_stays():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    groups = find_neuron_groups(model, torch.randn(6, 4), prove=False)
+    forgetful = replace(
+        groups,
+        blocks=tuple(replace(b, signs=()) if b.tensor == "0.bias" else b for b in groups.blocks),
+    )
+    checked = check(model, forgetful, torch.randn(6, 4))
+    assert checked.groups == groups.without_signs(["0.weight:0"]).groups
+    assert checked.blocks == groups.without_signs(["0.weight:0"]).blocks
+    (pin,) = checked.dropped
+    assert pin.reason.startswith("its neurons keep their signs: with others, a permutation moved")
+    assert pin.tensors == ("0.weight:0", "0.bias:0", "2.weight:1")
 
 
 ODD = {"tanh": nn.Tanh(), "nothing": nn.Identity(), "softsign": nn.Softsign()}
