@@ -204,7 +204,19 @@ def _apply_rule(node: torch.fx.Node, arguments: Any, outputs: Any, flow: _Flow) 
         raise UnsupportedError(f"its rule expects other shapes than {shapes}")
     if flow.equations is not None:
         pin_new((value.axes for value in values), call.tensors(), flow.equations)
+        _keep_written(call, target._schema, values[0])
     return values if isinstance(found, list) else values[0]
+
+
+def _keep_written(call: Call, schema: torch._C.FunctionSchema, result: Value) -> None:
+    """What is written to keeps its signs, for other views of it that are read later."""
+    for argument in schema.arguments:
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written = Value(call.axes(argument.name))
+            if written.shape != result.shape:
+                raise UnsupportedError(f"it writes to {argument.name}, but returns something else")
+            for axis, own in zip(written.axes, result.axes, strict=True):
+                call.tie(axis, own)
 
 
 def _settle_numbers(call: Call, rule: Rule) -> Axis | None:
