@@ -258,8 +258,8 @@ def test_what_is_no_run_says_so(tmp_path):
         read_run(tmp_path)
     run = small_run(tmp_path / "run")
     text = (run / "run.json").read_text()
-    (run / "run.json").write_text(text.replace('"format": 1', '"format": 2'))
-    with pytest.raises(ValueError, match="format 2 is newer than 1"):
+    (run / "run.json").write_text(text.replace('"format": 1', '"format": 3'))
+    with pytest.raises(ValueError, match="format 3 is newer than 2"):
         read_run(run)
     (run / "run.json").write_text(text[:50])
     with pytest.raises(ValueError, match="cannot be read"):

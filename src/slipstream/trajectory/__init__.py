@@ -1,5 +1,6 @@
 """One training run, on disk and in memory: record it, open it, import it."""
 
+from slipstream.trajectory.compression import Compression, compress_run, decompress_run
 from slipstream.trajectory.importing import import_run
 from slipstream.trajectory.layout import Layout, TensorForm
 from slipstream.trajectory.recorder import Recorder
@@ -9,6 +10,7 @@ from slipstream.trajectory.schedule import Schedule
 from slipstream.trajectory.trajectory import Snapshot, Trajectory
 
 __all__ = [
+    "Compression",
     "Layout",
     "Recorder",
     "RunWriter",
@@ -17,7 +19,9 @@ __all__ = [
     "TensorForm",
     "Trajectory",
     "check_run",
+    "compress_run",
     "create_run",
+    "decompress_run",
     "import_run",
     "read_run",
     "reopen_run",

@@ -11,7 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+from slipstream.trajectory.packed_file import SUFFIX as PACKED
+from slipstream.trajectory.packed_file import unpack_tensors
+
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", PACKED)
 _HUGGING_FACE = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
 _USUAL_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
@@ -103,7 +106,7 @@ def trainer_state(checkpoint: Checkpoint) -> tuple[float | None, dict[str, float
 
 
 def read_pickled(path: Path, *, key: str | None = None) -> Contents:
-    """Read a `.pt`, `.pth`, `.ckpt` or `.bin` file; nothing in it is executed.
+    """Read a `.pt`, `.pth`, `.ckpt`, `.bin` or `.packed` file; nothing in it is executed.
 
     Args:
         path: What `torch.save` wrote.
@@ -115,6 +118,8 @@ def read_pickled(path: Path, *, key: str | None = None) -> Contents:
     Raises:
         ValueError: If the file holds code, is damaged, or no weights are found in it.
     """
+    if path.suffix == PACKED:
+        return Contents(unpack_tensors(path))
     try:
         held = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)

@@ -2,7 +2,7 @@
 
     RUN/run.json           what the run is: written once
     RUN/snapshots.jsonl    the index, a line for each snapshot, written after the snapshot is whole
-    RUN/snapshots/         00000200.safetensors is the snapshot of step 200
+    RUN/snapshots/         00000200.safetensors is the snapshot of step 200; packed, 00000200.packed
 
 The index is the truth: what it does not list is not there.
 """
@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from slipstream.trajectory.layout import Layout, TensorForm
-from slipstream.trajectory.tensor_file import Place, map_tensors, read_places, read_tensor
+from slipstream.trajectory.packed_file import SUFFIX, places_of, read_packed, unpack_tensors
+from slipstream.trajectory.tensor_file import Place, map_tensors, read_tensor
 
-FORMAT = 1
+FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
 DESCRIPTION, INDEX, SNAPSHOTS = "run.json", "snapshots.jsonl", "snapshots"
 Value = TypeVar("Value")
 
@@ -62,11 +63,11 @@ class StoredSnapshot:
     prefix: str = ""  # stands before every name in the files; what lacks it is left out
 
     def weights(self) -> dict[str, Tensor]:
-        """Return all tensors, mapped into memory."""
+        """Return all tensors: mapped into memory, or unpacked."""
         found: dict[str, Tensor] = {}
         for path in self.files:
             with self._reading(path):
-                found |= self._own(map_tensors(path))
+                found |= self._own(unpack_tensors(path) if _packed(path) else map_tensors(path))
         with self._reading(self.files[0]):
             return self.layout.untie(found, where=f"step {self.step}")
 
@@ -77,7 +78,8 @@ class StoredSnapshot:
             path = self._places[name][0]
         with self._reading(path):
             form = self.layout.tensors[name]
-            read_tensor(path, self.prefix + name, out, form=form, start=start)
+            read = read_packed if _packed(path) else read_tensor
+            read(path, self.prefix + name, out, form=form, start=start)
 
     def forms(self) -> dict[str, TensorForm]:
         """Return the shapes and dtypes of what the files hold; only their headers are read."""
@@ -88,7 +90,7 @@ class StoredSnapshot:
         places: dict[str, tuple[Path, Place]] = {}
         for path in self.files:
             with self._reading(path):
-                places |= {n: (path, place) for n, place in self._own(read_places(path)).items()}
+                places |= {n: (path, place) for n, place in self._own(places_of(path)).items()}
         return places
 
     def _own(self, stored: Mapping[str, Value]) -> dict[str, Value]:
@@ -127,8 +129,8 @@ def read_run(path: str | Path) -> RunFolder:
         raise FileNotFoundError(f"{folder} is no run folder: it has no {DESCRIPTION}.")
     try:
         description = json.loads((folder / DESCRIPTION).read_bytes())
-        if description["format"] > FORMAT:
-            raise ValueError(f"its format {description['format']} is newer than {FORMAT}")
+        if description["format"] > PACKED_FORMAT:
+            raise ValueError(f"its format {description['format']} is newer than {PACKED_FORMAT}")
         layout = Layout.from_json(description["model"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {error}.") from error
@@ -159,6 +161,10 @@ def check_run(path: str | Path) -> list[str]:
         if f"{SNAPSHOTS}/{file.name}" not in listed:
             problems.append(f"{file} is not in the index: its writing was broken off, it may go.")
     return problems
+
+
+def _packed(path: Path) -> bool:
+    return path.suffix == SUFFIX
 
 
 def whole_lines(folder: Path) -> list[bytes]:

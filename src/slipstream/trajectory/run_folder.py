@@ -4,6 +4,7 @@ A file is written under a temporary name, flushed to disk and renamed; only then
 it. Whoever appends holds a lock on the index, which the system releases when the process ends.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.packed_file import SUFFIX as PACKED
 from slipstream.trajectory.run_files import (
     DESCRIPTION,
     FORMAT,
@@ -70,7 +72,7 @@ class RunWriter:
         chunks = tensor_chunks(self.layout.untie(weights, where=f"step {step}"))
         name = f"{SNAPSHOTS}/{step:08d}.safetensors"
         try:
-            size = _write_whole(self.path / name, chunks)
+            size = write_whole(self.path / name, chunks)
             self._list(_entry(step, epoch, (name,), size, metrics))
         except OSError as error:
             (self.path / name).unlink(missing_ok=True)
@@ -105,6 +107,29 @@ class RunWriter:
         names = tuple(_reference(path.resolve(), self.path.resolve()) for path in files)
         self._list(_entry(step, epoch, names, size, metrics, prefix))
 
+    def relist(self, entries: Sequence[Entry]) -> None:
+        """Replace the whole index at once; whoever reads it meanwhile finds the old or the new one.
+
+        Args:
+            entries: The same snapshots, perhaps in other files, which are on disk already.
+
+        Raises:
+            OSError: If the disk is full or fails; the run then lists what it listed before.
+        """
+        temporary = self.path / (INDEX + _TEMPORARY)
+        index = FileIO(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), "r+")
+        try:
+            fcntl.flock(index, fcntl.LOCK_EX)  # before it takes the name: no other may come between
+            _write_all(index, b"".join(map(_line, entries)))
+            temporary.replace(self.path / INDEX)
+        except BaseException:
+            index.close()
+            temporary.unlink(missing_ok=True)
+            raise
+        self._index.close()
+        self._index = index
+        _flush_folder(self.path)
+
     def close(self) -> None:
         """Release the run for other writers."""
         if not self._index.closed:
@@ -126,11 +151,8 @@ class RunWriter:
 
     def _list(self, entry: Entry) -> None:
         end = self._index.seek(0, os.SEEK_END)
-        line = memoryview((json.dumps(asdict(entry)) + "\n").encode())
         try:
-            while line:
-                line = line[self._index.write(line) :]
-            os.fsync(self._index.fileno())
+            _write_all(self._index, _line(entry))
         except BaseException:
             self._index.truncate(end)
             raise
@@ -190,7 +212,7 @@ def create_run(
     try:
         _check_free(folder, overwrite)  # again: another may have made it before the lock
         _clear(folder, index)
-        _write_whole(folder / DESCRIPTION, [text.encode()])
+        write_whole(folder / DESCRIPTION, [text.encode()])
         (folder / SNAPSHOTS).mkdir(exist_ok=True)
     except BaseException:
         index.close()
@@ -225,12 +247,18 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
         os.fsync(index.fileno())
         (folder / SNAPSHOTS).mkdir(exist_ok=True)
         for entry in run.entries[len(kept) :]:
-            _remove_own(folder, entry.files)
+            remove_own(folder, entry.files)
         _remove_temporary(folder)
     except BaseException:
         index.close()
         raise
     return RunWriter(folder, run.layout, index, kept[-1].step if kept else None)
+
+
+def rewrite_description(path: Path, **changed: object) -> None:
+    """Replace some values of a run's description, all at once."""
+    description = json.loads((path / DESCRIPTION).read_bytes()) | changed
+    write_whole(path / DESCRIPTION, [json.dumps(description, indent=1).encode()])
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
@@ -253,6 +281,8 @@ def _lock(folder: Path) -> FileIO:
     index = FileIO(os.open(folder / INDEX, os.O_RDWR | os.O_CREAT, 0o666), "r+")
     try:
         fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(index.fileno()).st_ino != (folder / INDEX).stat().st_ino:
+            raise BlockingIOError(errno.EAGAIN, "the index was replaced meanwhile")
     except BlockingIOError as error:
         index.close()
         raise BlockingIOError(
@@ -264,12 +294,13 @@ def _lock(folder: Path) -> FileIO:
 
 def _clear(folder: Path, index: FileIO) -> None:
     index.truncate(0)
-    for file in (folder / SNAPSHOTS).glob("*.safetensors"):
-        file.unlink()
+    for suffix in (".safetensors", PACKED):
+        for file in (folder / SNAPSHOTS).glob(f"*{suffix}"):
+            file.unlink()
     _remove_temporary(folder)
 
 
-def _remove_own(folder: Path, files: Iterable[str]) -> None:
+def remove_own(folder: Path, files: Iterable[str]) -> None:
     """Remove snapshots that the run itself wrote, never linked files."""
     for name in files:
         if Path(name).parent == Path(SNAPSHOTS):
@@ -277,7 +308,8 @@ def _remove_own(folder: Path, files: Iterable[str]) -> None:
 
 
 def _remove_temporary(folder: Path) -> None:
-    (folder / (DESCRIPTION + _TEMPORARY)).unlink(missing_ok=True)
+    for name in (DESCRIPTION, INDEX):
+        (folder / (name + _TEMPORARY)).unlink(missing_ok=True)
     for file in (folder / SNAPSHOTS).glob(f"*{_TEMPORARY}"):
         file.unlink()
 
@@ -288,8 +320,19 @@ def _reference(file: Path, folder: Path) -> str:
     return os.path.relpath(file, folder) if beside else str(file)
 
 
-def _write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
-    """Write a file so that it is there whole or not at all, even if the power fails."""
+def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
+    """Write a file so that it is there whole or not at all, even if the power fails.
+
+    Args:
+        path: Where to.
+        chunks: Its bytes.
+
+    Returns:
+        Its size.
+
+    Raises:
+        OSError: If the disk is full or fails; what was there before is still there.
+    """
     temporary = path.with_name(path.name + _TEMPORARY)
     try:
         with temporary.open("wb") as file:
@@ -301,12 +344,27 @@ def _write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
         with suppress(OSError):
             temporary.unlink()
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _flush_folder(path.parent)
+    return size
+
+
+def _flush_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-    return size
+
+
+def _write_all(file: FileIO, text: bytes) -> None:
+    left = memoryview(text)
+    while left:
+        left = left[file.write(left) :]
+    os.fsync(file.fileno())
+
+
+def _line(entry: Entry) -> bytes:
+    return (json.dumps(asdict(entry)) + "\n").encode()
 
 
 def _entry(

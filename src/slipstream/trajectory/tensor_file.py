@@ -152,21 +152,25 @@ def _view(mapped: Tensor, place: Place) -> Tensor:
     return part.view(place.form.dtype).view(place.form.shape)
 
 
-def _places(file: FileIO) -> Mapping[str, Place]:
-    size = file.seek(0, 2)
-    file.seek(0)
-    length = int.from_bytes(file.read(8), "little")
-    if length > min(size - 8, _LONGEST_HEADER):
-        raise ValueError("the file is cut short, or is no safetensors file")
-    places, end = _parse(file.read(length))
-    if end != size:
-        raise ValueError(f"the file is damaged: it has {size} bytes, its header lists {end}")
-    return places
+def read_header(path: Path) -> bytes:
+    """Return the header of a safetensors file as it stands there, without its length."""
+    with FileIO(path) as file:
+        return _header(file)
 
 
 @lru_cache(maxsize=64)
-def _parse(text: bytes) -> tuple[Mapping[str, Place], int]:
-    """The places a header lists, and where the last ends; one run repeats the same header."""
+def parse_header(text: bytes) -> tuple[Mapping[str, Place], int]:
+    """Return the places a header lists, and where the last ends; one run repeats the same header.
+
+    Args:
+        text: What `read_header` returns.
+
+    Returns:
+        The places by name, and the size of the file.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     base = 8 + len(text)
     places: dict[str, Place] = {}
     try:
@@ -181,6 +185,22 @@ def _parse(text: bytes) -> tuple[Mapping[str, Place], int]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of the file is damaged: {error}") from error
     return MappingProxyType(places), max((p.stop for p in places.values()), default=base)
+
+
+def _header(file: FileIO) -> bytes:
+    size = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, _LONGEST_HEADER):
+        raise ValueError("the file is cut short, or is no safetensors file")
+    return file.read(length)
+
+
+def _places(file: FileIO) -> Mapping[str, Place]:
+    places, end = parse_header(_header(file))
+    if end != (size := file.seek(0, 2)):
+        raise ValueError(f"the file is damaged: it has {size} bytes, its header lists {end}")
+    return places
 
 
 def _fill(file: FileIO, out: memoryview) -> None:
