@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.evaluation import evaluate, recalibrate_batchnorm
-from slipstream.modes import EMA, LAWA, average_candidates, average_run, choose_average
+from slipstream.modes import EMA, LAWA, average_candidates, average_run, choose_average, fit_modes
 from slipstream.testbed import Setup
 from slipstream.testbed.setup import rebuild
 from slipstream.trajectory import Trajectory
@@ -36,7 +36,7 @@ ONE = [torch.ones(2, 1)]
 
 def choose(trajectory, metrics, *, rules=None, **options):
     model = nn.Linear(1, 1, bias=False)
-    candidates = average_candidates(trajectory, rules)
+    candidates = average_candidates(trajectory, rules=rules)
     return choose_average(
         model, metrics, candidates=candidates, validation=ONE, train=ONE, **options
     )
@@ -95,7 +95,7 @@ def test_batchnorm_is_recalibrated_for_averages_and_left_alone_for_the_last_snap
     choice = choose_average(
         model,
         metrics,
-        candidates=average_candidates(run, [LAWA(2)]),
+        candidates=average_candidates(run, rules=[LAWA(2)]),
         validation=validation,
         train=train,
     )
@@ -106,6 +106,20 @@ def test_batchnorm_is_recalibrated_for_averages_and_left_alone_for_the_last_snap
     assert found["last"] == evaluate(model, metrics, weights=points[-1], data=validation)
     expected = points[-1] if choice.best.name == "last" else averaged
     assert all(torch.equal(choice.weights[name], value) for name, value in expected.items())
+
+
+def test_modes_are_candidates_too():
+    generator = torch.Generator().manual_seed(0)
+    slopes = torch.randn(2000, generator=generator)
+    points = [
+        {"weight": slopes * t + 0.01 * torch.randn(2000, generator=generator)} for t in range(8)
+    ]
+    candidates = average_candidates(Trajectory.from_weights(points))
+    assert list(candidates)[-1] == "modes:10"
+    exact = fit_modes(Trajectory.from_weights(points), modes=1, reference="component")
+    alone = average_candidates(Trajectory.from_weights(points), modes=[1])
+    assert list(alone) == ["last", "modes:1"]
+    assert torch.equal(alone["modes:1"]()["weight"], exact.weights_at(7)["weight"])
 
 
 # the command

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from slipstream.cli.average import average
+from slipstream.cli.compress import compress
 from slipstream.cli.demo import demo
 from slipstream.cli.evaluate import evaluate
 from slipstream.cli.groups import groups
@@ -27,7 +28,7 @@ class Commands(TyperGroup):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ModuleNotFoundError) as error:
             complain(str(error))
             raise typer.Exit(MISTAKE) from error
         except KeyboardInterrupt as error:
@@ -48,7 +49,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Record a training run, transfer it to another start, and measure it.",
 )
-for command in (demo, train, import_, show, groups, transfer, evaluate, modes, average):
+for command in (demo, train, import_, show, groups, transfer, evaluate, modes, average, compress):
     app.command(command.__name__.rstrip("_"))(command)
 
 

@@ -11,7 +11,8 @@ from slipstream.cli import options
 from slipstream.cli.output import write_json, write_table
 from slipstream.cli.progress import pieces_bar
 
-RULE = "swa:STEP (from that step on), ema:DECAY or lawa:SNAPSHOTS; several; a usual set by default."
+RULE = "swa:STEP, ema:DECAY or lawa:SNAPSHOTS, several times; by default a usual set, and modes."
+MODES = "A number of modes; as many of these as you like."
 BY = "The metric that decides: loss, or accuracy, which decides if there is one."
 BATCHES = "Training batches to recalibrate BatchNorm on."
 
@@ -19,6 +20,7 @@ BATCHES = "Training batches to recalibrate BatchNorm on."
 def average(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     rule: Annotated[list[str] | None, typer.Option(help=RULE)] = None,
+    modes: Annotated[list[int] | None, typer.Option(min=1, help=MODES)] = None,
     by: Annotated[str | None, typer.Option(help=BY)] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write the best here.")] = None,
     batchnorm_batches: Annotated[int, typer.Option(min=1, help=BATCHES)] = 100,
@@ -30,7 +32,7 @@ def average(
     device: options.Device = "cpu",
     json: options.AsJson = False,
 ) -> None:
-    """Find the average of a run's snapshots that is best on validation data: SWA, EMA or LAWA.
+    """Find the average of a run's snapshots that is best on validation data: SWA, EMA, LAWA, modes.
 
     Example: slipstream average run -o averaged.safetensors
     """
@@ -49,7 +51,7 @@ def average(
         choice = choose_average(
             experiment.model,
             experiment.metrics,
-            candidates=average_candidates(Trajectory.open(run), rules),
+            candidates=average_candidates(Trajectory.open(run), rules=rules, modes=modes),
             validation=experiment.validation,
             train=list(islice(experiment.train, batchnorm_batches)),
             criterion=criterion,

@@ -4,6 +4,7 @@ from slipstream.modes.average_rules import EMA, LAWA, SWA, AverageRule, parse_ru
 from slipstream.modes.averages import Averages, average_run
 from slipstream.modes.choosing import AverageChoice, Candidate, average_candidates, choose_average
 from slipstream.modes.comparison import Explained, ModesComparison, compare_modes
+from slipstream.modes.compression import ModesCompression, compress_to_modes
 from slipstream.modes.fit import fit_modes
 from slipstream.modes.modes import Modes
 from slipstream.modes.online import Coefficients, OnlineModes
@@ -22,11 +23,13 @@ __all__ = [
     "ModePlane",
     "Modes",
     "ModesComparison",
+    "ModesCompression",
     "OnlineModes",
     "average_candidates",
     "average_run",
     "choose_average",
     "compare_modes",
+    "compress_to_modes",
     "fit_modes",
     "mode_plane",
     "parse_rule",

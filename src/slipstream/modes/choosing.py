@@ -3,18 +3,21 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Metric, evaluate, recalibrate_batchnorm
 from slipstream.modes.average_rules import EMA, LAWA, SWA, AverageRule
 from slipstream.modes.averages import average_run
+from slipstream.modes.fit import fit_modes
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights
 
 _START_FRACTIONS = (0.25, 0.5, 0.75)
 _DECAYS = (0.5, 0.8, 0.9, 0.95)
 _LATEST = (3, 5, 10)
+_MODES = (10,)
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,19 @@ class AverageChoice:
 
 
 def average_candidates(
-    trajectory: Trajectory, rules: Iterable[AverageRule] | None = None
+    trajectory: Trajectory,
+    *,
+    rules: Iterable[AverageRule] | None = None,
+    modes: Iterable[int] | None = None,
 ) -> dict[str, Callable[[], Weights]]:
-    """Return the last snapshot and averages of a run, each made when it is called.
+    """Return the last snapshot, averages of a run, and its modes, each made when it is called.
 
     Args:
         trajectory: At least one snapshot.
         rules: Which averages; by default `SWA` from a quarter, half and three quarters of the run,
             `EMA` with decays from 0.5 to 0.95 from snapshot to snapshot, and `LAWA` of up to 10.
+        modes: Numbers of modes to fit to the run, for the weights on their lines at the last
+            step; none if only rules are given, 10 if nothing is.
 
     Returns:
         Name to a function that returns the weights; the first one is "last".
@@ -61,9 +69,18 @@ def average_candidates(
     """
     if not len(trajectory):
         raise ValueError("trajectory must hold at least one snapshot, got none.")
-    chosen = list(_usual_rules(trajectory) if rules is None else rules)
+    if rules is None and modes is None:
+        rules, modes = _usual_rules(trajectory), _usual_modes(trajectory)
     made: dict[str, Callable[[], Weights]] = {"last": lambda: trajectory[-1].weights}
-    return made | {str(rule): lambda rule=rule: average_run(trajectory, rule) for rule in chosen}
+    made |= {str(rule): partial(average_run, trajectory, rule) for rule in rules or ()}
+    return made | {
+        f"modes:{count}": partial(_last_of_modes, trajectory, count) for count in modes or ()
+    }
+
+
+def _last_of_modes(trajectory: Trajectory, count: int) -> Weights:
+    found = fit_modes(trajectory, modes=count, reference="component")
+    return found.weights_at(trajectory[-1].step)
 
 
 def choose_average(
@@ -122,6 +139,12 @@ def _rank(candidate: Candidate, criterion: str, *, highest: bool) -> tuple[float
     """Lower is better."""
     value = candidate.validation[criterion]
     return (-value if highest else value), candidate.validation.get("loss", 0.0)
+
+
+def _usual_modes(trajectory: Trajectory) -> list[int]:
+    """Modes for runs that are long and large enough to have some."""
+    weights = sum(math.prod(shape) for shape in trajectory.shapes.values())
+    return [count for count in _MODES if len(trajectory) > 2 and weights > 100 * count]
 
 
 def _usual_rules(trajectory: Trajectory) -> list[AverageRule]:

@@ -129,7 +129,8 @@ def _counted(bits: Bits, dtype: torch.dtype) -> Bits:
         return bits
     top = _top(bits)
     negative = 0 - (bits >> top)
-    return bits ^ (negative | _one(bits) << top)
+    counted: Bits = bits ^ (negative | _one(bits) << top)
+    return counted
 
 
 def _uncounted(counted: Bits, dtype: torch.dtype) -> Bits:
@@ -137,7 +138,8 @@ def _uncounted(counted: Bits, dtype: torch.dtype) -> Bits:
         return counted
     top = _top(counted)
     negative = (counted >> top) - 1
-    return counted ^ (negative | _one(counted) << top)
+    bits: Bits = counted ^ (negative | _one(counted) << top)
+    return bits
 
 
 def _one(bits: Bits) -> Any:

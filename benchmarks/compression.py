@@ -1,0 +1,186 @@
+"""How much smaller runs become without loss, and what reading them costs then.
+
+    python benchmarks/compression.py --cifar10 DIR --mnist DIR --output FILE
+
+Each network is trained and recorded at every epoch; the run is compressed, read, and decompressed
+again, and every file is compared with what it was. Times are processor times of one thread, plain
+and packed in turns, the least of several; the files are in the page cache. Reading in order finds
+the bases in a cache, reading a single snapshot or tensor does not.
+"""
+
+import argparse
+import filecmp
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common import machine, machine_line, table, write
+from slipstream.modes import compress_to_modes
+from slipstream.testbed import Setup, TrainingPlan, record_training
+from slipstream.trajectory import Trajectory, compress_run, decompress_run, packed_file, read_run
+
+TURNS = 3
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one run."""
+
+    case: str
+    snapshots: int
+    megabytes: float  # before
+    share: float  # after, relative to before
+    by_third: tuple[float, ...]  # the same for the first, the middle and the last third of the run
+    packing: float  # MB/s, with the comparison of every byte
+    unpacking: float  # MB/s
+    one_snapshot: float  # MB/s: the last but one of a group of 16, four differences away
+    one_tensor: float  # MB/s: the largest at all steps, blocks of bases from the cache
+    plain_tensor: float  # MB/s: the same from plain files
+    modes_error: float  # of ten modes, relative to the run's motion
+    modes_factor: float  # how many times smaller than the snapshots
+
+
+def cases(options: argparse.Namespace) -> dict[str, tuple[Setup, TrainingPlan]]:
+    """The trainings, as far as their data are there."""
+    digits = Setup("mlp", "digits", width=512, options={"hidden_layers": 2}, batch_size=32)
+    found = {"digits, MLP 2 x 512, SGD": (digits, TrainingPlan(epochs=20, lr=0.1))}
+    if options.mnist:
+        setup = Setup("conv_net", f"mnist:{options.mnist}", examples=5000, batch_size=64)
+        plan = TrainingPlan(epochs=16, optimizer="adam", lr=1e-3, schedule="cosine")
+        found["MNIST, conv, Adam, cosine"] = setup, plan
+    if options.cifar10:
+        setup = Setup(
+            "resnet18", f"cifar10:{options.cifar10}", width=0.125, examples=3000, batch_size=32
+        )
+        plan = TrainingPlan(epochs=17, lr=0.05, weight_decay=5e-4, schedule="cosine")
+        found["CIFAR-10, ResNet-18 x 1/8, SGD, cosine"] = setup, plan
+    return found
+
+
+def measure(case: str, plain: Path, folder: Path) -> Result:
+    """Compress a copy of a run, read both, and decompress the copy again."""
+    packed = folder / "packed"
+    shutil.copytree(plain, packed)
+    begin = time.process_time()
+    found = compress_run(packed)
+    packing = time.process_time() - begin
+    before, after = ([e.bytes for e in read_run(path).entries] for path in (plain, packed))
+    runs = Trajectory.open(plain), Trajectory.open(packed)
+    largest = max(runs[0].names, key=lambda name: runs[0][0].weights[name].nbytes)
+    far = min(15, len(runs[0]) - 1)
+    tensors = [least(lambda run=run: run[largest]) for run in runs]
+    one = least(lambda: runs[1][far].weights)
+    modes = compress_to_modes(plain, folder / "modes", modes=10)
+    begin = time.process_time()
+    decompress_run(packed)
+    unpacking = time.process_time() - begin
+    names = [path.name for path in (plain / "snapshots").iterdir()]
+    _, changed, missing = filecmp.cmpfiles(
+        plain / "snapshots", packed / "snapshots", names, shallow=False
+    )
+    if changed or missing:
+        raise RuntimeError(f"{changed + missing} did not come back.")
+    third = len(before) // 3
+    parts = [slice(0, third), slice(third, -third), slice(-third, None)]
+    size = runs[0][largest].nbytes
+    return Result(
+        case,
+        len(before),
+        sum(before) / 1e6,
+        found.share,
+        tuple(sum(after[part]) / sum(before[part]) for part in parts),
+        sum(before) / 1e6 / packing,
+        sum(before) / 1e6 / unpacking,
+        before[far] / 1e6 / one,
+        size / 1e6 / tensors[1],
+        size / 1e6 / tensors[0],
+        modes.relative_error,
+        modes.factor,
+    )
+
+
+def least(work: Callable[[], object]) -> float:
+    """The least processor time of several turns, each with empty caches."""
+    seconds = []
+    for _ in range(TURNS):
+        packed_file._unpacked.cache_clear()
+        begin = time.process_time()
+        work()
+        seconds.append(time.process_time() - begin)
+    return min(seconds)
+
+
+def as_markdown(results: list[Result], facts: dict[str, Any]) -> str:
+    """The tables, with the machine."""
+    sizes = [
+        [
+            r.case, str(r.snapshots), f"{r.megabytes:.0f}", f"{r.share:.0%}",
+            *(f"{share:.0%}" for share in r.by_third),
+            f"{r.modes_error:.0%}", f"{r.modes_factor:.1f} x",
+        ]
+        for r in results
+    ]  # fmt: skip
+    speeds = [
+        [
+            r.case, f"{r.packing:.0f}", f"{r.unpacking:.0f}", f"{r.one_snapshot:.0f}",
+            f"{r.one_tensor:.0f}", f"{r.plain_tensor:.0f}",
+        ]
+        for r in results
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            "# Compressed runs",
+            "",
+            machine_line(facts),
+            "",
+            "Size without loss, relative to plain safetensors files; and ten modes of the same "
+            "run, with their error relative to its motion.",
+            "",
+            table(
+                ["run", "snapshots", "MB", "packed", "first third", "middle", "last third",
+                 "error of 10 modes", "smaller"],
+                sizes,
+            ),
+            "",
+            "MB of plain tensors per second of processor time:",
+            "",
+            table(
+                ["run", "packing and comparing", "unpacking", "one snapshot, four differences",
+                 "one tensor, all steps", "the same, plain files"],
+                speeds,
+            ),
+            "",
+            *__doc__.split("\n\n")[2].strip().splitlines(),
+        ]
+    )  # fmt: skip
+
+
+def main() -> None:
+    """Train, compress, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mnist", type=Path, help="folder of MNIST")
+    parser.add_argument("--cifar10", type=Path, help="folder of CIFAR-10")
+    parser.add_argument("--keep", type=Path, help="folder for the runs, which are used again")
+    parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    facts, results = machine(), []
+    with tempfile.TemporaryDirectory() as temporary:
+        for number, (case, (setup, plan)) in enumerate(cases(options).items()):
+            run = (options.keep or Path(temporary)) / str(number)
+            if not run.exists():
+                record_training(setup, plan, path=run)
+            with tempfile.TemporaryDirectory() as scratch:
+                results.append(measure(case, run, Path(scratch)))
+    text = as_markdown(results, facts)
+    write(options.output, text, {"machine": facts, "results": [asdict(r) for r in results]})
+
+
+if __name__ == "__main__":
+    main()
