@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from slipstream.symmetry.neuron_groups import NeuronGroups
 
 @dataclass(frozen=True)
 class Network:
-    """A network, an input, and the groups it has: "size" or "size in sizes of parents" to count."""
+    """A network, an input, and how many groups it has: of a "size", or of a "size in parent's"."""
 
     build: Callable[[], nn.Module]
     inputs: Callable[[nn.Module], Any]
@@ -44,11 +45,12 @@ def case(name: str, expected: dict[str, int]) -> Network:
     return Network(CASES[name].model, lambda _: CASES[name].inputs(), expected)
 
 
-def vision(name: str, **options: Any) -> Network:
-    return Network(lambda: vision_networks.build(name, **options), noise(2, 3, 64, 64))
+def vision(name: str, expected: dict[str, int] | None = None, **options: Any) -> Network:
+    build = partial(vision_networks.build, name, **options)
+    return Network(build, noise(2, 3, 64, 64), expected or {})
 
 
-def transformers_model(name: str, **settings: Any) -> Network:
+def transformers_model(name: str, expected: dict[str, int], **settings: Any) -> Network:
     """A model of transformers; the configuration's class is named after the model's."""
 
     def build() -> nn.Module:
@@ -57,10 +59,12 @@ def transformers_model(name: str, **settings: Any) -> Network:
         kind = getattr(transformers, name)
         return kind(kind.config_class(**settings))
 
-    return Network(build, example_input_for)
+    return Network(build, example_input_for, expected)
 
 
-def timm_network(name: str, size: int = 64, **settings: Any) -> Network:
+def timm_network(
+    name: str, expected: dict[str, int] | None = None, *, size: int = 64, **settings: Any
+) -> Network:
     def build() -> nn.Module:
         import timm
 
@@ -68,7 +72,7 @@ def timm_network(name: str, size: int = 64, **settings: Any) -> Network:
             return timm.create_model(name, **settings)
         return getattr(timm.models, name)(**settings)
 
-    return Network(build, noise(2, 3, size, size))
+    return Network(build, noise(2, 3, size, size), expected or {})
 
 
 class Recurrent(nn.Module):
@@ -80,10 +84,11 @@ class Recurrent(nn.Module):
         return self.head(self.layer(x)[0].mean(1))
 
 
-def recurrent(layer: Callable[..., nn.Module], width: int, **settings: Any) -> Network:
-    return Network(
-        lambda: Recurrent(layer(5, 7, batch_first=True, **settings), width), noise(2, 4, 5)
-    )
+def recurrent(layer: Any, width: int, expected: dict[str, int], **settings: Any) -> Network:
+    def build() -> nn.Module:
+        return Recurrent(layer(5, 7, batch_first=True, **settings), width)
+
+    return Network(build, noise(2, 4, 5), expected)
 
 
 class Attending(nn.Module):
@@ -98,8 +103,8 @@ class Attending(nn.Module):
         return self.head(self.attention(queries, keys, keys)[0])
 
 
-def attending(**settings: Any) -> Network:
-    return Network(lambda: Attending(**settings), noise(2, 4, 5))
+def attending(expected: dict[str, int], **settings: Any) -> Network:
+    return Network(lambda: Attending(**settings), noise(2, 4, 5), expected)
 
 
 def encoder() -> nn.Module:
@@ -147,8 +152,12 @@ TEXT = {
     "max_position_embeddings": 32,
 }
 IMAGE = {**TEXT, "image_size": 12, "patch_size": 4, "num_labels": 5}
+# The residual stream, the heads, inside of each q with k and v with o, and the units of the MLPs.
+ENCODER = {"24": 1, "4": 2, "6 in 4": 4, "40": 2}
+# Key/value heads, query heads of each, and v with o; the planes of the positions pin q and k.
+ROTARY = {"24": 1, "2": 2, "2 in 2": 2, "6 in 2": 2, "40": 2}
 GROUPED = {**TEXT, "num_key_value_heads": 2, "head_dim": 6, "pad_token_id": 0}
-LLAMA = transformers_model("LlamaForCausalLM", **GROUPED)
+LLAMA = transformers_model("LlamaForCausalLM", ROTARY, **GROUPED)
 
 
 def lora_llama() -> nn.Module:
@@ -189,79 +198,159 @@ NETWORKS: dict[str, Network] = {
     "functional matmul": case("functional_matmul", {"8": 1}),
     "SwiGLU": Network(swiglu, noise(2, 5), {"9": 1}),
     "SwiGLU, fused": Network(fused_swiglu, noise(2, 5), {"9": 1}),
-    "depthwise-separable": case("depthwise_separable", {}),
-    "concat of branches": case("concat_of_branches", {}),
-    "U-Net": case("unet", {}),
-    "squeeze-excitation": case("squeeze_excitation", {}),
-    "LSTM": recurrent(nn.LSTM, 7),
-    "LSTM, 2 layers, 2 directions": recurrent(nn.LSTM, 14, num_layers=2, bidirectional=True),
-    "LSTM, projected": recurrent(nn.LSTM, 4, num_layers=2, proj_size=4),
-    "GRU": recurrent(nn.GRU, 7),
-    "GRU, 2 layers, 2 directions": recurrent(nn.GRU, 14, num_layers=2, bidirectional=True),
-    "RNN": recurrent(nn.RNN, 7, num_layers=2),
-    "MultiheadAttention": attending(),
-    "MultiheadAttention, separate": attending(kdim=10, vdim=10, bias=False),
-    "TransformerEncoder": Network(encoder, noise(2, 4, 5)),
-    "TransformerDecoder": Network(decoder, noise(2, 4, 5)),
+    "depthwise-separable": case("depthwise_separable", {"4": 1, "2 in 4": 1, "6": 1}),
+    "concat of branches": case("concat_of_branches", {"4": 1, "5": 1}),
+    "U-Net": case("unet", {"4": 1, "3": 1}),
+    "squeeze-excitation": case("squeeze_excitation", {"6": 1, "4": 1}),
+    "LSTM": recurrent(nn.LSTM, 7, {"7": 1}),
+    "LSTM, 2 layers, 2 directions": recurrent(
+        nn.LSTM, 14, {"7": 4}, num_layers=2, bidirectional=True
+    ),
+    "LSTM, projected": recurrent(nn.LSTM, 4, {"7": 2, "4": 2}, num_layers=2, proj_size=4),
+    "GRU": recurrent(nn.GRU, 7, {"7": 1}),
+    "GRU, 2 layers, 2 directions": recurrent(
+        nn.GRU, 14, {"7": 4}, num_layers=2, bidirectional=True
+    ),
+    "RNN": recurrent(nn.RNN, 7, {"7": 2}, num_layers=2),
+    "MultiheadAttention": attending({"12": 2, "3": 1, "4 in 3": 2}),
+    "MultiheadAttention, separate": attending(
+        {"12": 2, "10": 1, "3": 1, "4 in 3": 2}, kdim=10, vdim=10, bias=False
+    ),
+    "TransformerEncoder": Network(encoder, noise(2, 4, 5), {"12": 1, "3": 2, "4 in 3": 4, "20": 2}),
+    # The columns of a fused projection list the stream and the memory alike.
+    "TransformerDecoder": Network(decoder, noise(2, 4, 5), {"12": 1, "3": 4, "4 in 3": 8, "20": 2}),
     "vit (torchvision)": Network(
-        lambda: vision_networks.build_vit(), noise(2, 3, 12, 12)
+        vision_networks.build_vit, noise(2, 3, 12, 12), {"24": 1, "3": 2, "8 in 3": 4, "40": 2}
+    ),
+    "resnet18": vision("resnet18", {"64": 3, "128": 3, "256": 3, "512": 3}),
+    "resnet50": vision("resnet50", {"64": 7, "256": 13, "128": 8, "512": 7, "1024": 1, "2048": 1}),
+    "vgg11_bn": vision("vgg11_bn", {"64": 1, "128": 1, "256": 2, "512": 4, "4096": 2}),
+    "convnext_tiny": vision(
+        "convnext_tiny",
+        {"96": 1, "384": 4, "192": 1, "768": 4, "1536": 9, "3072": 3},
     ),
     **{
         name: vision(name)
-        for name in (
-            "resnet18", "resnet50", "regnet_y_400mf", "mobilenet_v2", "densenet121", "vgg11_bn",
-            "convnext_tiny", "shufflenet_v2_x1_0",
-        )
+        for name in ("regnet_y_400mf", "mobilenet_v2", "densenet121", "shufflenet_v2_x1_0")
     },
     "googlenet": vision("googlenet", aux_logits=False, init_weights=False),
-    "ViT": transformers_model("ViTForImageClassification", **IMAGE),
-    "BERT": transformers_model("BertForMaskedLM", **TEXT),
-    "RoBERTa": transformers_model("RobertaForSequenceClassification", **TEXT),
+    "ViT": transformers_model("ViTForImageClassification", ENCODER, **IMAGE),
+    "BERT": transformers_model("BertForMaskedLM", ENCODER, **TEXT),
+    "RoBERTa": transformers_model("RobertaForSequenceClassification", {**ENCODER, "24": 2}, **TEXT),
     "T5": transformers_model(
-        "T5ForConditionalGeneration", vocab_size=50, d_model=24, d_kv=5, d_ff=40, num_layers=2,
-        num_heads=4, decoder_start_token_id=0,
+        "T5ForConditionalGeneration",
+        {"24": 1, "4": 4, "5 in 4": 12, "40": 4},
+        vocab_size=50,
+        d_model=24,
+        d_kv=5,
+        d_ff=40,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
     ),
     "GPT-2": transformers_model(
-        "GPT2LMHeadModel", vocab_size=50, n_positions=32, n_embd=24, n_layer=2, n_head=4,
-        bos_token_id=1, eos_token_id=2,
+        "GPT2LMHeadModel",
+        {"24": 1, "4": 2, "6 in 4": 4, "96": 2},
+        vocab_size=50,
+        n_positions=32,
+        n_embd=24,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=2,
     ),
     "Llama": LLAMA,
-    "Llama, tied": transformers_model("LlamaForCausalLM", tie_word_embeddings=True, **GROUPED),
-    "Llama, eager": transformers_model("LlamaForCausalLM", attn_implementation="eager", **GROUPED),
-    "Qwen3": transformers_model("Qwen3ForCausalLM", **GROUPED),
-    "Mixtral": transformers_model("MixtralForCausalLM", num_local_experts=3, **GROUPED),
-    "Gemma": transformers_model("GemmaForCausalLM", **GROUPED),
+    "Llama, tied": transformers_model(
+        "LlamaForCausalLM", ROTARY, tie_word_embeddings=True, **GROUPED
+    ),
+    "Llama, eager": transformers_model(
+        "LlamaForCausalLM", ROTARY, attn_implementation="eager", **GROUPED
+    ),
+    "Qwen3": transformers_model("Qwen3ForCausalLM", ROTARY, **GROUPED),
+    "Mixtral": transformers_model(
+        "MixtralForCausalLM",
+        {"24": 1, "2": 2, "2 in 2": 2, "6 in 2": 2, "3": 2, "40 in 3": 2},
+        num_local_experts=3,
+        **GROUPED,
+    ),
+    "Gemma": transformers_model("GemmaForCausalLM", ROTARY, **GROUPED),
     "Whisper": transformers_model(
-        "WhisperForConditionalGeneration", vocab_size=50, num_mel_bins=4, d_model=24,
-        max_source_positions=6, max_target_positions=12, encoder_layers=2, decoder_layers=2,
-        encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=40,
-        decoder_ffn_dim=40, pad_token_id=0, decoder_start_token_id=1, bos_token_id=1,
+        "WhisperForConditionalGeneration",
+        {"24": 3, "4": 6, "6 in 4": 12, "40": 4},
+        vocab_size=50,
+        num_mel_bins=4,
+        d_model=24,
+        max_source_positions=6,
+        max_target_positions=12,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=40,
+        decoder_ffn_dim=40,
+        pad_token_id=0,
+        decoder_start_token_id=1,
+        bos_token_id=1,
         eos_token_id=2,
     ),
     "CLIP": transformers_model(
-        "CLIPModel", text_config={**TEXT, "bos_token_id": 1, "eos_token_id": 2},
-        vision_config=IMAGE, projection_dim=10,
+        "CLIPModel",
+        {"24": 2, "4": 4, "6 in 4": 8, "40": 4, "10": 1},
+        text_config={**TEXT, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config=IMAGE,
+        projection_dim=10,
     ),
     "Swin": transformers_model(
-        "SwinForImageClassification", image_size=16, patch_size=2, embed_dim=12, depths=[2, 2],
-        num_heads=[2, 4], window_size=2, num_labels=5,
+        "SwinForImageClassification",
+        {"12": 1, "2": 2, "6 in 2": 4, "48": 2, "24": 1, "4": 2, "6 in 4": 4, "96": 2},
+        image_size=16,
+        patch_size=2,
+        embed_dim=12,
+        depths=[2, 2],
+        num_heads=[2, 4],
+        window_size=2,
+        num_labels=5,
     ),
     "ConvNeXt-V2": transformers_model(
-        "ConvNextV2ForImageClassification", image_size=32, hidden_sizes=[6, 10, 12, 14],
-        depths=[1, 1, 2, 1], num_labels=5,
+        "ConvNextV2ForImageClassification",
+        {"6": 1, "24": 1, "10": 1, "40": 1, "12": 1, "48": 2, "14": 1, "56": 1},
+        image_size=32,
+        hidden_sizes=[6, 10, 12, 14],
+        depths=[1, 1, 2, 1],
+        num_labels=5,
     ),
     "Mamba": transformers_model(
-        "MambaForCausalLM", vocab_size=50, hidden_size=24, state_size=5, num_hidden_layers=2,
-        time_step_rank=3, conv_kernel=4, expand=2,
+        "MambaForCausalLM",
+        {"24": 1, "48": 2, "5": 2, "3": 2},
+        vocab_size=50,
+        hidden_size=24,
+        state_size=5,
+        num_hidden_layers=2,
+        time_step_rank=3,
+        conv_kernel=4,
+        expand=2,
     ),
     "EfficientNet (timm)": timm_network("efficientnet_b0"),
     "Swin (timm)": timm_network(
-        "swin_tiny_patch4_window7_224", img_size=64, embed_dim=24, depths=(2, 2),
-        num_heads=(3, 6), window_size=4,
+        "swin_tiny_patch4_window7_224",
+        {"24": 1, "3": 2, "8 in 3": 4, "96": 2, "48": 1, "6": 2, "8 in 6": 4, "192": 2},
+        img_size=64,
+        embed_dim=24,
+        depths=(2, 2),
+        num_heads=(3, 6),
+        window_size=4,
     ),
     "MLP-Mixer (timm)": timm_network(
-        "MlpMixer", size=12, img_size=12, patch_size=4, embed_dim=24, num_blocks=2
+        "MlpMixer",
+        {"24": 1, "12": 2, "96": 2},
+        size=12,
+        img_size=12,
+        patch_size=4,
+        embed_dim=24,
+        num_blocks=2,
     ),
     "UNet2DCondition (diffusers)": Network(unet_2d_condition, conditioned),
-    "Llama with LoRA": Network(lora_llama, lambda model: example_input_for(model.get_base_model())),
-}  # fmt: skip
+    "Llama with LoRA": Network(
+        lora_llama, lambda model: example_input_for(model.get_base_model()), {**ROTARY, "3": 6}
+    ),
+}

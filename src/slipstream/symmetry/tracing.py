@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from slipstream.pretrained import example_input_for
 from slipstream.symmetry import atoms
 from slipstream.symmetry.atoms import Axis, Cause, Layout
 from slipstream.symmetry.axis_rules.registry import (
@@ -24,6 +25,7 @@ from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups, 
 from slipstream.symmetry.proof import check
 from slipstream.symmetry.replica import evaluation_copy
 from slipstream.symmetry.signs import Equation, pin_new, signed_runs, with_signs
+from slipstream.symmetry.twin import proven_alike, twin_of
 from slipstream.weights import weights_of
 
 INPUT = Cause("input", "", "the order of the model's inputs is given")
@@ -54,15 +56,16 @@ def find_neuron_groups(
         signs: Find also which neurons may change their sign: behind an RMSNorm, a tanh, or nothing
             but linear maps. SGD and Adam train a network with other signs alike.
         prove: Evaluate the model with and without a permutation of the groups, in float64, and
-            move the groups that change the output, or cannot be tested, to `dropped`.
+            move the groups that change the output, or cannot be tested, to `dropped`. A model on
+            the meta device is proven on a narrow twin of the same configuration.
         seed: Of the proof's permutations and of its disturbed weights.
 
     Returns:
         The groups in the order of the forward pass, parents before children.
 
     Raises:
-        ValueError: If the model does not accept the input, if no tracer takes the model, or if
-            two evaluations of it differ.
+        ValueError: If the model does not accept the input, if no tracer takes the model, if two
+            evaluations of it differ, or if it is on the meta device and no twin can prove it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
@@ -80,7 +83,19 @@ def find_neuron_groups(
             flow = _Flow(dict(found.layouts), equations=[])
             _follow(captured, weights, flow)
             groups = with_signs(found, flow.equations or ())
+        if prove and any(value.is_meta for value in weights.values()):
+            return _prove_by_twin(model, groups, signs=signs, seed=seed)
         return check(replica, groups, example_input, seed=seed) if prove else groups
+
+
+def _prove_by_twin(
+    model: nn.Module, groups: NeuronGroups, *, signs: bool, seed: int
+) -> NeuronGroups:
+    """The groups of a model without numbers, proven on a narrow one of its configuration."""
+    twin = twin_of(model)
+    inputs = example_input_for(twin)
+    found = find_neuron_groups(twin, inputs, signs=signs, prove=False)
+    return proven_alike(groups, found, check(twin, found, inputs, seed=seed))
 
 
 @dataclass
