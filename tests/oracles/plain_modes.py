@@ -25,14 +25,18 @@ def references_of(rows, modes):
 
 def fit(rows, references):
     """The mode, slope and offset of each weight: least squares on the reference it suits most."""
+    references = np.array(references)
+    means = references.mean(1)
+    centred = references - means[:, None]
+    sizes = np.sqrt((centred**2).sum(1))
     modes, slopes, offsets = [], [], []
     for row in rows:
-        mode = int(np.argmax([abs(correlation(row, r)) for r in references]))
-        design = np.stack([references[mode], np.ones(len(row))], 1)
-        (slope, offset), *_ = np.linalg.lstsq(design, row, rcond=None)
+        mean = row.mean()
+        along = centred @ (row - mean)
+        mode = np.argmax(np.abs(along) / sizes)
         modes.append(mode)
-        slopes.append(slope)
-        offsets.append(offset)
+        slopes.append(along[mode] / sizes[mode] ** 2)
+        offsets.append(mean - slopes[-1] * means[mode])
     return np.array(modes), np.array(slopes), np.array(offsets)
 
 
@@ -43,23 +47,21 @@ def decompose(rows, modes, sampled):
 
 
 class OnlineSums:
-    """Slopes and offsets from plain sums in float64, recomputed for every weight in a loop."""
+    """Slopes and offsets from plain sums in float64, one weight after the other."""
 
     def __init__(self, weights):
         self.count = 0
-        self.sums = np.zeros((3, len(weights)))  # of w, r and w r, ...
-        self.squares = np.zeros(len(weights))  # ... and of r r
+        self.sums = [(0.0, 0.0, 0.0, 0.0) for _ in weights]  # of w, r, w r and r r
 
     def update(self, weights, references):
         """One observation of each weight and of its reference."""
-        slopes, offsets = [], []
         self.count += 1
-        for i, (w, r) in enumerate(zip(weights, references, strict=True)):
-            self.sums[:, i] += (w, r, w * r)
-            self.squares[i] += r * r
-            s_w, s_r, s_wr = self.sums[:, i]
-            spread = self.count * self.squares[i] - s_r * s_r
-            slope = (self.count * s_wr - s_r * s_w) / spread if spread else 0.0
+        n, slopes, offsets = self.count, [], []
+        for i, (w, r) in enumerate(zip(weights.tolist(), references.tolist(), strict=True)):
+            s_w, s_r, s_wr, s_rr = self.sums[i]
+            s_w, s_r, s_wr, s_rr = self.sums[i] = (s_w + w, s_r + r, s_wr + w * r, s_rr + r * r)
+            spread = n * s_rr - s_r * s_r
+            slope = (n * s_wr - s_r * s_w) / spread if spread else 0.0
             slopes.append(slope)
-            offsets.append((s_w - slope * s_r) / self.count)
+            offsets.append((s_w - slope * s_r) / n)
         return np.array(slopes), np.array(offsets)

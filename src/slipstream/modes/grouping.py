@@ -1,10 +1,10 @@
 """From the histories of some weights to a few groups that move in step, and their references."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import cut_tree, linkage
+from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
 from torch import Tensor
 
@@ -66,8 +66,8 @@ def group_rows(rows: Tensor, modes: int, *, grouping: Grouping, seed: int = 0) -
     distances = _distances(alike) if grouping == "complete" else 2 - 2 * alike
     distances.fill_diagonal_(0)
     condensed = squareform(distances.numpy(), checks=False)
-    labels = cut_tree(linkage(condensed, grouping), n_clusters=[modes]).ravel()
-    return _largest_first(torch.from_numpy(labels.astype(np.int64)), modes)
+    merges = linkage(condensed, grouping)[: len(rows) - modes, :2].astype(int)
+    return _largest_first(_merged(len(rows), merges), modes)
 
 
 def combinations(rows: Tensor, labels: Tensor, *, reference: Reference) -> Tensor:
@@ -107,6 +107,15 @@ def _component(rows: Tensor) -> Tensor:
     few = rows if len(rows) < rows.shape[1] else torch.linalg.qr(rows, mode="r").R
     direction: Tensor = torch.linalg.svd(few, full_matrices=False).Vh[0]
     return direction if direction[-1] >= direction[0] else -direction
+
+
+def _merged(rows: int, merges: "np.ndarray[Any, np.dtype[np.int_]]") -> Tensor:
+    """The group of each row after some merges: the n-th makes the group `rows + n` of two."""
+    groups = list(range(rows + len(merges)))
+    for number in reversed(range(len(merges))):
+        for part in merges[number]:
+            groups[part] = groups[rows + number]
+    return torch.tensor(groups[:rows]).unique(return_inverse=True)[1]
 
 
 def _distances(points: Tensor) -> Tensor:
