@@ -1,8 +1,7 @@
 """From the histories of some weights to a few groups that move in step, and their references."""
 
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
-import numpy as np
 import torch
 from scipy.cluster.hierarchy import linkage
 from scipy.spatial.distance import squareform
@@ -66,7 +65,7 @@ def group_rows(rows: Tensor, modes: int, *, grouping: Grouping, seed: int = 0) -
     distances = _distances(alike) if grouping == "complete" else 2 - 2 * alike
     distances.fill_diagonal_(0)
     condensed = squareform(distances.numpy(), checks=False)
-    merges = linkage(condensed, grouping)[: len(rows) - modes, :2].astype(int)
+    merges = linkage(condensed, grouping)[: len(rows) - modes, :2].astype(int).tolist()
     return _largest_first(_merged(len(rows), merges), modes)
 
 
@@ -109,13 +108,14 @@ def _component(rows: Tensor) -> Tensor:
     return direction if direction[-1] >= direction[0] else -direction
 
 
-def _merged(rows: int, merges: "np.ndarray[Any, np.dtype[np.int_]]") -> Tensor:
+def _merged(rows: int, merges: list[list[int]]) -> Tensor:
     """The group of each row after some merges: the n-th makes the group `rows + n` of two."""
     groups = list(range(rows + len(merges)))
     for number in reversed(range(len(merges))):
         for part in merges[number]:
             groups[part] = groups[rows + number]
-    return torch.tensor(groups[:rows]).unique(return_inverse=True)[1]
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups[:rows]))}
+    return torch.tensor([numbers[group] for group in groups[:rows]])
 
 
 def _distances(points: Tensor) -> Tensor:
