@@ -271,7 +271,7 @@ def as_markdown(result: dict[str, Any]) -> str:
         [
             "# Modes: time, memory, exactness",
             f"{machine_line(result['machine'])} `python benchmarks/modes.py`",
-            *__doc__.split("\n\n")[2:],
+            *__doc__.strip().split("\n\n")[2:],
             f"## A recorded run: {fit['weights'] / 1e6:g}M weights, {fit['steps']} snapshots, "
             f"M = {MODES}, K = {SAMPLES}",
             table(

@@ -1,13 +1,15 @@
 """Whether modes are better weights than averages: test accuracy from the same recorded runs.
 
-    python benchmarks/modes_accuracy.py --case cifar10-conv --cifar10 DIR --runs runs \\
-        --output benchmarks/results/modes_accuracy_cifar10-conv
+    python benchmarks/modes_accuracy.py --case cifar10-conv --cifar10 DIR --runs runs --output OUT
 
 For each recipe and seed one run is recorded (kept in `--runs`, and not trained again), a snapshot
-each epoch. What stands in OUTPUT.json is not judged again. Every way reads that same run. What a way leaves open is chosen on the validation data:
-the start of SWA, the decay of EMA, the length of LAWA; for modes the number of epochs left out (F),
-the number of modes (M), and the grouping. BatchNorm is recalibrated for each. Test data are used
-once, for what was chosen.
+each epoch. What stands in OUT.json is not judged again.
+
+Every way reads that same run. What a way leaves open is chosen on the validation data: the start
+of SWA, the decay of EMA, the length of LAWA; for modes the number of epochs left out (F), the
+number of modes (M), and for `shrunk` the share c of the way from the mean to the present value of
+the references (SWA is c = 0, the others are c = 1). BatchNorm is recalibrated for each. Test data
+are used once, for what was chosen.
 """
 
 import argparse
@@ -261,7 +263,7 @@ def as_markdown(result: dict[str, Any], case: Case, seeds: int) -> str:
         f"# Modes against averages: {result['case']}",
         f"{machine_line(result['machine'])} `python benchmarks/modes_accuracy.py --case "
         f"{result['case']}`, {seeds} seeds.",
-        *__doc__.split("\n\n")[2:],
+        *__doc__.strip().split("\n\n")[2:],
     ]
     for recipe in ("plain", "strong"):
         parts += [f"## {recipe}: {case.plan(recipe)}", summary(result["found"], recipe)]
