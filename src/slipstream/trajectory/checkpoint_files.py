@@ -58,10 +58,10 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
     if not source.is_dir():
         raise NotADirectoryError(f"source must be a folder of checkpoints, {source} is none.")
     paths = sorted(source.iterdir())
-    folders = ((path.name, _model_files(path)) for path in paths if path.is_dir())
+    folders = ((path.name, model_files(path)) for path in paths if path.is_dir())
     if found := [Checkpoint(name, files) for name, files in folders if files]:
         return found
-    whole = _model_files(source)
+    whole = model_files(source)
     if whole and set(whole) >= {path for path in paths if path.suffix == ".safetensors"}:
         return [Checkpoint(source.resolve().name, whole)]
     if found := [Checkpoint(path.name, (path,)) for path in paths if path.suffix in _SUFFIXES]:
@@ -159,8 +159,18 @@ def _weights_in(held: object, path: Path, key: str | None) -> dict[str, Tensor]:
     )
 
 
-def _model_files(folder: Path) -> tuple[Path, ...]:
-    """The files of a Hugging Face checkpoint, shards included; none if it is no such folder."""
+def model_files(folder: Path) -> tuple[Path, ...]:
+    """Return the files of a Hugging Face checkpoint, shards included; none if it is no such folder.
+
+    Args:
+        folder: Where to look.
+
+    Returns:
+        The files in the order of their names.
+
+    Raises:
+        ValueError: If a shard is missing.
+    """
     for name in _HUGGING_FACE:
         if (folder / name).is_file():
             return (folder / name,)

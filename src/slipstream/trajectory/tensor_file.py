@@ -61,25 +61,44 @@ def tensor_chunks(weights: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
     Raises:
         ValueError: If the format has no code for a dtype.
     """
-    # Wide numbers first, so that each tensor is aligned to its own width.
-    ordered = sorted(weights.items(), key=lambda item: -item[1].element_size())
+    forms = {name: TensorForm(tuple(v.shape), v.dtype) for name, v in weights.items()}
+    yield header_of(forms)
+    for name in file_order(forms):
+        yield bytes_of(weights[name].detach().contiguous())
+
+
+def file_order(forms: Mapping[str, TensorForm]) -> list[str]:
+    """Return in which order tensors lie in a file: wide numbers first, so that all are aligned."""
+    return sorted(forms, key=lambda name: -forms[name].dtype.itemsize)
+
+
+def header_of(forms: Mapping[str, TensorForm]) -> bytes:
+    """Return what a safetensors file of such tensors begins with.
+
+    Args:
+        forms: Shape and dtype of every tensor.
+
+    Returns:
+        The length and the header; the tensors follow in `file_order`.
+
+    Raises:
+        ValueError: If the format has no code for a dtype.
+    """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, value in ordered:
-        if value.dtype not in _CODES:
-            raise ValueError(f"Tensor {name!r} is {value.dtype}, which safetensors cannot hold.")
-        start, end = end, end + value.nbytes
-        shape = list(value.shape)
+    for name in file_order(forms):
+        form = forms[name]
+        if form.dtype not in _CODES:
+            raise ValueError(f"Tensor {name!r} is {form.dtype}, which safetensors cannot hold.")
+        start, end = end, end + math.prod(form.shape) * form.dtype.itemsize
         header[name] = {
-            "dtype": _CODES[value.dtype],
-            "shape": shape,
+            "dtype": _CODES[form.dtype],
+            "shape": list(form.shape),
             "data_offsets": [start, end],
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for _, value in ordered:
-        yield bytes_of(value.detach().contiguous())
+    return len(text).to_bytes(8, "little") + text
 
 
 def bytes_of(tensor: Tensor) -> memoryview:
@@ -140,9 +159,17 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         OSError: If the file is missing.
         ValueError: If it is damaged.
     """
-    places = read_places(path)
-    mapped = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-    return {name: _view(mapped, place) for name, place in places.items()}
+    mapped = _map(path)
+    return {name: _view(mapped, place) for name, place in read_places(path).items()}
+
+
+def map_tensor(path: Path, name: str) -> Tensor:
+    """Return one tensor of a file, mapped into memory until nobody holds it."""
+    return _view(_map(path), read_places(path)[name])
+
+
+def _map(path: Path) -> Tensor:
+    return torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
 
 
 def _view(mapped: Tensor, place: Place) -> Tensor:

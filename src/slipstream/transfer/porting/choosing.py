@@ -86,7 +86,7 @@ class Judge:
 
 def regime_of(bench: Workbench, survey: Survey) -> Regime:
     """Return whether the bases share a history: by direction, or because no neuron would move."""
-    if survey.regime == "independent" and bench.can_match and len(bench.groups):
+    if survey.regime == "independent" and bench.can_match:
         matched = cast("Permutation", bench.carrier("weights"))
         return "continued lineage" if matched.moved() <= _FEW else "independent"
     return survey.regime

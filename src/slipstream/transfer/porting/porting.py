@@ -1,27 +1,18 @@
 """Carry a fine-tune from the base model it was made of to another one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from slipstream.evaluation import Batch, Loss
 from slipstream.symmetry.neuron_groups import NeuronGroups
-from slipstream.transfer.checks import complete, repeatable
-from slipstream.transfer.networks import BatchStream
-from slipstream.transfer.porting.applying import apply, layers
-from slipstream.transfer.porting.choosing import (
-    Choice,
-    Judge,
-    Progress,
-    choose_by_alignment,
-    choose_by_loss,
-    regime_of,
-)
+from slipstream.trajectory.layout import Layout
+from slipstream.transfer.porting.choosing import Progress
 from slipstream.transfer.porting.plan import PortPlan
-from slipstream.transfer.porting.problem import pose
+from slipstream.transfer.porting.problem import pose, without
 from slipstream.transfer.porting.result import PortResult
-from slipstream.transfer.porting.survey import Regime, Survey, survey
+from slipstream.transfer.porting.solution import solve
 from slipstream.transfer.porting.workbench import Workbench
 from slipstream.weights import Weights
 
@@ -79,69 +70,10 @@ def port_fine_tune(
         ('continued lineage', 'identity', 1.399999976158142)
     """
     plan = PortPlan() if plan is None else plan
-    problem = pose(from_base, fine_tuned, to_base, exclude=plan.exclude)
-    measured = survey(problem)
+    ties = {} if model is None else Layout.of(model).aliases
+    first, last, other = (without(weights, ties) for weights in (from_base, fine_tuned, to_base))
+    problem = pose(first, last, other, exclude=plan.exclude)
     bench = Workbench(problem, plan, model, loss, data, groups, example_input)
-    regime = regime_of(bench, measured)
-    choice = choose(bench, regime, validation=validation, progress=progress)
-    weights: dict[str, Tensor] = {}
-    notes: dict[str, tuple[float, float]] = {}
-    for part in apply(problem, choice):
-        weights[part.name], notes[part.name] = part.value, (part.kept, part.matched)
-    return result_of(bench, choice, measured, regime, notes, weights)
-
-
-def choose(
-    bench: Workbench,
-    regime: Regime,
-    *,
-    validation: Iterable[Batch] | None,
-    progress: Progress | None,
-) -> Choice:
-    """Choose method and strength: by the validation data, if there is any."""
-    held = repeatable(validation)
-    if held is None:
-        return choose_by_alignment(bench, regime)
-    model, loss = bench.asked("model", bench.model), bench.asked("loss", bench.loss)
-    own = complete(model, bench.problem.to_base, "to_base")
-    calibration = BatchStream(held if bench.data is None else bench.data)
-    judge = Judge(model, loss, held, own, calibration.take(bench.plan.batchnorm_batches))
-    return choose_by_loss(bench, regime, judge, progress or (lambda *_: None))
-
-
-def result_of(
-    bench: Workbench,
-    choice: Choice,
-    measured: Survey,
-    regime: Regime,
-    notes: Mapping[str, tuple[float, float]],
-    weights: dict[str, Tensor],
-) -> PortResult:
-    """Put together what is known.
-
-    Args:
-        bench: The problem.
-        choice: What was applied.
-        measured: Of every tensor.
-        regime: How the bases lie to each other.
-        notes: Of every tensor, what became of it.
-        weights: The result, if it is in memory.
-
-    Returns:
-        The result.
-    """
-    return PortResult(
-        plan=bench.plan,
-        method=choice.prepared.method,
-        strength=choice.strength,
-        regime=regime,
-        alignment=measured.alignment,
-        layers=layers(measured, notes),
-        candidates=choice.candidates,
-        loss_before=choice.loss_before,
-        loss_identity=choice.loss_identity,
-        loss_after=choice.loss if choice.candidates else None,
-        excluded=bench.problem.excluded,
-        warnings=bench.problem.warnings + measured.warnings(),
-        weights=weights,
-    )
+    solution = solve(bench, validation=validation, progress=progress)
+    parts = {name: solution.part(name) for name in problem.to_base}
+    return solution.result(parts, weights={name: part.value for name, part in parts.items()})

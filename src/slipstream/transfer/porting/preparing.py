@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slipstream.matching.low_rank import dense
 from slipstream.symmetry.permutation import Permutation
+from slipstream.transfer.porting.factoring import truncated
 from slipstream.transfer.porting.plan import PortMethod, parts_of
 from slipstream.transfer.porting.problem import LazyWeights, Problem
 from slipstream.transfer.porting.workbench import Carrier, Workbench
@@ -28,7 +29,7 @@ class Prepared:
 
     def at(self, name: str, base: Tensor, *, strength: float) -> Tensor:
         """Return a tensor of the other base with its displacement, in its own dtype."""
-        ported = self.displacement[name].mul_(strength).add_(base)
+        ported = self.displacement[name].to(base.device).mul_(strength).add_(base)
         if name.endswith("running_var"):
             ported = torch.maximum(ported, base * _LEAST_VARIANCE)
         return ported.to(base.dtype)
@@ -58,12 +59,8 @@ def prepare(method: PortMethod, bench: Workbench) -> Prepared:
     lay = _laid_over(bench.problem, carrier)
     if signs == "none":
         return Prepared(method, carrier, LazyWeights(names, lay))
-    if signs == "mask":
-        return Prepared(method, carrier, LazyWeights(names, _masked(bench, lay)))
-    steps = bench.signed(cast("Permutation", carrier))
-    # What is no parameter (statistics of BatchNorm) has no gradient.
-    whole = LazyWeights(names, lambda name: steps[name].clone() if name in steps else lay(name))
-    return Prepared(method, carrier, whole)
+    make = _masked(bench, lay) if signs == "mask" else _stepped(bench, carrier, lay)
+    return Prepared(method, carrier, truncated(LazyWeights(names, make), bench.ranks))
 
 
 def _laid_over(problem: Problem, carrier: Carrier) -> Callable[[str], Tensor]:
@@ -77,7 +74,15 @@ def _masked(bench: Workbench, lay: Callable[[str], Tensor]) -> Callable[[str], T
     def masked(name: str) -> Tensor:
         moved = lay(name)
         if name in gradient:
-            moved.mul_(dense(gradient[name]).mul(moved) < 0)
+            moved.mul_(dense(gradient[name]).to(moved.device).mul(moved) < 0)
         return moved
 
     return masked
+
+
+def _stepped(
+    bench: Workbench, carrier: Carrier, lay: Callable[[str], Tensor]
+) -> Callable[[str], Tensor]:
+    """Where signed steps lead; what is no parameter (statistics of BatchNorm) has no gradient."""
+    steps = bench.signed(cast("Permutation", carrier))
+    return lambda name: steps[name].clone() if name in steps else lay(name)

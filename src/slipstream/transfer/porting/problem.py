@@ -93,6 +93,13 @@ def pose(
     )
 
 
+def without(weights: Weights, names: Collection[str]) -> Weights:
+    """Return `weights` without some names, such as the further names of tied tensors."""
+    if not any(name in weights for name in names):
+        return weights
+    return LazyWeights([n for n in weights if n not in names], lambda name: weights[name])
+
+
 def wide_copy(value: Tensor) -> Tensor:
     """Return a copy in float32 or better."""
     return value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)

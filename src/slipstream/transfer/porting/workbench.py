@@ -1,6 +1,6 @@
 """The model, its neuron groups and the data: what some methods need, each made when it is asked."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -45,6 +45,8 @@ class Workbench:
     data: Iterable[Batch] | None = None
     given_groups: NeuronGroups | None = None
     example_input: Any = None
+    ranks: Mapping[str, int] = field(default_factory=dict)  # of an adapter's tensors
+    warnings: list[str] = field(default_factory=list)
     _carriers: dict[Coordinates, Carrier] = field(default_factory=dict)
 
     def carrier(self, coordinates: Coordinates) -> Carrier:
@@ -55,9 +57,11 @@ class Workbench:
 
     def _find(self, coordinates: Coordinates) -> Carrier:
         if coordinates == "weights":
-            names = [n for n in self.problem.carried if n in self.groups.shapes]
-            source = {n: wide_copy(self.problem.from_base[n]) for n in names}
-            target = {n: wide_copy(self.problem.to_base[n]) for n in names}
+            names = self.problem.carried
+            source, target = (
+                {n: wide_copy(base[n]) for n in names}
+                for base in (self.problem.from_base, self.problem.to_base)
+            )
             return match_weights(source, target, groups=self.groups).source_to_target
         if coordinates == "fgmt":
             first, plan = Permutation.identity(self.groups), self.plan.transfer()
@@ -72,7 +76,10 @@ class Workbench:
         first = Step(dict(start), carrier)
         *_, last = methods.signed(self.networks, self.line, start, first, self.plan.signs)
         return {
-            name: wide_copy(last.weights[name]).sub_(start[name]) for name in self.networks.carried
+            name: wide_copy(last.weights[name])
+            .sub_(start[name])
+            .to(self.problem.to_base[name].device)
+            for name in self.networks.carried
         }
 
     @cached_property
@@ -83,14 +90,21 @@ class Workbench:
 
     @cached_property
     def groups(self) -> NeuronGroups:
-        """What may be permuted."""
-        if self.given_groups is not None:
-            return self.given_groups
-        model = self.asked("model", self.model)
-        example = self.example_input
-        if example is None:
-            example = inputs_of(next(iter(self.asked("data", self.data))))
-        return find_neuron_groups(model, example)
+        """What may be permuted; a tensor that is carried and not among its shapes is an error."""
+        groups = self.given_groups
+        if groups is None:
+            model = self.asked("model", self.model)
+            example = self.example_input
+            if example is None:
+                example = inputs_of(next(iter(self.asked("data", self.data))))
+            groups = find_neuron_groups(model, example)
+        if unknown := [name for name in self.problem.carried if name not in groups.shapes]:
+            raise ValueError(
+                f"The neuron groups do not list the tensor {unknown[0]!r} of to_base, so nobody "
+                "knows what moves with it: they are of another model, or the file uses other "
+                "names. Exclude it, or save the model anew with the library that reads it."
+            )
+        return groups
 
     @cached_property
     def networks(self) -> Networks:
@@ -123,11 +137,17 @@ class Workbench:
         (line,) = paths(Trajectory.from_weights(ends), self.plan.transfer())
         return line
 
-    @property
+    @cached_property
     def can_match(self) -> bool:
-        """Whether neuron groups are given, or can be found."""
+        """Whether there are neurons to match, as far as `auto` can find out."""
         examples = self.example_input is not None or self.data is not None
-        return self.given_groups is not None or (self.model is not None and examples)
+        if self.given_groups is None and (self.model is None or not examples):
+            return False
+        try:
+            return len(self.groups) > 0
+        except ValueError as error:
+            self.warnings.append(f"neurons were not matched: {error}")
+            return False
 
     def asked(self, name: str, value: T | None) -> T:
         """Return an argument that a method needs, or raise and say which."""
