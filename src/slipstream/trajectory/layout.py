@@ -1,5 +1,6 @@
 """Which tensors the snapshots of a run hold: names, shapes, dtypes and ties."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,11 @@ class TensorForm:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """How much room the numbers take."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def __str__(self) -> str:
         return f"{self.shape} {dtype_name(self.dtype)}"

@@ -5,7 +5,6 @@ goes straight from its memory to the file, and from the file to where the caller
 """
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -90,7 +89,7 @@ def header_of(forms: Mapping[str, TensorForm]) -> bytes:
         form = forms[name]
         if form.dtype not in _CODES:
             raise ValueError(f"Tensor {name!r} is {form.dtype}, which safetensors cannot hold.")
-        start, end = end, end + math.prod(form.shape) * form.dtype.itemsize
+        start, end = end, end + form.bytes
         header[name] = {
             "dtype": _CODES[form.dtype],
             "shape": list(form.shape),
@@ -206,7 +205,7 @@ def parse_header(text: bytes) -> tuple[Mapping[str, Place], int]:
                 continue
             form = TensorForm(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
             start, stop = (base + offset for offset in entry["data_offsets"])
-            if stop - start != math.prod(form.shape) * form.dtype.itemsize:
+            if stop - start != form.bytes:
                 raise ValueError(f"{name!r} {form} does not take {stop - start} bytes")
             places[name] = Place(form, start, stop)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

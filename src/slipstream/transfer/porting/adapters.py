@@ -114,7 +114,7 @@ def open_adapter(path: str | Path, *, from_base: Stored, to_base: Stored) -> Ada
     factors = tuple(_factors(stored, config, from_base))
     used = {key for pair in factors for key in (pair.up, pair.down)}
     whole = {
-        key: key.removeprefix(_PREFIX).replace(".base_layer.", ".")
+        key: key.removeprefix(_PREFIX)
         for key in stored.forms
         if key not in used and ".base_layer." not in key
     }
@@ -179,8 +179,7 @@ def ported_adapter(
         ported |= {factors.up: up, factors.down: down}
     for key in adapter.stored.forms:
         if key not in ported:
-            name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
-            ported[key] = _replaced(adapter.stored.weights[key], name, choice, to_base)
+            ported[key] = _replaced(adapter, key, choice, to_base)
     return {
         key: ported[key].to(form.dtype).contiguous() for key, form in adapter.stored.forms.items()
     }
@@ -214,8 +213,10 @@ def _factored(adapter: Adapter, factors: Factors, choice: Choice) -> tuple[Tenso
     return up.view(*up.shape, *rows), down.view(len(down), -1, *columns)
 
 
-def _replaced(own: Tensor, name: str, choice: Choice, to_base: Weights) -> Tensor:
+def _replaced(adapter: Adapter, key: str, choice: Choice, to_base: Weights) -> Tensor:
     """A tensor that an adapter holds whole; a new head is what it was."""
-    if name in choice.prepared.displacement:
+    name = adapter.whole.get(key)
+    if name in choice.prepared.displacement and name is not None:
         return choice.prepared.at(name, to_base[name], strength=choice.strength)
-    return to_base.get(name, own)
+    beneath = key.removeprefix(_PREFIX).replace(".base_layer.", ".")  # the base's own embedding
+    return to_base.get(beneath, adapter.stored.weights[key])

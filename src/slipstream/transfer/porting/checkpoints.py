@@ -37,6 +37,8 @@ from slipstream.transfer.porting.stored import Stored, open_stored
 from slipstream.transfer.porting.vocabulary import Aligned, align_vocabularies
 from slipstream.transfer.porting.workbench import Workbench
 
+_PROVABLE = 1 << 28  # bytes of weights that are loaded to prove the model's neuron groups with
+
 
 def port_checkpoint(
     out: str | Path,
@@ -85,7 +87,7 @@ def port_checkpoint(
     files = _open(from_base, fine_tuned, to_base)
     with whole_output(place) as temporary:
         with_data = data is not None or validation is not None
-        if model is None and (with_data or (plan.method != "identity" and groups is None)):
+        if model is None and (with_data or plan.method != "identity"):
             model = _model_of(files.to_base, plan=plan, with_data=with_data)
         if example_input is None and model is not None and hasattr(model, "config"):
             example_input = example_input_for(model)
@@ -125,15 +127,14 @@ def _open(from_base: str | Path, fine_tuned: str | Path, to_base: str | Path) ->
 
 
 def _model_of(stored: Stored, *, plan: PortPlan, with_data: bool) -> nn.Module | None:
-    """The model of a Hugging Face folder; without data its structure alone, if that can be had."""
+    """The model of a Hugging Face folder; a large one without weights where no data needs them."""
     if not stored.is_folder or "model_type" not in stored.config:
         return None
-    if with_data:
-        return load_pretrained(stored.path)
     try:
-        return model_from_config(stored.path)
+        small = sum(form.bytes for form in stored.forms.values()) <= _PROVABLE
+        return (load_pretrained if with_data or small else model_from_config)(stored.path)
     except (ModuleNotFoundError, ValueError):
-        if plan.method != "auto":
+        if with_data or plan.method != "auto":
             raise
         return None
 

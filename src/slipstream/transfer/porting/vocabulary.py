@@ -89,7 +89,7 @@ def align_vocabularies(from_base: Stored, fine_tuned: Stored, to_base: Stored) -
         ValueError: If the tokenizers have no token in common.
     """
     first, last, other = from_base.weights, fine_tuned.weights, to_base.weights
-    names = _token_tensors(from_base, to_base)
+    names = _token_tensors(from_base, to_base) & fine_tuned.forms.keys()
     if not names:
         return Aligned(first, last)
     some = min(names)

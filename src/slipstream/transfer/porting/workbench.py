@@ -97,7 +97,13 @@ class Workbench:
             example = self.example_input
             if example is None:
                 example = inputs_of(next(iter(self.asked("data", self.data))))
-            groups = find_neuron_groups(model, example)
+            numbers = not any(parameter.is_meta for parameter in model.parameters())
+            groups = find_neuron_groups(model, example, prove=numbers)
+            if not numbers:
+                self.warnings.append(
+                    "the neuron groups follow from tracing alone: the model was not loaded, so "
+                    "they were not proven with numbers."
+                )
         if unknown := [name for name in self.problem.carried if name not in groups.shapes]:
             raise ValueError(
                 f"The neuron groups do not list the tensor {unknown[0]!r} of to_base, so nobody "
