@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         transfer_to_many,
         transfer_trajectory,
     )
+    from slipstream.transfer.porting import port_fine_tune
     from slipstream.weights import weights_of
 
 _ROOMS = {
@@ -53,6 +54,7 @@ _ROOMS = {
     "load_transfer": "transfer",
     "transfer_to_many": "transfer",
     "transfer_trajectory": "transfer",
+    "port_fine_tune": "transfer.porting",
     # decompose
     "Averages": "modes",
     "OnlineModes": "modes",
@@ -92,6 +94,7 @@ __all__ = [
     "load_transfer",
     "match_gradients",
     "match_weights",
+    "port_fine_tune",
     "probe_determinism",
     "recalibrate_batchnorm",
     "transfer_to_many",

@@ -14,6 +14,7 @@ from slipstream.cli.evaluate import evaluate
 from slipstream.cli.groups import groups
 from slipstream.cli.importing import import_
 from slipstream.cli.modes import modes
+from slipstream.cli.port import port
 from slipstream.cli.show import show
 from slipstream.cli.train import train
 from slipstream.cli.transfer import transfer
@@ -49,7 +50,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Record a training run, transfer it to another start, and measure it.",
 )
-for command in (demo, train, import_, show, groups, transfer, evaluate, modes, average, compress):
+for command in (
+    *(demo, train, import_, show, groups, transfer, port),
+    *(evaluate, modes, average, compress),
+):
     app.command(command.__name__.rstrip("_"))(command)
 
 

@@ -22,7 +22,11 @@ def fine_tune(*, seed=1, batchnorm=True):
     model = network(seed, batchnorm=batchnorm)
     base = copy(trained(model, steps=20)[-1].weights)
     tuned = copy(trained(model, steps=8, lr=0.05)[-1].weights)
-    return base, tuned, find_neuron_groups(network(0, batchnorm=batchnorm), batches()[0][0])
+    return (
+        base,
+        tuned,
+        find_neuron_groups(network(0, batchnorm=batchnorm), batches()[0][0], signs=False),
+    )
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["BatchNorm", "plain"])

@@ -12,7 +12,7 @@ WIDTH = 3
 
 
 def folder(path, rows, *, tokens=None, sized=True, fill=None, form="tokenizer.json"):
-    """A folder with an embedding of `rows`, a tied-looking head and a matrix that is no embedding."""
+    """A folder with an embedding of `rows`, a head, and a matrix that has nothing to do with it."""
     path.mkdir()
     values = torch.arange(rows).float()[:, None].expand(rows, WIDTH) if fill is None else fill
     save_file(
@@ -99,7 +99,7 @@ def test_equal_vocabularies_are_left_alone(tmp_path):
     tuned = folder(tmp_path / "t", 3, tokens=tokens, fill=moved(3, [1, 2, 4]))
     result, steps = port(tmp_path, base, tuned, folder(tmp_path / "b", 3, tokens=tokens))
     assert steps["model.embed_tokens.weight"] == [1, 2, 4]
-    assert result.warnings == ()
+    assert not any("rows" in warning for warning in result.warnings)
 
 
 def test_tokenizers_without_a_common_token_are_refused(tmp_path):
