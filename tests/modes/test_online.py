@@ -1,6 +1,10 @@
 """Modes beside training: exact, resumable, and careful about what it is given."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +12,7 @@ import torch
 from moving_runs import curves
 from torch import distributed, nn
 
+from modes import online_processes
 from oracles import plain_modes
 from slipstream.modes import OnlineModes, moments
 
@@ -148,8 +153,8 @@ def test_it_goes_on_from_a_saved_state_as_if_never_stopped(at, tmp_path):
     second.load_state_dict(torch.load(tmp_path / "modes.pt", weights_only=True))
     for t in drive(second_model, 15):
         if t >= at:
-            second.update(t)
-    assert second.steps == whole.steps == tuple(range(15))
+            second.update(step=t + 1)
+    assert second.steps == whole.steps == tuple(range(1, 16))
     assert all(torch.equal(v, whole.weights()[name]) for name, v in second.weights().items())
 
 
@@ -204,12 +209,12 @@ def test_mistakes_are_told_and_change_nothing():
     observed(model, followed, 4)
     with pytest.raises(RuntimeError, match="4 of the 5 updates that warm_up=3 and trial=2"):
         followed.weights()
-    with pytest.raises(ValueError, match="step must grow: 3 comes after 3"):
-        followed.update(3)
+    with pytest.raises(ValueError, match="step must grow: 4 comes after 4"):
+        followed.update(step=4)
     kept = copy.deepcopy(followed.state_dict())
     with torch.no_grad():
         model[2].weight[0, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"a NaN or an infinity in '2.weight' at step 4"):
+    with pytest.raises(ValueError, match=r"a NaN or an infinity in '2.weight' at step 5"):
         followed.update()
     assert str(followed.state_dict()) == str(kept)
     still = OnlineModes(network(), modes=2, warm_up=3, trial=2)
@@ -227,6 +232,29 @@ def test_a_state_of_another_model_or_of_other_options_is_refused():
         OnlineModes(network(), modes=3).load_state_dict(followed.state_dict())
     with pytest.raises(ValueError, match="of format 2, newer than 1"):
         followed.load_state_dict(followed.state_dict() | {"format": 2})
+
+
+@pytest.mark.slow
+def test_two_processes_follow_what_one_does(tmp_path):
+    script = Path(online_processes.__file__)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node", "2", str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": f"{script.parents[1]}:{os.environ.get('PYTHONPATH', '')}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (0, 1))
+    assert second["steps"] == []
+    assert second["followers"] == {}
+    model = online_processes.network().double()
+    alone = online_processes.followed(model)
+    resumed = OnlineModes(model, **online_processes.OPTIONS)
+    resumed.load_state_dict(first)
+    for name, value in alone.weights().items():
+        torch.testing.assert_close(resumed.weights()[name], value)
 
 
 @pytest.mark.gpu

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from slipstream.modes.grouping import Grouping, Reference
 from slipstream.modes.moments import Follower, Leaders, OnlineOptions
@@ -69,7 +70,8 @@ class OnlineModes:
         """Choose the sampled weights; nothing else is kept before the first update.
 
         Args:
-            model: The model that trains; what requires a gradient is modelled.
+            model: The model that trains, wrapped for data parallelism or not; what requires a
+                gradient is modelled.
             modes: The number of modes M.
             warm_up: Updates after which the references are fixed.
             trial: Further updates after which each weight is assigned to a mode.
@@ -83,8 +85,8 @@ class OnlineModes:
         Raises:
             ValueError: If an option is out of range, or nothing in the model can be modelled.
         """
-        inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        self._model: nn.Module = inner
+        wrapped = isinstance(model, DataParallel | DistributedDataParallel)
+        self._model = model.get_submodule("module") if wrapped else model
         self._options = OnlineOptions(
             modes, warm_up, trial, samples, reference, grouping, seed, forgetting
         )
@@ -131,11 +133,11 @@ class OnlineModes:
         return {name: f.mode.view(shapes[name]) for name, f in followers.items()}
 
     @torch.no_grad()
-    def update(self, step: int | None = None) -> None:
-        """Take the weights of the model as they are now into account.
+    def update(self, *, step: int | None = None) -> None:
+        """Take in the weights as they are now.
 
         Args:
-            step: What to call it; by default the number of updates before.
+            step: Optimiser steps done; by default one more than at the last update.
 
         Raises:
             ValueError: If the step does not grow, the model holds a NaN or an infinity (nothing is
@@ -143,9 +145,10 @@ class OnlineModes:
         """
         if not _keeps():
             return
-        step = self.updates if step is None else step
-        if self._steps and step <= self._steps[-1]:
-            raise ValueError(f"step must grow: {step} comes after {self._steps[-1]}.")
+        before = self._steps[-1] if self._steps else 0
+        step = before + 1 if step is None else step
+        if self._steps and step <= before:
+            raise ValueError(f"step must grow: {step} comes after {before}.")
         weights = self._weights()
         _check_finite(weights, step)
         row = gather(weights, self._positions)
@@ -230,6 +233,8 @@ class OnlineModes:
                 )
         layout = Layout.from_json(state["layout"])
         layout.check(Layout.of(self._model).tensors, where="The model to resume OnlineModes with")
+        if not _keeps():
+            return
         self._steps = list(state["steps"])
         self._rows = [row.clone() for row in state["rows"]]
         leaders = state["leaders"]
