@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         probe_determinism,
         recalibrate_batchnorm,
     )
-    from slipstream.matching import match_gradients, match_weights
+    from slipstream.matching import match_activations, match_gradients, match_weights
     from slipstream.modes import Averages, OnlineModes, average_run, fit_modes
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.symmetry.permutation import Permutation
@@ -44,6 +44,7 @@ _ROOMS = {
     "NeuronGroups": "symmetry.neuron_groups",
     "Permutation": "symmetry.permutation",
     "find_neuron_groups": "symmetry.tracing",
+    "match_activations": "matching",
     "match_gradients": "matching",
     "match_weights": "matching",
     # transfer
@@ -92,6 +93,7 @@ __all__ = [
     "gradient",
     "import_run",
     "load_transfer",
+    "match_activations",
     "match_gradients",
     "match_weights",
     "port_fine_tune",

@@ -1,5 +1,6 @@
 """How to choose the permutation that lays a source network over a target."""
 
+from slipstream.matching.activations import match_activations
 from slipstream.matching.assignment import Assignment, assign
 from slipstream.matching.gradients import GradientSampler, match_gradients
 from slipstream.matching.low_rank import LowRank
@@ -15,6 +16,7 @@ __all__ = [
     "Objective",
     "Solver",
     "assign",
+    "match_activations",
     "match_gradients",
     "match_weights",
     "solve",

@@ -1,0 +1,215 @@
+"""Matching of what the neurons compute on data: their activations."""
+
+import warnings
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from slipstream.evaluation import Batch, eval_mode, forward_inputs, weights_in
+from slipstream.evaluation.batches import sized_batches
+from slipstream.matching.low_rank import wide
+from slipstream.matching.objective import Objective
+from slipstream.matching.solve import Matching, solve
+from slipstream.symmetry.neuron_groups import Block, NeuronGroups
+from slipstream.symmetry.permutation import Permutation
+from slipstream.weights import Weights, check_same_layout
+
+
+def match_activations(
+    model: nn.Module,
+    *,
+    source: Weights,
+    target: Weights,
+    data: Iterable[Batch],
+    groups: NeuronGroups,
+    start: Permutation | None = None,
+    forward: Callable[[nn.Module, Batch], Any] = forward_inputs,
+) -> Matching:
+    """Find the permutation that lays the source's activations over the target's.
+
+    Both networks see the same batches. The objective is the sum of the correlations of the units
+    that meet, over all inputs and outputs of linear and convolutional layers that list the neurons
+    of a group, taken over examples and places. A correlation does not see the scale of a unit, nor
+    its mean, so the running statistics of BatchNorm and the units' sizes do not matter. The
+    covariances are streamed: one matrix for each layer is kept, whatever the number of batches.
+
+    Args:
+        model: The architecture; left as it was.
+        source: Weights whose activations are permuted.
+        target: Weights whose activations stay; the same layout.
+        data: Batches; a few hundred examples are enough for most layers.
+        groups: What may be permuted.
+        start: Where the search starts; the identity by default. A group whose neurons no layer
+            takes in or gives out keeps it, and is named in a warning.
+        forward: Runs the model on a batch; by default on `batch[0]` of a tuple or list.
+
+    Returns:
+        The permutation with its objective, a sum of correlations, and its cost.
+
+    Raises:
+        ValueError: If `data` is empty, the weights differ in a name or a shape, or an activation is
+            not finite.
+
+    Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Section 3.1; correlation instead of
+    the inner product as in "Convergent Learning" (Li, Yosinski, Clune, Lipson, Hopcroft, 2016).
+    """
+    check_same_layout(source, target, names=("source", "target"))
+    sites = _find_sites(model, groups)
+    _warn_of_unseen(groups, sites)
+    covariances = {site: _Covariance() for site in sites}
+    with eval_mode(model), torch.no_grad():
+        for number, (batch, _) in enumerate(sized_batches(model, data)):
+            seen = []
+            for weights in (target, source):
+                with weights_in(model, weights), _listening(sites) as heard:
+                    forward(model, batch)
+                seen.append(heard)
+            for site, covariance in covariances.items():
+                for stays, moves in zip(seen[0][site], seen[1][site], strict=True):
+                    covariance.add(stays, moves)
+            _check_finite(covariances, number)
+    met = {site.name: c for site, c in covariances.items() if c.count > 1}
+    objective = Objective(_groups_of_activations(groups, [s for s in sites if s.name in met]))
+    objective.add(
+        # The inner product of a permuted matrix with the identity is its trace.
+        target={name: torch.eye(len(c.total)) for name, c in met.items()},
+        source={name: c.correlation().T.float().contiguous() for name, c in met.items()},
+    )
+    first = Permutation.identity(groups) if start is None else start
+    found = solve(objective, start=Permutation(objective.groups, first.orders, first.signs))
+    chosen = found.source_to_target
+    return replace(found, source_to_target=Permutation(groups, chosen.orders, chosen.signs))
+
+
+@dataclass(frozen=True)
+class _Site:
+    """Where neurons can be heard: one axis of the inputs or of the outputs of a layer."""
+
+    name: str
+    module: nn.Module
+    output: bool  # or input
+    axis: int  # of the activations
+    blocks: tuple[Block, ...]  # what their places list
+    size: int
+
+    def rows(self, activations: Tensor) -> Tensor:
+        """The activations as (neurons, examples and places)."""
+        return activations.detach().movedim(self.axis, 0).flatten(1)
+
+
+class _Covariance:
+    """Sums of products of two sets of units, as their means on the first batch have them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._centre: tuple[Tensor, Tensor] | None = None
+        self._sums: list[Tensor] = []  # (units,) of each side
+        self._squares: list[Tensor] = []
+        self.total = torch.zeros(0, 0)  # (target units, source units)
+
+    def add(self, target: Tensor, source: Tensor) -> None:
+        """Add two (units, samples)."""
+        sides = [wide(target), wide(source)]
+        if self._centre is None:
+            # Near the mean the squares of float32 do not cancel.
+            self._centre = (sides[0].mean(1, keepdim=True), sides[1].mean(1, keepdim=True))
+            self._sums = [torch.zeros(len(s), dtype=torch.float64) for s in sides]
+            self._squares = [torch.zeros(len(s), dtype=torch.float64) for s in sides]
+            self.total = torch.zeros(len(sides[0]), len(sides[1]), dtype=torch.float64)
+        sides = [side - centre for side, centre in zip(sides, self._centre, strict=True)]
+        for number, side in enumerate(sides):
+            self._sums[number] += side.sum(1, dtype=torch.float64).cpu()
+            self._squares[number] += side.square().sum(1, dtype=torch.float64).cpu()
+        self.total += (sides[0] @ sides[1].T).cpu()
+        self.count += sides[0].shape[1]
+
+    def correlation(self) -> Tensor:
+        """Return the correlations, (target units, source units); 0 for a unit that is constant."""
+        means = [sums / self.count for sums in self._sums]
+        variances = [
+            squares / self.count - mean.square()
+            for squares, mean in zip(self._squares, means, strict=True)
+        ]
+        covariance = self.total / self.count - torch.outer(*means)
+        scale = [
+            torch.where(v > 1e-12 * (s / self.count + 1e-300), v.clamp_min(0).rsqrt(), 0.0)
+            for v, s in zip(variances, self._squares, strict=True)
+        ]
+        return covariance * scale[0][:, None] * scale[1]
+
+
+def _find_sites(model: nn.Module, groups: NeuronGroups) -> list[_Site]:
+    """All inputs and outputs of layers that list neurons of a group."""
+    sites = []
+    for path, module in model.named_modules():
+        weight = f"{path}.weight".lstrip(".")
+        for output, axis, place in _axes_of(module):
+            blocks = groups.blocks_on(weight, axis)
+            if blocks:
+                name = f"{path} {'output' if output else 'input'}"
+                size = groups.shapes[weight][axis]
+                sites.append(_Site(name, module, output, place, blocks, size))
+    return sites
+
+
+def _axes_of(module: nn.Module) -> list[tuple[bool, int, int]]:
+    """For a layer: whether output or input, the axis of the weight, the axis of the activations."""
+    if isinstance(module, nn.Linear):
+        return [(True, 0, -1), (False, 1, -1)]
+    if isinstance(module, nn.Embedding):
+        return [(True, 1, -1)]
+    if isinstance(module, _ConvNd):
+        channels = -1 - len(module.kernel_size)  # also without a batch
+        if isinstance(module, _ConvTransposeNd):
+            return [(True, 1, channels), (False, 0, channels)] if module.groups == 1 else []
+        outputs = [(True, 0, channels)]
+        return [*outputs, (False, 1, channels)] if module.groups == 1 else outputs
+    return []
+
+
+@contextmanager
+def _listening(sites: list[_Site]) -> Generator[dict[_Site, list[Tensor]]]:
+    """Collect the activations of every site, call by call."""
+    heard: dict[_Site, list[Tensor]] = {site: [] for site in sites}
+
+    def hook_of(site: _Site) -> Callable[..., None]:
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            heard[site].append(site.rows(output if site.output else inputs[0]))
+
+        return hook
+
+    handles = [site.module.register_forward_hook(hook_of(site)) for site in sites]
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _groups_of_activations(groups: NeuronGroups, sites: list[_Site]) -> NeuronGroups:
+    """The same groups, listed by matrices of correlations."""
+    blocks = [replace(b, tensor=site.name, axis=0) for site in sites for b in site.blocks]
+    shapes = {site.name: (site.size, site.size) for site in sites}
+    return NeuronGroups(groups.groups, tuple(blocks), shapes)
+
+
+def _warn_of_unseen(groups: NeuronGroups, sites: list[_Site]) -> None:
+    heard = {name for site in sites for block in site.blocks for name in block.groups}
+    if unseen := [group.name for group in groups.groups if group.name not in heard]:
+        warnings.warn(
+            f"No linear or convolutional layer takes in or gives out the neurons of {unseen[0]!r}"
+            + (f" and {len(unseen) - 1} other groups" if len(unseen) > 1 else "")
+            + "; they keep the order of `start`. match_weights finds one for them.",
+            stacklevel=3,
+        )
+
+
+def _check_finite(covariances: dict[_Site, _Covariance], batch: int) -> None:
+    for site, covariance in covariances.items():
+        if not torch.isfinite(covariance.total).all():
+            raise ValueError(f"The {site.name} of the model is not finite on batch {batch}.")
