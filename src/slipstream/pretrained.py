@@ -87,14 +87,14 @@ def example_input_for(model: nn.Module) -> dict[str, Any] | Tensor:
     Raises:
         ValueError: If the model is of another origin.
     """
-    config = getattr(model, "config", None)
-    if config is None:
+    if not hasattr(model, "main_input_name"):
         shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
         if shape is None:
             raise ValueError(
                 f"{type(model).__name__} does not tell what it takes: give an example input."
             )
         return _noise(*shape)
+    config: Any = model.config
     names = inspect.signature(model.forward).parameters
     given: dict[str, Any] = {}
     for name, make in _INPUTS.items():
@@ -108,7 +108,7 @@ def example_input_for(model: nn.Module) -> dict[str, Any] | Tensor:
 
 def _wants(model: nn.Module, name: str) -> bool:
     config: Any = model.config
-    if name == getattr(model, "main_input_name", "input_ids"):
+    if name == model.main_input_name:
         return True
     if name == "decoder_input_ids":
         return bool(getattr(config, "is_encoder_decoder", False))

@@ -162,8 +162,28 @@ def test_groups_of_a_run_are_those_of_its_network(run, tmp_path):
     assert "hidden1.weight:0  8" in text
     assert NeuronGroups.load(tmp_path / "groups.json").sizes() == {"hidden1.weight:0": 8}
     named = slipstream("groups", "mlp", "--width", 8, "--json").stdout
-    assert json.loads(named)["coverage"] > 0.9
+    assert json.loads(named)["coverage"]["moved"] > 0.9
     assert slipstream("groups", "mlp", "--width", 8).stdout == text
+
+
+def test_groups_of_a_hugging_face_folder_need_no_weights(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "vocab_size": 40}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 2}
+    names = {"architectures": ["LlamaForCausalLM"]}
+    transformers.LlamaConfig(**sizes, **layers, **names).save_pretrained(tmp_path)
+    found = json.loads(slipstream("groups", tmp_path, "--json").stdout)
+    assert [group["size"] for group in found["groups"]] == [16, 2, 8, 24]
+    assert found["proven"]
+    assert 0.5 < found["coverage"]["everywhere"] < found["coverage"]["moved"] <= 1
+    assert "not proven" in slipstream("groups", tmp_path, "--no-prove").stdout
+    refused = slipstream("groups", tmp_path, "--width", 2, code=2).stderr
+    assert "--data, --width and --option are not for" in refused
+
+
+def test_groups_of_a_network_of_timm():
+    pytest.importorskip("timm")
+    assert "conv1.0.weight:0" in slipstream("groups", "timm:resnet10t", "--no-prove").stdout
 
 
 def test_import_makes_a_run(tmp_path):

@@ -9,7 +9,10 @@ import typer
 from slipstream.cli import options
 from slipstream.cli.output import write_json
 
-MODEL = "A run folder, a network of the testbed, or package.module:function."
+MODEL = (
+    "A run folder, a Hugging Face folder (its weights are not read), timm:NAME, a network of the "
+    "testbed, or package.module:function."
+)
 
 
 def groups(
@@ -17,6 +20,9 @@ def groups(
     data: options.OtherData = None,
     width: options.Width = None,
     option: options.Option = None,
+    prove: Annotated[
+        bool, typer.Option(help="Evaluate the model with and without permuted neurons.")
+    ] = True,
     save: Annotated[Path | None, typer.Option(help="Write the groups to this file.")] = None,
     json: options.AsJson = False,
 ) -> None:
@@ -24,18 +30,14 @@ def groups(
 
     Example: slipstream groups resnet18 --width 0.5 --data cifar10:data --save groups.json
     """
-    from slipstream.cli.opening import open_experiment
-    from slipstream.evaluation import inputs_of
+    from slipstream.cli.opening import open_model
     from slipstream.symmetry.tracing import find_neuron_groups
 
-    run = Path(model) if Path(model, "run.json").is_file() else None
-    experiment = open_experiment(
-        run, model=None if run else model, data=data, width=width, option=option
-    )
-    found = find_neuron_groups(experiment.model, inputs_of(next(iter(experiment.train))))
+    opened, example_input = open_model(model, data=data, width=width, option=option)
+    found = find_neuron_groups(opened, example_input, prove=prove)
     if save is not None:
         found.save(save)
     if json:
-        write_json({"coverage": found.coverage(), **asdict(found)})
+        write_json({"proven": prove, "coverage": asdict(found.coverage()), **asdict(found)})
     else:
-        typer.echo(str(found))
+        typer.echo(str(found) + "\nnot proven" * (not prove))

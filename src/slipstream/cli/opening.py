@@ -1,10 +1,13 @@
 """From what a user types to a model with its data: of a run, or of the testbed, or their own."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
 from slipstream.cli.options import network_options
+from slipstream.evaluation import inputs_of
+from slipstream.pretrained import example_input_for, model_from_config, timm_model
 from slipstream.testbed.setup import Experiment, Setup, rebuild
 from slipstream.trajectory import Snapshot, Trajectory, read_run
 from slipstream.trajectory.tensor_file import map_tensors
@@ -56,6 +59,39 @@ def open_experiment(
         raise ValueError("Give a run folder, or name a model with --model.")
     setup = Setup(model, data or "digits", loss, width=width, options=options, seed=seed or 0)
     return setup.build(device=device)
+
+
+def open_model(
+    name: str, *, data: str | None, width: float | None, option: list[str] | None
+) -> tuple[nn.Module, Any]:
+    """Build the model that a user names, with an input that it accepts.
+
+    Args:
+        name: A run folder, a Hugging Face folder, `timm:NAME`, a network of the testbed, or
+            `package.module:function`.
+        data: A data set of the testbed, or `package.module:function`, to take the input from.
+        width: Of the testbed's network.
+        option: Further settings of it, as `name=value`.
+
+    Returns:
+        The model, on the meta device if it is of a Hugging Face folder, and the input.
+
+    Raises:
+        ValueError: If there is no such model, or something does not fit.
+    """
+    run = Path(name) if Path(name, "run.json").is_file() else None
+    if run is None and (name.startswith("timm:") or Path(name, "config.json").is_file()):
+        if data or width or option:
+            raise ValueError(f"--data, --width and --option are not for {name}.")
+        timm = name.startswith("timm:")
+        model = timm_model(name.removeprefix("timm:")) if timm else model_from_config(name)
+        return model, example_input_for(model)
+    experiment = open_experiment(
+        run, model=None if run else name, data=data, width=width, option=option
+    )
+    if data is None and hasattr(experiment.model, "main_input_name"):  # of transformers
+        return experiment.model, example_input_for(experiment.model)
+    return experiment.model, inputs_of(next(iter(experiment.train)))
 
 
 def open_weights(

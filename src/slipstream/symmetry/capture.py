@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
@@ -28,6 +28,7 @@ class Capture:
 
     graph: torch.fx.Graph
     weights: Mapping[torch.fx.Node, str]  # the placeholders that are weights, by name
+    constants: Mapping[torch.fx.Node, str]  # those that are buffers outside of the state dict
 
 
 def arguments_of(example_input: ExampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -96,8 +97,8 @@ def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
     trace = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
     with torch.no_grad(), _noting_modules(model):
         graph = trace(*tensors.values(), *(leaves[place] for place in places)).graph
-    placeholders = graph.find_nodes(op="placeholder")
-    return Capture(graph, dict(zip(placeholders, names, strict=False)))
+    own = dict(zip(graph.find_nodes(op="placeholder"), tensors, strict=False))
+    return _captured(graph, own, names)
 
 
 def _as_if_on_cpu(tree: Any) -> Any:
@@ -122,16 +123,25 @@ def _by_export(model: nn.Module, example_input: ExampleInput) -> Capture:
     known = {
         name: canonical[id(value)] for name, value in _all_tensors(model, remove_duplicate=False)
     }
-    listed = weights_of(model)
-    weights = {
+    own = {
         node: known[names[node.name]]
         for node in program.graph.find_nodes(op="placeholder")
-        if node.name in names and known[names[node.name]] in listed
+        if node.name in names
     }
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
         node.meta["custom"] = {"where": next((path for path, _ in reversed(stack.values())), "")}
-    return Capture(program.graph, weights)
+    return _captured(program.graph, own, weights_of(model))
+
+
+def _captured(
+    graph: torch.fx.Graph, own: Mapping[torch.fx.Node, str], weights: Container[str]
+) -> Capture:
+    return Capture(
+        graph,
+        weights={node: name for node, name in own.items() if name in weights},
+        constants={node: name for node, name in own.items() if name not in weights},
+    )
 
 
 def _all_tensors(model: nn.Module, *, remove_duplicate: bool) -> Iterator[tuple[str, Tensor]]:

@@ -53,6 +53,14 @@ class Pin:
 
 
 @dataclass(frozen=True)
+class Coverage:
+    """How much of a model its neuron groups move, as shares of its numbers."""
+
+    moved: float  # listed by a group along some axis
+    everywhere: float  # listed by groups along all axes; the places inside a kernel do not count
+
+
+@dataclass(frozen=True)
 class NeuronGroups:
     """All neuron groups of a model, with what stays fixed and why."""
 
@@ -132,11 +140,21 @@ class NeuronGroups:
             ),
         )
 
-    def coverage(self) -> float:
-        """Return the share of the model's numbers that lie on an axis some group moves."""
-        moved = {block.tensor for block in self.blocks}
-        total = sum(math.prod(shape) for shape in self.shapes.values())
-        return sum(math.prod(self.shapes[name]) for name in moved) / max(total, 1)
+    def coverage(self) -> Coverage:
+        """Return which share of the model's numbers the groups move."""
+        pinned = {axis for pin in self.pins for axis in pin.tensors}
+        moved = everywhere = 0.0
+        for name in self._by_tensor:
+            shape = self.shapes[name]
+            shares = [
+                sum(map(self.length, self.blocks_on(name, axis))) / size
+                for axis, size in enumerate(shape)
+            ]
+            counted = [s for axis, s in enumerate(shares) if s or f"{name}:{axis}" in pinned]
+            moved += math.prod(shape) * (1 - math.prod(1 - share for share in shares))
+            everywhere += math.prod(shape) * math.prod(counted)
+        total = max(sum(math.prod(shape) for shape in self.shapes.values()), 1)
+        return Coverage(moved / total, everywhere / total)
 
     def __str__(self) -> str:
         return _table(self)
@@ -283,7 +301,11 @@ def _table(groups: NeuronGroups) -> str:
     lines = [
         "  ".join([*(c.ljust(w) for c, w in zip(r, widths, strict=False)), r[3]]) for r in rows
     ]
-    lines.append(f"{len(groups)} groups move {groups.coverage():.1%} of the numbers")
+    coverage = groups.coverage()
+    lines.append(
+        f"{len(groups)} groups move {coverage.moved:.1%} of the numbers, "
+        f"{coverage.everywhere:.1%} along every axis"
+    )
     if any(group.signed for group in groups.groups):
         lines.append("where ± stands, a neuron may also change its sign")
     for title, pins in (("pinned", groups.pins), ("failed the proof", groups.dropped)):

@@ -13,6 +13,7 @@ from slipstream.pretrained import example_input_for
 from slipstream.symmetry import atoms
 from slipstream.symmetry.atoms import Axis, Cause, Layout
 from slipstream.symmetry.axis_rules.registry import (
+    MAP,
     Call,
     Rule,
     UnsupportedError,
@@ -125,7 +126,9 @@ def _follow(captured: Capture, weights: Mapping[str, Tensor], flow: _Flow) -> No
         elif node in captured.weights:
             flow.values[node] = Value(flow.weights[captured.weights[node]])
         else:
-            cause = INPUT if node.op == "placeholder" else CONSTANT
+            module = captured.constants.get(node, "").rpartition(".")[0]
+            given = node.op == "placeholder" and node not in captured.constants
+            cause = INPUT if given else replace(CONSTANT, where=module)
             flow.values[node] = _fixed_values(node.meta.get("val", MISSING), cause)
     for name, layout in flow.weights.items():
         if name not in flow.used:
@@ -356,7 +359,12 @@ def _pins(flow: _Flow, weights: Mapping[str, Layout]) -> tuple[Pin, ...]:
 
 
 def _causes(axis: Axis) -> list[Cause]:
-    """What fixed the parts of an axis that cannot move at all."""
-    stay = [product for product in axis if atoms.is_fixed((product,))]
-    causes = dict.fromkeys(atom.cause for product in stay for atom in product)
+    """What fixed the parts of an axis that cannot move, if only inside of what can."""
+    causes = dict.fromkeys(
+        atom.cause
+        for product in axis
+        for atom in product
+        # That a flattened map has places is nothing to report, unless nothing else is there.
+        if atoms.is_fixed((product,)) or (atom.cause and atom.cause.reason != MAP)
+    )
     return [cause for cause in causes if cause is not None and cause is not atoms.POSITIONS]

@@ -38,7 +38,8 @@ def twin_of(model: nn.Module) -> nn.Module:
     if not hasattr(config, "get_text_config"):
         raise ValueError(
             f"{type(model).__name__} is on the meta device and has no configuration of "
-            "transformers, so its groups cannot be proven: load its weights, or pass prove=False."
+            "transformers, so its groups cannot be proven: load its weights, or pass prove=False "
+            "(--no-prove)."
         )
     narrow = copy.deepcopy(config)
     for part in _parts(narrow):
@@ -65,7 +66,7 @@ def proven_alike(groups: NeuronGroups, twin: NeuronGroups, proven: NeuronGroups)
     if _structure(groups) != _structure(twin):
         raise ValueError(
             "The groups could not be proven at this size: a narrower model of the same "
-            "configuration has other groups. Load the weights, or pass prove=False."
+            "configuration has other groups. Load the weights, or pass prove=False (--no-prove)."
         )
     names = {
         small.name: large.name for small, large in zip(twin.groups, groups.groups, strict=True)

@@ -9,6 +9,8 @@ from slipstream.symmetry.atoms import Axis, Cause, Layout
 from slipstream.symmetry.nesting import Independence
 from slipstream.symmetry.signs import Equation, multiply
 
+MAP = "places of a map"
+
 
 class UnsupportedError(Exception):
     """An operator, or this use of it, has no rule: everything it touches will be pinned."""
@@ -68,7 +70,7 @@ class Call:
 
     def places(self, sizes: Sequence[int]) -> Layout:
         """Return new axes of places that stay: positions on a map, numbers of tensors."""
-        return tuple(atoms.fixed(size, self.cause("places of a map")) for size in sizes)
+        return tuple(atoms.fixed(size, self.cause(MAP)) for size in sizes)
 
     def tie(self, first: Axis, second: Axis) -> None:
         """Let two axes list the same places."""
