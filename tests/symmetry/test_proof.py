@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -157,3 +159,70 @@ def test_units_that_the_example_leaves_dead_are_tested_on_other_inputs():
         model[0].weight.abs_()
         model[0].bias.zero_().sub_(0.1)
     assert len(find_neuron_groups(model, -torch.ones(4, 6))) == 1
+
+
+class Repeated(nn.Module):
+    """A map that is applied again and again: rounding errors grow with every step."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+        self.into, self.map, self.out = nn.Linear(6, 20), nn.Linear(20, 20), nn.Linear(20, 2)
+        with torch.no_grad():
+            generator = torch.Generator().manual_seed(0)
+            self.map.weight.copy_(torch.randn(20, 20, generator=generator))
+
+    def forward(self, x):
+        x = self.into(x)
+        for _ in range(self.steps):
+            x = torch.cos(self.map(x))
+        return self.out(x)
+
+
+def test_rounding_that_a_network_magnifies_is_no_fault_until_it_hides_everything():
+    """After 14 steps an error of 1e-16 is one of 1e-9, after 24 steps one of 1e-3."""
+    magnified, hidden = (find_neuron_groups(Repeated(steps), INPUTS[:2]) for steps in (14, 24))
+    assert list(magnified.sizes()) == ["into.weight:0"]
+    assert not magnified.dropped
+    assert not len(hidden)
+    assert hidden.dropped[-1].reason.endswith("but so does rounding alone")
+
+
+def test_a_network_that_magnifies_rounding_does_not_hide_a_mistake():
+    model = Repeated(14)
+    groups = find_neuron_groups(model, INPUTS[:2], prove=False)
+    wrong = replace(groups, blocks=tuple(b for b in groups.blocks if b.tensor != "map.bias"))
+    assert not len(check(model, wrong, INPUTS[:2]))
+
+
+def test_a_large_batch_is_not_evaluated_whole():
+    seen = []
+
+    class Noting(nn.Sequential):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    model = Noting(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    groups = find_neuron_groups(model, torch.randn(100, 6), prove=False)
+    seen.clear()
+    assert len(check(model, groups, torch.randn(100, 6)))
+    assert max(seen) == 8
+
+
+def test_a_model_that_takes_whole_batches_only_gets_them():
+    class Demanding(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x.view(4, 25, 6)).flatten(0, 1)
+
+    model = Demanding(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    assert len(find_neuron_groups(model, torch.randn(100, 6))) == 1
+
+
+def test_a_model_without_numbers_cannot_be_proven():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4))
+    groups = find_neuron_groups(model, INPUTS.to("meta"), prove=False)
+    assert len(groups) == 1
+    with pytest.raises(ValueError, match=r"meta device and hold no numbers .* pass prove=False"):
+        check(model, groups, INPUTS)
