@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ METHODS: Mapping[str, Method] = {
     "top-k": lambda: (Everything(), TopK(share=0.1)),
     "8-bit": lambda: (Everything(), EightBit()),
     "modes": lambda: (GrowingModes(), Exact()),
-    "modes + 8-bit": lambda: (GrowingModes(), EightBit()),
+    "modes+8-bit": lambda: (GrowingModes(), EightBit()),
 }
 
 
@@ -142,6 +142,87 @@ def train_federated(
         )
     weights = (result.arrays or arrays).to_torch_state_dict()
     return FederatedRun(strategy.rounds, watch.validation, watch.test, weights)
+
+
+@dataclass(frozen=True)
+class FederatedOutcome:
+    """What one method made of one split of the data."""
+
+    method: str
+    split: str
+    validation: Mapping[str, float]  # metrics, means over the last five rounds
+    test: Mapping[str, float]
+    bytes_up: int
+    bytes_down: int
+    relative_bytes: float  # of both directions, beside those of the first method
+    refused: int  # replies that did not come or did not fit
+
+
+def compare_federated(
+    setup: Setup,
+    plan: FederatedPlan,
+    *,
+    methods: Sequence[str] = tuple(METHODS),
+    splits: Sequence[str] = ("iid", "0.3"),
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[FederatedOutcome, ...]:
+    """Train the same network by several methods, on several splits of the data.
+
+    Args:
+        setup: The network and the data set.
+        plan: How many clients, how they train; its `alpha` is replaced by those of `splits`.
+        methods: Names out of `METHODS`.
+        splits: `iid`, or the parameter of a Dirichlet distribution.
+        progress: Called with what is being done, the rounds done and how many there are.
+
+    Returns:
+        An outcome for each split and method.
+
+    Raises:
+        ValueError: If there is no such method or split.
+    """
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise ValueError(f"There is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
+    alphas = {split: _alpha(split) for split in splits}
+    outcomes: list[FederatedOutcome] = []
+    total = len(splits) * len(methods) * plan.rounds
+    for split, alpha in alphas.items():
+        first: int | None = None
+        for method in methods:
+            before = len(outcomes) * plan.rounds
+
+            def tell(number: int, _: int, before: int = before, what: str = method) -> None:
+                if progress:
+                    progress(f"{split}, {what}", before + number, total)
+
+            policy, encoding = METHODS[method]()
+            run = train_federated(
+                setup, replace(plan, alpha=alpha), policy=policy, encoding=encoding, on_round=tell
+            )
+            both = run.bytes_up + run.bytes_down
+            first = first or both
+            outcomes.append(_outcome(method, split, run, relative=both / first))
+    return tuple(outcomes)
+
+
+def _outcome(method: str, split: str, run: FederatedRun, *, relative: float) -> FederatedOutcome:
+    validation, test = (
+        {name: run.final(metrics, name) for name in metrics[max(metrics)]}
+        for metrics in (run.validation, run.test)
+    )
+    refused = sum(len(done.refused) for done in run.rounds)
+    return FederatedOutcome(
+        method, split, validation, test, run.bytes_up, run.bytes_down, relative, refused
+    )
+
+
+def _alpha(split: str) -> float | None:
+    if split == "iid":
+        return None
+    try:
+        return float(split)
+    except ValueError as error:
+        raise ValueError(f"split must be iid or a number such as 0.3, got {split!r}.") from error
 
 
 def client_app(

@@ -37,10 +37,10 @@ class Growth:
     the embedded variant; there, the references stay those of the end of the warm-up.
     """
 
-    warm_up: int = 10  # observations before the first are embedded
+    warm_up: int = 15  # observations before the first are embedded
     every: int = 5  # observations from one time to the next
     share: float = 0.1  # of all weights, each time
-    most: float = 0.9  # of all weights, in the end
+    most: float = 0.8  # of all weights, in the end
     modes: int = 10  # new references each time; 0 holds the weights where they are, a control
     criterion: Criterion = "residual"
     groups: Literal["correlation", "random"] = "correlation"  # `random` is a control

@@ -69,9 +69,9 @@ def train(
             longer finite.
     """
     chosen = _optimizer(model, optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay)
-    scheduler = LambdaLR(chosen, _schedule(schedule, data, epochs=epochs))
     if on_optimizer:
         on_optimizer(chosen)
+    scheduler = LambdaLR(chosen, _schedule(schedule, data, epochs=epochs))
     start, steps, losses = time.perf_counter(), 0, []
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
