@@ -11,6 +11,7 @@ from slipstream.cli.average import average
 from slipstream.cli.compress import compress
 from slipstream.cli.demo import demo
 from slipstream.cli.evaluate import evaluate
+from slipstream.cli.federate import federate
 from slipstream.cli.groups import groups
 from slipstream.cli.importing import import_
 from slipstream.cli.modes import modes
@@ -52,7 +53,7 @@ app = typer.Typer(
 )
 for command in (
     *(demo, train, import_, show, groups, transfer, port),
-    *(evaluate, modes, average, compress),
+    *(evaluate, modes, average, compress, federate),
 ):
     app.command(command.__name__.rstrip("_"))(command)
 

@@ -186,33 +186,31 @@ def compare_federated(
     alphas = {split: _alpha(split) for split in splits}
     outcomes: list[FederatedOutcome] = []
     total = len(splits) * len(methods) * plan.rounds
+
+    def on_round(number: int, _: int) -> None:
+        if progress:
+            progress(f"{split}, {method}", len(outcomes) * plan.rounds + number, total)
+
     for split, alpha in alphas.items():
-        first: int | None = None
+        first = 0
         for method in methods:
-            before = len(outcomes) * plan.rounds
-
-            def tell(number: int, _: int, before: int = before, what: str = method) -> None:
-                if progress:
-                    progress(f"{split}, {what}", before + number, total)
-
             policy, encoding = METHODS[method]()
-            run = train_federated(
-                setup, replace(plan, alpha=alpha), policy=policy, encoding=encoding, on_round=tell
-            )
-            both = run.bytes_up + run.bytes_down
-            first = first or both
-            outcomes.append(_outcome(method, split, run, relative=both / first))
+            own = replace(plan, alpha=alpha)
+            run = train_federated(setup, own, policy=policy, encoding=encoding, on_round=on_round)
+            first = first or run.bytes_up + run.bytes_down
+            outcomes.append(_outcome(method, split, run, beside=first))
     return tuple(outcomes)
 
 
-def _outcome(method: str, split: str, run: FederatedRun, *, relative: float) -> FederatedOutcome:
+def _outcome(method: str, split: str, run: FederatedRun, *, beside: int) -> FederatedOutcome:
     validation, test = (
         {name: run.final(metrics, name) for name in metrics[max(metrics)]}
         for metrics in (run.validation, run.test)
     )
     refused = sum(len(done.refused) for done in run.rounds)
+    both = run.bytes_up + run.bytes_down
     return FederatedOutcome(
-        method, split, validation, test, run.bytes_up, run.bytes_down, relative, refused
+        method, split, validation, test, run.bytes_up, run.bytes_down, both / beside, refused
     )
 
 

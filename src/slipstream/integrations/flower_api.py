@@ -18,8 +18,10 @@ try:
     from flwr.serverapp.strategy import FedAvg
     from flwr.supercore.run import Run
     from flwr.supercore.task_identity import TaskIdentity
-except ImportError as error:
-    raise ImportError('Flower is needed here: pip install "slipstream[federated]".') from error
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        'Federated training needs Flower: pip install "slipstream[federated]".'
+    ) from error
 
 __all__ = [
     "SUPERLINK_NODE_ID",

@@ -5,7 +5,9 @@ from slipstream.modes.averages import Averages, average_run
 from slipstream.modes.choosing import AverageChoice, Candidate, average_candidates, choose_average
 from slipstream.modes.comparison import Explained, ModesComparison, compare_modes
 from slipstream.modes.compression import ModesCompression, compress_to_modes
+from slipstream.modes.embedded import EmbeddedModes, EmbeddingReport
 from slipstream.modes.fit import fit_modes
+from slipstream.modes.growth import Growth
 from slipstream.modes.modes import Modes
 from slipstream.modes.online import Coefficients, OnlineModes
 from slipstream.modes.plane import ModePlane, mode_plane
@@ -19,7 +21,10 @@ __all__ = [
     "Averages",
     "Candidate",
     "Coefficients",
+    "EmbeddedModes",
+    "EmbeddingReport",
     "Explained",
+    "Growth",
     "ModePlane",
     "Modes",
     "ModesComparison",
