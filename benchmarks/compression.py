@@ -51,14 +51,14 @@ def cases(options: argparse.Namespace) -> dict[str, tuple[Setup, TrainingPlan]]:
     digits = Setup("mlp", "digits", width=512, options={"hidden_layers": 2}, batch_size=32)
     found = {"digits, MLP 2 x 512, SGD": (digits, TrainingPlan(epochs=20, lr=0.1))}
     if options.mnist:
-        setup = Setup("conv_net", f"mnist:{options.mnist}", examples=5000, batch_size=64)
+        setup = Setup("conv_net", f"mnist:{options.mnist}", width=0.5, examples=4000, batch_size=64)
         plan = TrainingPlan(epochs=16, optimizer="adam", lr=1e-3, schedule="cosine")
-        found["MNIST, conv, Adam, cosine"] = setup, plan
+        found["MNIST, conv 32-64-128, Adam, cosine"] = setup, plan
     if options.cifar10:
         setup = Setup(
-            "resnet18", f"cifar10:{options.cifar10}", width=0.125, examples=3000, batch_size=32
+            "resnet18", f"cifar10:{options.cifar10}", width=0.125, examples=2200, batch_size=32
         )
-        plan = TrainingPlan(epochs=17, lr=0.05, weight_decay=5e-4, schedule="cosine")
+        plan = TrainingPlan(epochs=16, lr=0.05, weight_decay=5e-4, schedule="cosine")
         found["CIFAR-10, ResNet-18 x 1/8, SGD, cosine"] = setup, plan
     return found
 

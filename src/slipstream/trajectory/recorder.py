@@ -104,6 +104,11 @@ class Recorder:
         # A recorder that is forgotten, or alive when Python ends, still writes what it holds.
         self._release = weakref.finalize(self, self._background.close)
 
+    @property
+    def last_kept(self) -> int | None:
+        """The step of the last snapshot, those of an earlier part of the run included."""
+        return self._last_kept
+
     def attach(self, optimizer: torch.optim.Optimizer) -> Self:
         """Record the weights as they are, and from now on after the steps of the schedule.
 

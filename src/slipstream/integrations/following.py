@@ -1,0 +1,109 @@
+"""What the callbacks of all frameworks do: follow a training whose steps somebody else counts."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from slipstream.trajectory import Recorder, Schedule
+
+Every = int | Literal["epoch"]  # optimiser steps
+
+
+class Tracker(Protocol):
+    """What is formed beside training: `Averages`, `OnlineModes`."""
+
+    def update(self, *, step: int) -> None:
+        """Take in the weights as they are now."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors and plain data."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
+
+class FollowingRecorder:
+    """A recorder that keeps a step when the training goes on from it.
+
+    A framework logs and evaluates after the optimiser's step. Snapshots that are taken before the
+    next step hold the same weights, and the numbers that belong to them.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        model: nn.Module,
+        *,
+        step: int,
+        schedule: Schedule | None = None,
+        configuration: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Make the run folder, or go on with the one that is there if steps have been done.
+
+        Args:
+            path: The run folder.
+            model: What trains, inside its wrappers.
+            step: The optimiser steps that the framework has done; snapshots after it are dropped.
+            schedule: Which steps to keep; by default every 100.
+            configuration: What makes the run, as plain data.
+            seed: Of the training.
+            overwrite: Whether a new training may replace a run that is there.
+        """
+        self._recorder = Recorder(
+            path,
+            model,
+            schedule=schedule,
+            configuration=configuration,
+            seed=seed,
+            overwrite=overwrite,
+            resume=step > 0 and Path(path, "run.json").is_file(),
+            step=step,
+        )
+        self._seen = step - 1
+
+    def log(self, numbers: Mapping[str, Any]) -> None:
+        """Keep numbers for the snapshot of the present step; what is no number is left out."""
+        plain = {name: value for name, value in numbers.items() if _is_number(value)}
+        self._recorder.log(**plain)
+
+    def follow(self, step: int, *, epoch: float | None, last: bool = False) -> None:
+        """Keep the weights of a step if the schedule asks for them.
+
+        Args:
+            step: Optimiser steps done.
+            epoch: Epochs done.
+            last: Whether to keep them anyway.
+        """
+        passed = range(self._seen + 1, step + 1)  # a framework may count several at once
+        planned = any(number in self._recorder.schedule for number in passed)
+        kept = self._recorder.last_kept
+        if kept is None or (kept != step and (planned or last)):
+            self._recorder.record(step=step, epoch=epoch)
+        self._seen = step
+
+    def close(self) -> None:
+        """Wait until all is written."""
+        self._recorder.close()
+
+
+def is_due(every: Every, step: int, *, before: int) -> bool:
+    """Return whether a multiple of `every` lies among the steps after `before`, up to `step`."""
+    return every != "epoch" and step // every > before // every
+
+
+def check_every(every: Every) -> Every:
+    """Return `every`, or raise if it is neither a number of steps nor "epoch"."""
+    if every != "epoch" and every < 1:
+        raise ValueError(f"every must be at least 1 step, or 'epoch', got {every}.")
+    return every
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float) and math.isfinite(value)

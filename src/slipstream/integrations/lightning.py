@@ -1,0 +1,245 @@
+"""Callbacks for Lightning's Trainer: recording, averages and modes beside training.
+
+They follow the Trainer: `global_step` is the step, what the module logs is kept with the snapshots,
+and what they hold is a part of its checkpoints.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slipstream.integrations.following import (
+    Every,
+    FollowingRecorder,
+    Tracker,
+    check_every,
+    is_due,
+)
+from slipstream.modes import AverageRule, Averages, OnlineModes
+from slipstream.trajectory import Schedule
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise ImportError('This needs lightning: pip install "slipstream[lightning]".') from error
+
+
+class RecordingCallback(Callback):
+    """Records a run while the Trainer trains.
+
+    A training that resumes from a checkpoint goes on with the same run folder; snapshots after the
+    checkpoint are dropped. Of several processes only the first one records.
+
+    Example:
+        >>> callback = RecordingCallback("run", module="network", schedule=Schedule.every(500))
+        >>> # Trainer(callbacks=[callback]).fit(module, data)
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        module: str = "",
+        schedule: Schedule | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Choose where and what to record; the run is made when the training begins.
+
+        Args:
+            path: The run folder.
+            module: The name of the submodule to record, so that the run fits the bare network; by
+                default the whole Lightning module.
+            schedule: Which steps to keep besides the first and the last; by default every 100.
+            overwrite: Whether a new training may replace a run that is there.
+        """
+        self._path, self._module = path, module
+        self._schedule, self._overwrite = schedule, overwrite
+        self._recorder: FollowingRecorder | None = None
+        self._epoch = 0.0  # epochs done; the Trainer's own counts a broken one when it is over
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the run, or go on with it."""
+        self._close()
+        if trainer.is_global_zero:
+            self._recorder = FollowingRecorder(
+                self._path,
+                pl_module.get_submodule(self._module),
+                step=trainer.global_step,
+                schedule=self._schedule,
+                overwrite=self._overwrite,
+            )
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the weights that the last step has left."""
+        self._epoch = _epoch(trainer, batch_idx)
+        self._follow(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Note how far the epoch is."""
+        self._epoch = _epoch(trainer, batch_idx + 1)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the last weights, and wait until all is written."""
+        self._follow(trainer, last=True)
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Keep what was recorded; the weights may be in the middle of a step."""
+        self._close()
+
+    def _follow(self, trainer: Trainer, *, last: bool = False) -> None:
+        if self._recorder:
+            self._recorder.log(trainer.callback_metrics)
+            self._recorder.follow(trainer.global_step, epoch=self._epoch, last=last)
+
+    def _close(self) -> None:
+        if self._recorder:
+            self._recorder.close()
+            self._recorder = None
+
+
+def _epoch(trainer: Trainer, batches: int) -> float:
+    return trainer.current_epoch + batches / trainer.num_training_batches
+
+
+class _TrackingCallback(Callback):
+    """Updates something beside training, in the first process; it is a part of checkpoints."""
+
+    def __init__(self, *, every: Every, module: str) -> None:
+        self._every, self._module = check_every(every), module
+        self._tracker: Tracker | None = None
+        self._resumed: dict[str, Any] | None = None  # from a checkpoint, before there is a tracker
+        self._seen = 0
+
+    def make(self, model: nn.Module) -> Tracker:
+        """Return what is to be updated."""
+        raise NotImplementedError
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, or go on from a checkpoint."""
+        if not trainer.is_global_zero:
+            return
+        self._tracker = self.make(pl_module.get_submodule(self._module))
+        self._seen = trainer.global_step
+        if self._resumed is not None:
+            self._tracker.load_state_dict(self._resumed)
+            self._resumed = None
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Update after a step."""
+        if self._tracker and is_due(self._every, trainer.global_step, before=self._seen):
+            self._tracker.update(step=trainer.global_step)
+        self._seen = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Update after an epoch."""
+        if self._tracker and self._every == "epoch":
+            self._tracker.update(step=trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, for Lightning's checkpoint."""
+        return self._tracker.state_dict() if self._tracker else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state from Lightning's checkpoint."""
+        self._resumed = state_dict or None
+
+
+class AveragingCallback(_TrackingCallback):
+    """Averages the weights while the Trainer trains; `averages` has them.
+
+    Example:
+        >>> from slipstream.modes import EMA, SWA
+        >>> callback = AveragingCallback([EMA(0.999), SWA(start=2000)])
+        >>> # Trainer(callbacks=[callback]).fit(module, data)
+        >>> # evaluate(module, metrics, weights=callback.averages.weights(EMA(0.999)), data=...)
+    """
+
+    def __init__(
+        self,
+        rules: Iterable[AverageRule],
+        *,
+        every: Every = 1,
+        module: str = "",
+        device: torch.device | str | None = None,
+    ) -> None:
+        """Choose what to average; it begins with the training.
+
+        Args:
+            rules: As of `Averages`.
+            every: Optimiser steps from one update to the next, or "epoch".
+            module: The name of the submodule to average; by default the whole Lightning module.
+            device: Where to keep them; by default where the model is.
+
+        Raises:
+            ValueError: If `every` is below 1.
+        """
+        super().__init__(every=every, module=module)
+        self._rules, self._device = tuple(rules), device
+
+    def make(self, model: nn.Module) -> Averages:
+        """Return the averages of the model, before the first update."""
+        return Averages(model, self._rules, device=self._device)
+
+    @property
+    def averages(self) -> Averages:
+        """The averages; of several processes, only the first one has them."""
+        if not isinstance(self._tracker, Averages):
+            raise RuntimeError("There are no averages before the training, or in this process.")
+        return self._tracker
+
+
+class OnlineModesCallback(_TrackingCallback):
+    """Fits modes while the Trainer trains; `modes` has them.
+
+    Example:
+        >>> callback = OnlineModesCallback(every=50, modes=10, warm_up=20)
+        >>> # Trainer(callbacks=[callback]).fit(module, data)
+        >>> # evaluate(module, metrics, weights=callback.modes.weights(), data=...)
+    """
+
+    def __init__(self, *, every: Every = "epoch", module: str = "", **options: Any) -> None:
+        """Choose how to fit; it begins with the training.
+
+        Args:
+            every: Optimiser steps from one update to the next, or "epoch".
+            module: The name of the submodule to fit; by default the whole Lightning module.
+            options: Of `OnlineModes`.
+
+        Raises:
+            ValueError: If `every` is below 1.
+        """
+        super().__init__(every=every, module=module)
+        self._options = options
+
+    def make(self, model: nn.Module) -> OnlineModes:
+        """Return the modes of the model, before the first update."""
+        return OnlineModes(model, **self._options)
+
+    @property
+    def modes(self) -> OnlineModes:
+        """The modes; of several processes, only the first one has them."""
+        if not isinstance(self._tracker, OnlineModes):
+            raise RuntimeError("There are no modes before the training, or in this process.")
+        return self._tracker

@@ -1,0 +1,268 @@
+"""Callbacks for `transformers.Trainer`: recording, averages and modes beside training.
+
+They follow the Trainer: its steps are the steps, what it logs and evaluates is kept with the
+snapshots, and what they hold is saved in its checkpoints and resumed from them.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from slipstream.integrations.following import (
+    Every,
+    FollowingRecorder,
+    Tracker,
+    check_every,
+    is_due,
+)
+from slipstream.modes import AverageRule, Averages, OnlineModes
+from slipstream.trajectory import Schedule
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise ImportError('This needs transformers: pip install "slipstream[transformers]".') from error
+
+_SUMMARY = "train_runtime"  # what the Trainer logs at the end is about the whole training
+
+
+class RecordingCallback(TrainerCallback):
+    """Records a run while the Trainer trains.
+
+    A training that resumes from a checkpoint goes on with the same run folder; snapshots after the
+    checkpoint are dropped. Of several processes only the main one records.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> callback = RecordingCallback("run", schedule=Schedule.every(500))
+        >>> # Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
+    """
+
+    def __init__(
+        self, path: str | Path, *, schedule: Schedule | None = None, overwrite: bool = False
+    ) -> None:
+        """Choose where and what to record; the run is made when the training begins.
+
+        Args:
+            path: The run folder.
+            schedule: Which steps to keep besides the first and the last; by default every 100.
+            overwrite: Whether a new training may replace a run that is there.
+        """
+        self._path, self._schedule, self._overwrite = path, schedule, overwrite
+        self._recorder: FollowingRecorder | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the run, or go on with it."""
+        self.close()
+        if state.is_world_process_zero:
+            self._recorder = FollowingRecorder(
+                self._path,
+                kwargs["model"],
+                step=state.global_step,
+                schedule=self._schedule,
+                configuration={"trainer": args.to_sanitized_dict()},
+                seed=args.seed,
+                overwrite=self._overwrite,
+            )
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep the numbers for the snapshot of this step."""
+        logs: dict[str, Any] = kwargs["logs"]
+        if self._recorder and _SUMMARY not in logs:
+            self._recorder.log({name: value for name, value in logs.items() if name != "epoch"})
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Keep the weights that the last step has left."""
+        if self._recorder:
+            self._recorder.follow(state.global_step, epoch=state.epoch)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Keep the last weights before the Trainer puts the best ones in their place."""
+        over = state.global_step >= state.max_steps or control.should_training_stop
+        if self._recorder and over and args.load_best_model_at_end:
+            self._recorder.follow(state.global_step, epoch=state.epoch, last=True)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Keep the last weights, and wait until all is written."""
+        if self._recorder:
+            self._recorder.follow(state.global_step, epoch=state.epoch, last=True)
+        self.close()
+
+    def close(self) -> None:
+        """Release the run folder, after a training that an exception has ended."""
+        if self._recorder:
+            self._recorder.close()
+            self._recorder = None
+
+
+def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where the Trainer keeps the checkpoint of the present step."""
+    return Path(args.output_dir or "", f"checkpoint-{state.global_step}")
+
+
+class _TrackingCallback(TrainerCallback):
+    """Updates something beside training, in the main process, and saves it in checkpoints."""
+
+    kind = ""  # names the file
+
+    def __init__(self, *, every: Every, checkpoint: str | Path | None, anew: bool) -> None:
+        self._every = check_every(every)
+        self._checkpoint, self._anew = checkpoint, anew
+        self._tracker: Tracker | None = None
+        self._seen = 0
+
+    def make(self, model: nn.Module) -> Tracker:
+        """Return what is to be updated."""
+        raise NotImplementedError
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin, or go on from a checkpoint."""
+        if not state.is_world_process_zero:
+            return
+        self._tracker, self._seen = self.make(kwargs["model"]), state.global_step
+        if state.global_step and not self._anew:
+            folder = Path(self._checkpoint or _checkpoint(args, state))
+            self._tracker.load_state_dict(self._load(folder))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Update after a step."""
+        if self._tracker and is_due(self._every, state.global_step, before=self._seen):
+            self._tracker.update(step=state.global_step)
+        self._seen = state.global_step
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Update after an epoch."""
+        if self._tracker and self._every == "epoch":
+            self._tracker.update(step=state.global_step)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        """Save the state in the checkpoint that the Trainer has just written."""
+        if self._tracker:
+            torch.save(self._tracker.state_dict(), _checkpoint(args, state) / self._file)
+
+    @property
+    def _file(self) -> str:
+        return f"slipstream_{self.kind}.pt"
+
+    def _load(self, folder: Path) -> dict[str, Any]:
+        if not (folder / self._file).is_file():
+            raise FileNotFoundError(
+                f"{folder} holds no {self.kind} to go on with. If the checkpoint lies elsewhere, "
+                f"pass checkpoint= its folder; to begin with them here, pass anew=True."
+            )
+        state: dict[str, Any] = torch.load(folder / self._file, weights_only=True)
+        return state
+
+
+class AveragingCallback(_TrackingCallback):
+    """Averages the weights while the Trainer trains; `averages` has them.
+
+    Example:
+        >>> from slipstream.modes import EMA, SWA
+        >>> callback = AveragingCallback([EMA(0.999), SWA(start=2000)])
+        >>> # Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
+        >>> # evaluate(model, metrics, weights=callback.averages.weights(EMA(0.999)), data=...)
+    """
+
+    kind = "averages"
+
+    def __init__(
+        self,
+        rules: Iterable[AverageRule],
+        *,
+        every: Every = 1,
+        device: torch.device | str | None = None,
+        checkpoint: str | Path | None = None,
+        anew: bool = False,
+    ) -> None:
+        """Choose what to average; it begins with the training.
+
+        Args:
+            rules: As of `Averages`.
+            every: Optimiser steps from one update to the next, or "epoch".
+            device: Where to keep them; by default where the model is.
+            checkpoint: The checkpoint to go on from, if it is not in the Trainer's output folder.
+            anew: Whether to begin anew when the training resumes.
+
+        Raises:
+            ValueError: If `every` is below 1.
+        """
+        super().__init__(every=every, checkpoint=checkpoint, anew=anew)
+        self._rules, self._device = tuple(rules), device
+
+    def make(self, model: nn.Module) -> Averages:
+        """Return the averages of the model, before the first update."""
+        return Averages(model, self._rules, device=self._device)
+
+    @property
+    def averages(self) -> Averages:
+        """The averages; of several processes, only the main one has them."""
+        if not isinstance(self._tracker, Averages):
+            raise RuntimeError("There are no averages before the training, or in this process.")
+        return self._tracker
+
+
+class OnlineModesCallback(_TrackingCallback):
+    """Fits modes while the Trainer trains; `modes` has them.
+
+    Example:
+        >>> callback = OnlineModesCallback(every=50, modes=10, warm_up=20)
+        >>> # Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
+        >>> # evaluate(model, metrics, weights=callback.modes.weights(), data=...)
+    """
+
+    kind = "modes"
+
+    def __init__(
+        self,
+        *,
+        every: Every = "epoch",
+        checkpoint: str | Path | None = None,
+        anew: bool = False,
+        **options: Any,
+    ) -> None:
+        """Choose how to fit; it begins with the training.
+
+        Args:
+            every: Optimiser steps from one update to the next, or "epoch".
+            checkpoint: The checkpoint to go on from, if it is not in the Trainer's output folder.
+            anew: Whether to begin anew when the training resumes.
+            options: Of `OnlineModes`.
+
+        Raises:
+            ValueError: If `every` is below 1.
+        """
+        super().__init__(every=every, checkpoint=checkpoint, anew=anew)
+        self._options = options
+
+    def make(self, model: nn.Module) -> OnlineModes:
+        """Return the modes of the model, before the first update."""
+        return OnlineModes(model, **self._options)
+
+    @property
+    def modes(self) -> OnlineModes:
+        """The modes; of several processes, only the main one has them."""
+        if not isinstance(self._tracker, OnlineModes):
+            raise RuntimeError("There are no modes before the training, or in this process.")
+        return self._tracker

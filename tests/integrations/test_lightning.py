@@ -1,0 +1,222 @@
+"""The callbacks in real trainings of a tiny module, in one go and broken off and resumed."""
+
+import warnings
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+
+from slipstream.integrations.lightning import (
+    AveragingCallback,
+    OnlineModesCallback,
+    RecordingCallback,
+)
+from slipstream.modes import EMA, LAWA, SWA
+from slipstream.trajectory import Schedule, Trajectory, check_run
+from slipstream.weights import weights_of
+
+RULES = [SWA(start=3), EMA(0.9), LAWA(2)]
+OPTIONS = {"modes": 2, "warm_up": 3, "trial": 2, "samples": 50}
+
+
+@pytest.fixture(autouse=True)
+def _advice_of_lightning():
+    """On workers, logging intervals and the like; and what its own code is warned of."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        yield
+
+
+class Module(LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+    def training_step(self, batch, _):
+        loss = (self.network(batch) - batch[:, :2]).square().mean()
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch, _):
+        self.log("validation_loss", (self.network(batch) - batch[:, :2]).square().mean())
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.arange(64.0).view(16, 4).sin(), batch_size=4)
+
+    def val_dataloader(self):
+        return self.train_dataloader()
+
+
+class TwoOptimizers(Module):
+    """As in adversarial training: each batch is a step of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, _):
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, 0))
+            optimizer.step()
+
+    def configure_optimizers(self):
+        halves = self.network[0].parameters(), self.network[2].parameters()
+        return [torch.optim.SGD(half, lr=0.1) for half in halves]
+
+
+class Break(Callback):
+    """Breaks the training off."""
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 7:
+            raise ValueError("broken off")
+
+
+class Spy(Callback):
+    """Keeps the weights after every step, the plain way."""
+
+    def __init__(self):
+        self.weights = {}
+
+    def on_train_start(self, trainer, pl_module):
+        self.weights[trainer.global_step] = copied(pl_module.network)
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        self.weights[trainer.global_step] = copied(pl_module.network)
+
+
+def copied(model):
+    return {name: value.clone() for name, value in weights_of(model).items()}
+
+
+def callbacks(folder):
+    return [
+        RecordingCallback(folder / "run", module="network", schedule=Schedule.every(2)),
+        AveragingCallback(RULES, module="network"),
+        OnlineModesCallback(every=1, module="network", **OPTIONS),
+    ]
+
+
+def train(folder, *extra, module=Module, resume=None, made=None, **options):
+    made = callbacks(folder) if made is None else made
+    saving = ModelCheckpoint(folder / "checkpoints", every_n_train_steps=4, save_top_k=-1)
+    trainer = Trainer(
+        **{"max_steps": 10} | options,
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        default_root_dir=folder, callbacks=[*made, *extra, saving],
+    )  # fmt: skip
+    trainer.fit(module(), ckpt_path=resume)
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A training in one go: its folder, its callbacks, and the weights after each step."""
+    folder, spy = tmp_path_factory.mktemp("whole"), Spy()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning\..*")
+        return folder, train(folder, spy), spy.weights
+
+
+def test_the_run_holds_the_weights_and_the_numbers_of_each_step(whole):
+    folder, _, weights = whole
+    run = Trajectory.open(folder / "run")
+    assert run.steps == [0, 2, 4, 6, 8, 10]
+    assert run.layout.model == "torch.nn.modules.container.Sequential"
+    for snapshot in run:
+        for name, value in snapshot.weights.items():
+            assert torch.equal(value, weights[snapshot.step][name])
+    assert [snapshot.epoch for snapshot in run] == [0, 0.5, 1, 1.5, 2, 2.5]
+    assert "validation_loss" in run.at(4).metrics
+    network = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    network.load_state_dict(run.at(4).state_dict())
+    batches = [torch.arange(64.0).view(16, 4).sin()[n : n + 4] for n in range(0, 16, 4)]
+    losses = [(network.eval()(b) - b[:, :2]).square().mean().item() for b in batches]
+    assert run.at(4).metrics["validation_loss"] == pytest.approx(sum(losses) / 4, rel=1e-5)
+
+
+def test_averages_are_those_of_the_weights_after_each_step(whole):
+    _, (_, averaging, online), weights = whole
+    steps = list(range(1, 11))
+    for rule in RULES:
+        for name, value in averaging.averages.weights(rule).items():
+            if not value.is_floating_point():
+                continue
+            kernel = torch.tensor(rule.kernel(steps), dtype=torch.float64)
+            stacked = torch.stack([weights[step][name].double() for step in steps])
+            expected = torch.tensordot(kernel, stacked, 1)
+            torch.testing.assert_close(value, expected.float(), rtol=2e-7, atol=1e-12)
+    assert online.modes.steps == tuple(steps)
+
+
+def test_broken_off_and_resumed_is_the_same_run(whole, tmp_path):
+    """From the end of an epoch: inside one, Lightning does not know which batches were seen."""
+    with pytest.raises(ValueError, match="broken off"):
+        train(tmp_path, Break())
+    assert Trajectory.open(tmp_path / "run").steps == [0, 2, 4, 6]
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    _, averaging, online = train(tmp_path, resume=checkpoint)
+    folder, (_, expected, modes), _ = whole
+    first, second = Trajectory.open(folder / "run"), Trajectory.open(tmp_path / "run")
+    assert second.steps == first.steps
+    assert check_run(tmp_path / "run") == []
+    for one, other in zip(first, second, strict=True):
+        assert all(torch.equal(other.weights[n], value) for n, value in one.weights.items())
+        assert other.epoch == one.epoch
+        assert other.metrics.get("loss") == one.metrics.get("loss")
+    for rule in RULES:
+        found = averaging.averages.weights(rule)
+        for name, value in expected.averages.weights(rule).items():
+            assert torch.equal(found[name], value)
+    found = online.modes.weights()
+    assert all(torch.equal(found[n], value) for n, value in modes.modes.weights().items())
+
+
+def test_steps_that_are_counted_two_at_a_time(tmp_path):
+    """With two optimisers the steps are 2, 4, 6: those that the schedule passes are kept."""
+    averaging = AveragingCallback([LAWA(9)], every=3, module="network")
+    recording = RecordingCallback(
+        tmp_path / "run", module="network", schedule=Schedule.every(3), overwrite=True
+    )
+    spy = Spy()
+    made = [recording, averaging]
+    train(tmp_path, spy, module=TwoOptimizers, made=made, max_steps=12)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 4, 6, 10, 12]
+    expected = torch.stack([spy.weights[step]["0.weight"].double() for step in (4, 6, 10, 12)])
+    found = averaging.averages.weights(LAWA(9))["0.weight"]
+    torch.testing.assert_close(found, expected.mean(0).float())
+
+
+def test_every_epoch_and_accumulated_gradients(tmp_path):
+    averaging = AveragingCallback([LAWA(9)], every="epoch", module="network")
+    spy = Spy()
+    made = [
+        RecordingCallback(tmp_path / "run", module="network", schedule=Schedule.at(())),
+        averaging,
+    ]
+    train(tmp_path, spy, made=made, max_steps=4, accumulate_grad_batches=2)
+    assert Trajectory.open(tmp_path / "run").steps == [0, 4]
+    expected = (spy.weights[2]["0.weight"].double() + spy.weights[4]["0.weight"].double()) / 2
+    torch.testing.assert_close(averaging.averages.weights(LAWA(9))["0.weight"], expected.float())
+
+
+def test_a_run_that_is_there_is_not_overwritten(whole):
+    folder, _, _ = whole
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        train(folder)
+
+
+def test_mistakes_are_told():
+    with pytest.raises(ValueError, match="every must be at least 1 step, or 'epoch', got 0"):
+        AveragingCallback(RULES, every=0)
+    with pytest.raises(RuntimeError, match="no averages before the training"):
+        AveragingCallback(RULES).averages  # ruff: ignore[useless-expression]
+    with pytest.raises(RuntimeError, match="no modes before the training"):
+        OnlineModesCallback().modes  # ruff: ignore[useless-expression]
