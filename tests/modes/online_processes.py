@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from modes.small_training import batches, network, train
 from slipstream.modes import OnlineModes
 
-OPTIONS = {"modes": 2, "warm_up": 3, "trial": 2}
+OPTIONS = {"modes": 2, "warm_up": 5, "trial": 3, "reference": "component"}  # members tie
 
 
 def followed(model, share=slice(None)):
