@@ -27,9 +27,9 @@ def plot_modes(modes: Modes) -> "Figure":
         The figure; `savefig` writes it.
     """
     columns, rows = _grid(modes)
-    upper, lower = 2.1 * rows + 0.4, max(4.8, _height(modes))
-    figure = _figure(max(2.4 * columns, 9.2 + 0.35 * len(modes.references)), upper + lower)
-    heights, widths = [upper, lower], [3.6 + 0.35 * len(modes.references), 5.6]
+    upper, lower = 2.1 * rows + 0.4, max(5.8, _height(modes))
+    figure = _figure(max(2.4 * columns, 8.8 + 0.35 * len(modes.references)), upper + lower)
+    heights, widths = [upper, lower], [3.6 + 0.35 * len(modes.references), 5.2]
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=heights).flatten()
     left, right = below.subfigures(1, 2, squeeze=False, width_ratios=widths).flatten()
     plot_references(modes, figure=above)
@@ -65,6 +65,8 @@ def plot_references(modes: Modes, *, figure: "Canvas | None" = None) -> "Canvas"
         axes.plot(modes.steps, reference.tolist(), color=_CURVE, linewidth=1.5)
         axes.set_title(f"mode {mode}: {shares[mode]:.1%} of the motion", fontsize=9, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[count - columns : count]:
+        axes.tick_params(labelbottom=True)  # the lowest of its column, as others are left out
     for axes in panels[count:]:
         axes.set_visible(False)
     figure.supxlabel("step", fontsize=9)
@@ -114,10 +116,10 @@ def plot_correlations(modes: Modes, *, figure: "Canvas | None" = None) -> "Canva
     order = modes.sample_modes.argsort(stable=True)[::every]
     rows = modes.samples[order]
     alike = (rows @ rows.T / rows.shape[1]).abs()
-    figure = figure or _figure(5.6, 4.8)
+    figure = figure or _figure(5.2, 5.8)
     axes = figure.subplots()
     image = axes.imshow(alike.numpy(), cmap="magma_r", vmin=0, vmax=1, interpolation="nearest")
-    figure.colorbar(image, ax=axes, label="|correlation|")
+    figure.colorbar(image, ax=axes, label="|correlation|", location="bottom", shrink=0.8)
     counts = torch.bincount(modes.sample_modes[order], minlength=len(modes.references))
     ends = counts.cumsum(0)
     for end in ends[:-1].tolist():
