@@ -14,6 +14,7 @@ from cases import CASES, Wired
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.proof import check
 from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.symmetry.twin import proven_alike
 from slipstream.weights import load_weights_, weights_of
 
 
@@ -143,6 +144,13 @@ def test_signs_that_do_not_hold_are_given_up_and_the_order_stays():
     (pin,) = checked.dropped
     assert pin.reason.startswith("its neurons keep their signs: with others, a permutation moved")
     assert pin.tensors == ("0.weight:0", "0.bias:0", "2.weight:1")
+
+
+def test_signs_that_the_twin_gave_up_are_given_up(transformer):
+    _, groups = transformer
+    stream, *_ = groups.sizes()
+    proven = groups.without_signs([stream])
+    assert proven_alike(groups, groups, proven) == proven
 
 
 ODD = {"tanh": nn.Tanh(), "nothing": nn.Identity(), "softsign": nn.Softsign()}

@@ -72,6 +72,7 @@ def proven_alike(groups: NeuronGroups, twin: NeuronGroups, proven: NeuronGroups)
         small.name: large.name for small, large in zip(twin.groups, groups.groups, strict=True)
     }
     kept = groups.keep(names[group.name] for group in proven.groups)
+    kept = kept.without_signs(names[group.name] for group in proven.groups if not group.signed)
     return replace(kept, dropped=groups.dropped + proven.dropped)
 
 
