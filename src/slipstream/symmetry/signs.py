@@ -89,7 +89,7 @@ def pin_new(
     Args:
         layouts: What the rule returned.
         known: The axes of its arguments.
-        equations: Those it added.
+        equations: All there are by now.
     """
     old = {*_atoms(known), *(product for product, _, _ in equations)}
     for atom in _atoms(layouts):
@@ -112,13 +112,10 @@ def with_signs(found: SignedRuns, equations: Sequence[Equation]) -> NeuronGroups
         The same groups and blocks with their signs.
     """
     _pin_broken(found.runs, equations)
-    changing = _solve(_by_preference(found, equations), equations, found)
+    bound = {run: free for run, atom in found.runs.items() if (free := _free(atom)) is not None}
+    changing = _solve(found.groups, bound, equations)
     signs = {
-        block: tuple(
-            name
-            for name in block.groups
-            if (block, name) in found.runs and _free(found.runs[block, name]) in changing
-        )
+        block: tuple(name for name in block.groups if bound.get((block, name)) in changing)
         for block in found.groups.blocks
     }
     signed = {name for names in signs.values() for name in names}
@@ -147,24 +144,11 @@ def _free(atom: Atom) -> Atom | None:
     return representative if representative.cause is None else None
 
 
-def _by_preference(found: SignedRuns, equations: Iterable[Equation]) -> list[Atom]:
-    """The free atoms: inner groups before outer ones, then those with most numbers of the model."""
-    numbers: dict[Atom, tuple[int, int]] = {}
-    for (block, name), atom in found.runs.items():
-        if (free := _free(atom)) is not None:
-            shape = found.groups.shapes[block.tensor]
-            depth = len(found.groups[name].parents)
-            size = math.prod(shape) // shape[block.axis] * found.groups.length(block)
-            numbers[free] = (depth, numbers.get(free, (0, 0))[1] + size)
-    ordered = sorted(numbers, key=numbers.__getitem__, reverse=True)
-    results = (free for atom, _, _ in equations if (free := _free(atom)) is not None)
-    return list(dict.fromkeys([*ordered, *results]))
-
-
 def _solve(
-    variables: Sequence[Atom], equations: Iterable[Equation], found: SignedRuns
+    groups: NeuronGroups, bound: Mapping[Run, Atom], equations: Iterable[Equation]
 ) -> set[Atom]:
     """The atoms that change their sign: the first ones as they like, the others as they must."""
+    variables = _by_preference(groups, bound, equations)
     number = {atom: n for n, atom in enumerate(variables)}
     rows: dict[int, int] = {}  # by its last variable, the bits of all variables of an equation
     for equation in equations:
@@ -178,20 +162,38 @@ def _solve(
     bits = 0
     changing: set[Atom] = set()
     for n, atom in enumerate(variables):
-        if (rows[n] & bits).bit_count() % 2 if n in rows else _adds(atom, changing, found):
+        if (rows[n] & bits).bit_count() % 2 if n in rows else _adds(atom, groups, bound, changing):
             bits |= 1 << n
             changing.add(atom)
     return changing
 
 
-def _adds(atom: Atom, changing: Container[Atom], found: SignedRuns) -> bool:
+def _by_preference(
+    groups: NeuronGroups, bound: Mapping[Run, Atom], equations: Iterable[Equation]
+) -> list[Atom]:
+    """The free atoms: inner groups before outer ones, then those with most numbers of the model."""
+    depths: dict[Atom, int] = {}
+    numbers: dict[Atom, int] = {}
+    for (block, name), atom in bound.items():
+        shape = groups.shapes[block.tensor]
+        depths[atom] = len(groups[name].parents)
+        numbers[atom] = numbers.get(atom, 0) + (
+            math.prod(shape) // shape[block.axis] * groups.length(block)
+        )
+    ordered = sorted(numbers, key=lambda atom: (-depths[atom], -numbers[atom]))
+    results = (free for atom, _, _ in equations if (free := _free(atom)) is not None)
+    return list(dict.fromkeys([*ordered, *results]))
+
+
+def _adds(
+    atom: Atom, groups: NeuronGroups, bound: Mapping[Run, Atom], changing: Container[Atom]
+) -> bool:
     """Whether the sign of an atom says more than those of the groups inside it do already."""
     return not any(
-        _free(inner) in changing
-        for (block, name), own in found.runs.items()
-        if _free(own) is atom
-        for (other, child), inner in found.runs.items()
-        if other is block and name in found.groups[child].parents
+        name in groups[inner].parents and bound.get((block, inner)) in changing
+        for (block, name), own in bound.items()
+        if own is atom
+        for inner in block.groups
     )
 
 
@@ -203,7 +205,9 @@ def _axis(found: NeuronGroups, name: str, axis: int, runs: Mapping[Run, Atom]) -
         sizes = (f if isinstance(f, int) else found[f].size for f in block.factors)
         result += (
             tuple(
-                runs.get((block, str(factor)), Atom(size, atoms.POSITIONS))
+                runs[block, factor]
+                if isinstance(factor, str) and (block, factor) in runs
+                else Atom(size, atoms.POSITIONS)
                 for factor, size in zip(block.factors, sizes, strict=True)
             ),
         )
