@@ -81,6 +81,7 @@ OPTIMIZERS = {
     "adadelta": lambda p: torch.optim.Adadelta(p, lr=1.0, eps=1e-3),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=1e-3, eps=1e-3, momentum=0.9, centered=True),
     "asgd": lambda p: torch.optim.ASGD(p, lr=1e-2, t0=1),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=1e-2, eps=(1e-3, 1e-3)),
     "rprop": lambda p: torch.optim.Rprop(p, lr=1e-3),
 }
 
@@ -114,6 +115,25 @@ def test_training_commutes_with_a_signed_permutation(name, transformer):
     moved = permutation.apply_optimizer_state(optimizers[0].state_dict(), model)
     torch.testing.assert_close(moved, optimizers[1].state_dict())
     optimizers[1].load_state_dict(moved)
+
+
+def test_a_state_that_lies_along_no_weight_is_refused(transformer):
+    model, groups = transformer
+    state = {"state": {0: {"d": torch.rand(10), "t": 0.1}}, "param_groups": []}  # of LBFGS
+    with pytest.raises(ValueError, match=r"'d' of 'table.weight' has shape \(10,\), the weight"):
+        Permutation.random(groups, seed=1).apply_optimizer_state(state, model)
+
+
+def test_means_over_places_with_orders_of_their_own_are_refused():
+    model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.ReLU(), nn.Conv2d(6, 12, 3, groups=3))
+    model.append(nn.Conv2d(12, 2, 1))
+    groups = find_neuron_groups(model, torch.randn(2, 2, 4, 4), prove=False)
+    permutation = Permutation.random(groups, seed=0)
+    whole = {"state": {2: {"variance": torch.rand(12, 2, 3, 1)}}, "param_groups": []}
+    assert permutation.apply_optimizer_state(whole, model)["state"][2]["variance"].shape[0] == 12
+    mean = {"state": {2: {"variance": torch.rand(1, 2, 3, 3)}}, "param_groups": []}
+    with pytest.raises(ValueError, match="mean over places of which each has an order of its own"):
+        permutation.apply_optimizer_state(mean, model)
 
 
 def test_a_state_of_unknown_sign_is_refused(transformer):

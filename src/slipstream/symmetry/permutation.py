@@ -13,15 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.symmetry.optimizer_state import moved_along
 from slipstream.symmetry.places import multiply, sign_factors, source_places, take
 from slipstream.weights import Weights, check_shapes
 
 SIGNS = "signs of "  # before the name of a group, in a file
-# What the optimisers of torch keep: tensors that follow the sign of the weight, and sizes.
-SIGNED = frozenset({"exp_avg", "momentum_buffer", "grad_avg", "ax", "prev"})
-SIZES = frozenset({"exp_avg_sq", "max_exp_avg_sq", "square_avg", "acc_delta", "sum"}) | frozenset(
-    {"exp_inf", "step_size", "variance"}
-)
 _PLUS = torch.ones((), dtype=torch.int8)
 
 
@@ -134,12 +130,12 @@ class Permutation:
             model: Gives the names of the parameters.
 
         Returns:
-            A state dict to load: momentum, Adam moments and whatever else has a parameter's shape.
+            A state dict to load: momentum, Adam moments and whatever else lies along a parameter.
             Squares and other sizes keep their sign.
 
         Raises:
             ValueError: If the state holds more parameters than the model, or a tensor of which
-                nobody knows whether it changes its sign with the parameter.
+                nobody knows how it goes along with its parameter.
         """
         named = list(model.named_parameters())
         if state["state"] and max(state["state"]) >= len(named):
@@ -149,24 +145,19 @@ class Permutation:
             )
         moved = {
             index: {
-                key: self._apply_to_state(key, named[index][0], value)
-                if isinstance(value, Tensor) and value.shape == named[index][1].shape
-                else value
+                key: moved_along(
+                    key,
+                    value,
+                    weight=(name := named[index][0]),
+                    shape=tuple(named[index][1].shape),
+                    indices=self.indices(name),
+                    factors=self.factors(name),
+                )
                 for key, value in entry.items()
             }
             for index, entry in state["state"].items()
         }
         return {**state, "state": moved}
-
-    def _apply_to_state(self, key: str, name: str, value: Tensor) -> Tensor:
-        factors = {} if key in SIZES else self.factors(name)
-        if factors and key not in SIGNED and not bool((value < 0).any()):
-            raise ValueError(
-                f"The optimiser state {key!r} of {name!r} is unknown: it may change its sign with "
-                "the weights, or hold squares. Permute without signs: "
-                "find_neuron_groups(model, example_input, signs=False)."
-            )
-        return multiply(take(value, self.indices(name)), factors)
 
     def invert(self) -> "Permutation":
         """Return the permutation that undoes this one.
