@@ -59,7 +59,7 @@ def history(*, steps=12, dtype=torch.float64):
 
 
 def grown(points, **options):
-    settings = {"modes": 2, "share": 10 / 11, "window": 12, **options}
+    settings = {"modes": 2, "share": 10 / 11, "most": 1.0, "window": 12, **options}
     start = Embedding.none(points[-1])
     return Growth(**settings).grow(start, points, sizes={"a": 5, "b": 6})
 

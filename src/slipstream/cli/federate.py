@@ -10,7 +10,7 @@ from slipstream.cli.output import write_json, write_table
 from slipstream.cli.progress import pieces_bar
 
 SPLIT = "iid: clients alike; otherwise the parameter of a Dirichlet distribution, such as 0.3."
-METHOD = "fedavg, apf, top-k, 8-bit, modes or modes+8-bit; may be given several times."
+METHOD = "fedavg, apf, top-k, 8-bit, modes, apf+8-bit, modes+8-bit or modes+top-k; repeatable."
 
 
 def federate(

@@ -40,11 +40,13 @@ Method = Callable[[], tuple[Policy, Encoding]]
 
 METHODS: Mapping[str, Method] = {
     "fedavg": lambda: (Everything(), Exact()),
-    "apf": lambda: (AdaptiveFreezing(), Exact()),
+    "apf": lambda: (AdaptiveFreezing(threshold=0.3), Exact()),
     "top-k": lambda: (Everything(), TopK(share=0.1)),
     "8-bit": lambda: (Everything(), EightBit()),
     "modes": lambda: (GrowingModes(), Exact()),
+    "apf+8-bit": lambda: (AdaptiveFreezing(threshold=0.3), EightBit()),
     "modes+8-bit": lambda: (GrowingModes(), EightBit()),
+    "modes+top-k": lambda: (GrowingModes(), TopK(share=0.1)),
 }
 
 

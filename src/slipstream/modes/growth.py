@@ -82,15 +82,14 @@ class Growth:
 
         Args:
             embedding: What is embedded already.
-            history: The latest observations in order, flat vectors (weights,).
+            history: The latest observations in order, flat vectors (weights,) on the CPU.
             sizes: The tensors that they are made of: numbers of weights, in order.
 
         Returns:
             A larger embedding; the same when `most` is reached.
 
         Raises:
-            ValueError: If there are fewer than three observations, or fewer sampled weights move
-                than there should be modes.
+            ValueError: If there are fewer than three observations, or one is not finite.
         """
         total = len(embedding.mode)
         room = round(self.most * total) - (total - len(embedding.free))
@@ -99,10 +98,12 @@ class Growth:
             return embedding
         if len(history) < FEWEST:
             raise ValueError(f"history has {len(history)} observations, {FEWEST} are needed.")
-        fit = self._fit(embedding, history[-self.window :], sizes)
-        new = fit.badness.masked_fill(embedding.mode != FREE, torch.inf).argsort(stable=True)[
-            :count
-        ]
+        history = history[-self.window :]
+        if not all(point.isfinite().all() for point in history):
+            raise ValueError("The history of the weights holds a NaN or an infinity.")
+        fit = self._fit(embedding, history, sizes)
+        badness = fit.badness.masked_fill(embedding.mode != FREE, torch.inf)
+        new = badness.argsort(stable=True)[:count]
         if not self.modes:
             return Embedding(embedding.mode.index_fill(0, new, HELD), embedding.scale)
         used = torch.bincount(fit.mode[new]).nonzero().flatten()  # some have no member
@@ -112,18 +113,16 @@ class Growth:
     def _fit(
         self, embedding: Embedding, history: Sequence[Tensor], sizes: Mapping[str, int]
     ) -> "_Fit":
-        free = torch.split((embedding.mode == FREE).cpu(), list(sizes.values()))
+        free = torch.split(embedding.mode == FREE, list(sizes.values()))
         rows = _moving_rows(history, dict(zip(sizes, free, strict=True)), self.samples, self.seed)
         references = self._references(rows)
         generator = torch.Generator().manual_seed(self.seed + len(embedding.free))
         parts, start = [], 0
         for size in sizes.values():
-            block = torch.stack([point[start : start + size].cpu() for point in history])
+            block = torch.stack([point[start : start + size] for point in history])
             parts.append(self._fit_block(block, references, generator))
             start += size
-        return _Fit(
-            *(torch.cat(column).to(embedding.scale.device) for column in zip(*parts, strict=True))
-        )
+        return _Fit(*map(torch.cat, zip(*parts, strict=True)))
 
     def _references(self, rows: Tensor) -> Tensor:
         """Return the references of histories that move: (references, observations)."""
@@ -139,12 +138,10 @@ class Growth:
         """The reference of each weight of a block, its slope, and how bad embedding it would be."""
         observations, width = block.shape
         fit = regress_(block.clone(), references)
-        if not fit.motion.isfinite().all():
-            raise ValueError("The history of the weights holds a NaN or an infinity.")
         mode = fit.slopes.abs().argmax(0)
         if self.groups == "random":
             mode = torch.randint(len(references), (width,), generator=generator)
-        scale = fit.slopes.gather(0, mode[None])[0]
+        scale = fit.slopes.gather(0, mode[None])[0] if self.modes else torch.zeros(width)
         if self.criterion == "random":
             return mode, scale, torch.rand(width, generator=generator)
         if self.criterion == "residual":
@@ -185,6 +182,5 @@ def _moving_rows(
             places.append(start + chosen.nonzero().flatten()[drawn[name]])
         start += len(chosen)
     at = torch.cat(places)
-    rows = torch.stack([point[at.to(point.device)].cpu() for point in history], 1).double()
-    rows = standardised(rows)
+    rows = standardised(torch.stack([point[at] for point in history], 1).double())
     return rows[rows.any(1)]
