@@ -109,6 +109,30 @@ def test_exact_and_everything_is_the_mean_by_examples():
     assert server.weights["second.weight"].equal(server.weights["first.weight"])
 
 
+def test_a_model_that_trains_on_changes_nothing_that_was_sent():
+    model = Tied()
+    server = Server(model)
+    client = follow(None, server.order(0))
+    model.load_state_dict(client.weights)
+    model(torch.randn(9, 6))
+    assert server.weights["norm.running_mean"].abs().sum() == 0
+    sent = model.norm.running_mean.clone()
+    _, reply = client.reply(model.state_dict(), examples=1)
+    model(5 + torch.randn(9, 6))
+    server.accept(0, reply)
+    server.finish_round()
+    assert torch.equal(server.weights["norm.running_mean"], sent)
+
+
+def test_a_server_that_starts_anew_takes_old_clients_along():
+    old = Server(Tied())
+    clients = run(old, 3)
+    server = Server(Tied(), weights=old.weights, policy=POLICIES["modes"]())
+    clients = run(server, 5, clients=clients)
+    assert clients[0].shared.version == 4
+    assert server.rounds[0].everything == (0, 1, 2, 3)
+
+
 def test_bytes_are_those_of_the_arrays_in_both_directions():
     server = Server(Tied())
     weights, buffers = 6 * 6 + 6 + 6 + 6, 4 * 12 + 8

@@ -58,8 +58,9 @@ class Form:
         return {name: p.view(forms[name].shape).to(forms[name].dtype) for name, p in pieces}
 
     def buffers(self, weights: Weights) -> dict[str, Tensor]:
-        """Return the tensors that are not trained."""
-        return {n: weights[n].detach().cpu() for n in self.layout.tensors if n not in self.trained}
+        """Return copies of the tensors that are not trained: a model goes on changing its own."""
+        others = [name for name in self.layout.tensors if name not in self.trained]
+        return {name: weights[name].detach().cpu().clone() for name in others}
 
 
 @dataclass(frozen=True)
