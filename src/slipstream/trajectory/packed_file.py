@@ -1,44 +1,39 @@
-"""A packed safetensors file: its tensors in blocks, its header as it was.
+"""A packed safetensors file: its numbers in blocks, its header as it was.
 
     SLIPPACK        eight bytes
-    blocks          tensor after tensor, each in stretches of 2^17 numbers
+    blocks          of up to 2^17 numbers of one kind, across the borders of tensors
     description     JSON in a zstd frame, see `Description`
     length          of the description, eight bytes, little-endian
     SLIPPACK
 
-A file may refer to another one beside it, its base, packed or not: then a block holds the
-difference to the block at the same place there. Only blocks that are asked for are read, here and
-along the chain of bases.
+A file may refer to another one beside it, its base, packed or not, with the same tensors at the
+same places: then a block holds the difference to the same block there. Only blocks that are asked
+for are read, here and along the chain of bases. Places are bytes of the safetensors file.
 """
 
 import hashlib
 import json
-import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import FileIO
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from slipstream.trajectory.layout import TensorForm
 from slipstream.trajectory.packed_numbers import Bits, bits_of, pack, pack_text, unpack, unpack_text
-from slipstream.trajectory.tensor_file import (
-    Place,
-    parse_header,
-    read_header,
-    read_places,
-    read_tensor,
-)
+from slipstream.trajectory.tensor_file import Place, parse_header, read_header, read_places
 
 SUFFIX = ".packed"
 _MAGIC = b"SLIPPACK"
-_BLOCK = 1 << 17  # numbers
-_Stamp = tuple[int, int, int]  # what changes when another file takes a name
+_BLOCK = 1 << 17  # numbers; in half as many, the order by exponents saves less
 _CACHED = 128  # blocks, at most 1 MiB each: whoever reads a run in order finds the bases here
+_Stamp = tuple[int, int, int]  # what changes when another file takes a name
 
 
 @dataclass(frozen=True)
@@ -48,18 +43,31 @@ class Description:
     base: str | None  # the name, without suffix, of the file that differences refer to
     header: str  # of the safetensors file
     digest: str  # blake2b of the whole safetensors file
-    blocks: Mapping[str, list[int]]  # bytes of each block, by tensor, in the order of the file
-    alone: list[str]  # tensors that are no differences
+    blocks: list[int]  # bytes of each
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Neighbouring numbers of one kind."""
+
+    dtype: torch.dtype
+    start: int
+    count: int  # numbers
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class _Contents:
     """A description, ready to find blocks with."""
 
-    places: Mapping[str, Place]  # in the safetensors file
+    places: Mapping[str, Place]
     base: str | None
-    blocks: Mapping[str, list[tuple[int, int]]]  # where each lies, and its length
-    alone: frozenset[str]
+    blocks: tuple[_Block, ...]
+    starts: list[int]  # of the blocks
+    packed: list[int]  # where each lies in the packed file, and the end
 
 
 def packed_chunks(path: Path, *, base: Path | None) -> Iterator[bytes]:
@@ -67,7 +75,8 @@ def packed_chunks(path: Path, *, base: Path | None) -> Iterator[bytes]:
 
     Args:
         path: The safetensors file to pack.
-        base: A file that will lie beside the packed one, itself packed or not.
+        base: A file that will lie beside the packed one, itself packed or not. It is left alone
+            if its tensors are others.
 
     Yields:
         Block after block, then the description.
@@ -75,29 +84,20 @@ def packed_chunks(path: Path, *, base: Path | None) -> Iterator[bytes]:
     Raises:
         ValueError: If the file is damaged, or has bytes that belong to no tensor.
     """
-    header = read_header(path)
-    places = read_places(path)
-    _check_covered(places, 8 + len(header))
-    before = {} if base is None else places_of(base)
+    header, places = read_header(path), read_places(path)
+    if base is not None and dict(places_of(base)) != dict(places):
+        base = None
     digest = _Digest(header)
-    blocks: dict[str, list[int]] = {}
-    alone = []
+    lengths = []
     yield _MAGIC
-    for name, place in _in_order(places):
-        known = base if name in before and before[name].form == place.form else None
-        if known is None:
-            alone.append(name)
-        blocks[name] = []
-        for number in range(_block_count(place.form)):
-            bits = _block(path, name, number)
-            digest.add(bits)
-            other = None if known is None else _block(known, name, number)
-            packed = pack(bits, other, dtype=place.form.dtype)
-            blocks[name].append(len(packed))
-            yield packed
-    described = Description(
-        None if base is None else base.stem, header.decode(), digest.hex(), blocks, alone
-    )
+    for number, block in enumerate(_cut(places, 8 + len(header))):
+        bits = _read_plain(path, block)
+        digest.add(bits)
+        other = None if base is None else _bits(base, block, number)
+        packed = pack(bits, other, dtype=block.dtype)
+        lengths.append(len(packed))
+        yield packed
+    described = Description(base and base.stem, header.decode(), digest.hex(), lengths)
     text = pack_text(json.dumps(asdict(described), separators=(",", ":")).encode())
     yield text
     yield len(text).to_bytes(8, "little") + _MAGIC
@@ -110,7 +110,7 @@ def unpacked_chunks(path: Path) -> Iterator[memoryview]:
         path: The packed file.
 
     Yields:
-        Its header, then the tensors in stretches.
+        Its header, then block after block.
 
     Raises:
         OSError: If the file or its base is missing.
@@ -120,11 +120,10 @@ def unpacked_chunks(path: Path) -> Iterator[memoryview]:
     header = described.header.encode()
     digest = _Digest(header)
     yield memoryview(len(header).to_bytes(8, "little") + header)
-    for name, place in _in_order(_contents(path).places):
-        for number in range(_block_count(place.form)):
-            bits = _block(path, name, number)
-            digest.add(bits)
-            yield bits.data.cast("B")
+    for number, block in enumerate(_contents(path).blocks):
+        bits = _bits(path, block, number)
+        digest.add(bits)
+        yield bits.data.cast("B")
     if digest.hex() != described.digest:
         raise ValueError("the file or one that it is a difference to is not what it was")
 
@@ -139,8 +138,8 @@ def places_of(path: Path) -> Mapping[str, Place]:
         Places by name, in the order of the header.
 
     Raises:
-        OSError: If the file or its base is missing.
-        ValueError: If it is damaged.
+        OSError: If the file is missing.
+        ValueError: If it is damaged, or its base is missing or damaged.
     """
     if path.suffix != SUFFIX:
         return read_places(path)
@@ -167,16 +166,19 @@ def read_packed(path: Path, name: str, out: Tensor, *, form: TensorForm, start: 
         OSError: If the file or its base is missing.
         ValueError: If they are damaged, lack the tensor, or hold it in another form.
     """
-    place = _contents(path).places.get(name)
+    contents = _contents(path)
+    place = contents.places.get(name)
     if place is None or place.form != form:
         came = "is missing" if place is None else f"is {place.form}"
         raise ValueError(f"tensor {name!r} {came}, expected {form}")
-    bits = bits_of(out)
-    stop = start + len(bits)
-    for number in range(start // _BLOCK, -(-stop // _BLOCK)):
-        first = number * _BLOCK
-        low, high = max(start, first), min(stop, first + _BLOCK)
-        bits[low - start : high - start] = _block(path, name, number)[low - first : high - first]
+    target = bits_of(out).view(np.uint8)
+    at = place.start + start * out.itemsize
+    number = bisect_right(contents.starts, at) - 1
+    while len(target):
+        block = contents.blocks[number]
+        part = _bits(path, block, number).view(np.uint8)[at - block.start :][: len(target)]
+        target[: len(part)] = part
+        target, at, number = target[len(part) :], at + len(part), number + 1
 
 
 def unpack_tensors(path: Path) -> dict[str, Tensor]:
@@ -201,28 +203,34 @@ class _Digest:
         return self._hash.hexdigest()
 
 
-def _block(path: Path, name: str, number: int) -> Bits:
-    """A block of a tensor, of a packed file or of a safetensors file."""
+def _bits(path: Path, block: _Block, number: int) -> Bits:
+    """The numbers of a block, of a packed file or of a safetensors file."""
     if path.suffix == SUFFIX:
-        return _unpacked(path, _stamp(path), name, number)
-    form = read_places(path)[name].form
-    block = torch.empty(_block_length(form, number), dtype=form.dtype)
-    read_tensor(path, name, block, form=form, start=number * _BLOCK)
-    return bits_of(block)
+        return _unpacked(path, _stamp(path), number)
+    return _read_plain(path, block)
 
 
 @lru_cache(maxsize=_CACHED)
-def _unpacked(path: Path, stamp: _Stamp, name: str, number: int) -> Bits:
+def _unpacked(path: Path, stamp: _Stamp, number: int) -> Bits:
     contents = _parsed(path, stamp)
-    form = contents.places[name].form
-    start, length = contents.blocks[name][number]
+    block = contents.blocks[number]
+    start, stop = contents.packed[number : number + 2]
     with FileIO(path) as file:
         file.seek(start)
-        packed = file.read(length)
-    base = None
-    if contents.base is not None and name not in contents.alone:
-        base = _block(_beside(path, contents.base), name, number)
-    return unpack(packed, base, dtype=form.dtype, count=_block_length(form, number))
+        packed = file.read(stop - start)
+    other = None
+    if contents.base is not None:
+        other = _bits(_beside(path, contents.base), block, number)
+    return unpack(packed, other, dtype=block.dtype, count=block.count)
+
+
+def _read_plain(path: Path, block: _Block) -> Bits:
+    out = np.empty(block.stop - block.start, np.uint8)
+    with FileIO(path) as file:
+        file.seek(block.start)
+        if file.readinto(out.data) != len(out):
+            raise ValueError("the file is cut short")
+    return bits_of(torch.from_numpy(out).view(block.dtype))
 
 
 def _contents(path: Path) -> _Contents:
@@ -232,13 +240,11 @@ def _contents(path: Path) -> _Contents:
 @lru_cache(maxsize=256)
 def _parsed(path: Path, stamp: _Stamp) -> _Contents:
     described = _describe(path)
-    places, _ = parse_header(described.header.encode())
-    ends = accumulate(chain.from_iterable(described.blocks.values()), initial=len(_MAGIC))
-    blocks = {
-        name: [(next(ends), length) for length in lengths]
-        for name, lengths in described.blocks.items()
-    }
-    return _Contents(places, described.base, blocks, frozenset(described.alone))
+    header = described.header.encode()
+    places, _ = parse_header(header)
+    blocks = tuple(_cut(places, 8 + len(header)))
+    packed = list(accumulate(described.blocks, initial=len(_MAGIC)))
+    return _Contents(places, described.base, blocks, [b.start for b in blocks], packed)
 
 
 def _describe(path: Path) -> Description:
@@ -253,30 +259,26 @@ def _describe(path: Path) -> Description:
     return Description(**json.loads(text))
 
 
+def _cut(places: Mapping[str, Place], start: int) -> Iterator[_Block]:
+    """Cut a safetensors file into blocks, from the byte `start` to the end."""
+    stretches: list[tuple[torch.dtype, int, int]] = []  # of one kind of numbers, start and stop
+    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if place.start != start:
+            raise ValueError(f"the bytes before tensor {name!r} belong to no tensor")
+        first = start
+        if stretches and stretches[-1][0] == place.form.dtype:
+            first = stretches.pop()[1]
+        start = place.stop
+        stretches.append((place.form.dtype, first, start))
+    for dtype, first, stop in stretches:
+        for at in range(first, stop, _BLOCK * dtype.itemsize):
+            yield _Block(dtype, at, min(_BLOCK, (stop - at) // dtype.itemsize))
+
+
 def _beside(path: Path, base: str) -> Path:
     """The file that `path` is a difference to, in the form in which it is there now."""
     plain = path.with_name(f"{base}.safetensors")
     return plain if plain.exists() else path.with_name(base + SUFFIX)
-
-
-def _in_order(places: Mapping[str, Place]) -> list[tuple[str, Place]]:
-    return sorted(places.items(), key=lambda item: item[1].start)
-
-
-def _check_covered(places: Mapping[str, Place], start: int) -> None:
-    """Raise if some bytes of a safetensors file belong to no tensor, or to two."""
-    for name, place in _in_order(places):
-        if place.start != start:
-            raise ValueError(f"the bytes before tensor {name!r} belong to no tensor")
-        start = place.stop
-
-
-def _block_count(form: TensorForm) -> int:
-    return -(-math.prod(form.shape) // _BLOCK)
-
-
-def _block_length(form: TensorForm, number: int) -> int:
-    return min(_BLOCK, math.prod(form.shape) - number * _BLOCK)
 
 
 def _stamp(path: Path) -> _Stamp:
