@@ -97,7 +97,9 @@ def packed_chunks(path: Path, *, base: Path | None) -> Iterator[bytes]:
         packed = pack(bits, other, dtype=block.dtype)
         lengths.append(len(packed))
         yield packed
-    described = Description(base and base.stem, header.decode(), digest.hex(), lengths)
+    described = Description(
+        None if base is None else base.stem, header.decode(), digest.hex(), lengths
+    )
     text = pack_text(json.dumps(asdict(described), separators=(",", ":")).encode())
     yield text
     yield len(text).to_bytes(8, "little") + _MAGIC
