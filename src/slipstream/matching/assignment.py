@@ -132,7 +132,7 @@ class _Problem:
             missing = self._worth_more(columns, prices)
             if not len(missing):
                 return columns, prices
-            edges = np.union1d(edges, missing)
+            edges = _distinct(edges, missing)
         return _solve_dense(self.matrix - prices), prices
 
     def _chunks(self) -> Iterator[slice]:
@@ -152,7 +152,7 @@ class _Problem:
             least[np.isin(np.arange(self.size)[chunk], self.dead)] = np.inf
             rows, columns = np.nonzero(margins >= least)
             found.append(self._edges(rows + chunk.start, columns))
-        return np.unique(np.concatenate(found))
+        return _distinct(*found)
 
     def _left_overs(self, prices: Values) -> Places:
         """Edges of the rows without preferences: to the cheapest columns, other ones for each."""
@@ -208,3 +208,9 @@ class _Problem:
                     rows, columns = np.arange(len(margins)), margins.argmax(1)
                 found.append(self._edges(rows + chunk.start, columns))
         return np.concatenate(found)
+
+
+def _distinct(*edges: Places) -> Places:
+    """All edges in order, each one once; several times quicker than numpy's."""
+    every = np.sort(np.concatenate(edges))
+    return every[np.diff(every, prepend=-1) > 0]

@@ -34,6 +34,11 @@ def dense(gradient: Gradient) -> Tensor:
     return gradient.dense() if isinstance(gradient, LowRank) else gradient
 
 
+def dtype_of(gradient: Gradient) -> torch.dtype:
+    """Return the dtype of a gradient, plain or low-rank."""
+    return gradient.left.dtype if isinstance(gradient, LowRank) else gradient.dtype
+
+
 def wide(gradient: Gradient) -> Tensor:
     """Return the gradient as a plain tensor in float32 or better, where sums are exact enough."""
     value = dense(gradient)

@@ -8,12 +8,12 @@ few columns whose neurons changed places. That is what makes many stages afforda
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from slipstream.matching.low_rank import Gradient, LowRank, inner
+from slipstream.matching.low_rank import Gradient, dtype_of, inner
 from slipstream.matching.products import Move, Pair, Product
 from slipstream.matching.similarity import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
@@ -29,6 +29,8 @@ class Objective:
         self.groups = groups
         self.identity = 0.0  # the objective of the identity
         self._constant = 0.0  # what no permutation changes
+        self._precision = torch.float32
+        self._kept = 0  # numbers of all products together
         self._final: dict[tuple[str, bool], Tensor] = {}  # (n, n), of tensors of one group only
         self._pairs: dict[str, list[Pair]] = {}  # by tensor: those that list several
         self._products = {
@@ -47,6 +49,7 @@ class Objective:
         for name, value in target.items():
             product = inner(value, source[name])
             self.identity += product
+            self._precision = torch.promote_types(self._precision, dtype_of(value))
             blocks = self.groups.blocks_on(name)
             group = self._only_group(blocks)
             if group is not None:
@@ -64,7 +67,7 @@ class Objective:
     def kept_bytes(self) -> int:
         """How many bytes the pairs take that are kept because their product may still change."""
         return sum(
-            side.numel() * (side.left if isinstance(side, LowRank) else side).element_size()
+            side.numel() * dtype_of(side).itemsize
             for pairs in self._pairs.values()
             for pair in pairs
             for side in pair
@@ -85,34 +88,31 @@ class Objective:
             permutation: The orders and signs of all groups.
 
         Returns:
-            Entries on the CPU, (*sizes of the parents, n, n), in float64 up to a size of 4096.
+            Entries on the CPU, (*sizes of the parents, n, n), in the precision of the products.
         """
         if self.groups.children_of(group):
             return self._over_places(group, permutation)
         sizes = [self.groups[parent].size for parent in self.groups[group].parents]
         size = self.groups[group].size
-        precision = torch.float64 if size <= 4096 else torch.float32
-        signs = (False, True) if self.groups[group].signed else (False,)
-        parts = [torch.zeros(math.prod(sizes), size, size, dtype=precision) for _ in signs]
-        for signed, part in self._parts(group, permutation):
-            parts[signed] += part.cpu()
-        return Similarity(*(part.view(*sizes, size, size) for part in parts))
-
-    def _parts(self, group: str, permutation: Permutation) -> Iterator[tuple[bool, Tensor]]:
-        """What adds up to the similarity, and whether the sign of a neuron multiplies it."""
-        for signed in (False, True):
-            if (group, signed) in self._final:
-                yield signed, self._final[group, signed]
+        ways = 1 + self.groups[group].signed  # without its sign, and times its sign
+        totals = torch.zeros(ways, math.prod(sizes), size, size, dtype=self._precision)
+        for (name, signed), final in self._final.items():
+            if name == group:
+                totals[int(signed)] += final.cpu()
         for block in self.groups.blocks_of(group):
             if block.tensor in self._pairs:
                 product = self._products[group, block]
-                yield product.signed, self._product(product, permutation)
+                self._add_product(product, permutation, totals[int(product.signed)])
+        return Similarity(*totals.view(ways, *sizes, size, size))
 
-    def _product(self, product: Product, permutation: Permutation) -> Tensor:
-        kept = sum(other.kept for other in self._products.values() if other is not product)
-        room = max(ROOM, self.kept_bytes // 32)
+    def _add_product(self, product: Product, permutation: Permutation, total: Tensor) -> None:
         pairs = self._pairs[product.block.tensor]
-        return product.over(pairs, permutation, keep=kept + product.numbers <= room)
+        others = self._kept - product.kept
+        if others + product.numbers > max(ROOM, self.kept_bytes // 32):
+            product.add_to(total, pairs, permutation)
+        else:
+            total += product.over(pairs, permutation).cpu()
+        self._kept = others + product.kept
 
     def _over_places(self, group: str, permutation: Permutation) -> Similarity:
         """The similarity of neurons that hold other groups, whose order at a place stays."""

@@ -96,17 +96,16 @@ class Product:
         """How many numbers are kept for the next time."""
         return 0 if self._total is None else self._total.numel()
 
-    def over(self, pairs: list[Pair], permutation: Permutation, *, keep: bool) -> Tensor:
-        """Return the product summed over all pairs, the other groups as `permutation` has them.
+    def over(self, pairs: list[Pair], permutation: Permutation) -> Tensor:
+        """Return the product summed over all pairs, and keep it to be corrected the next time.
 
         Args:
             pairs: Those of earlier calls, and perhaps more.
             permutation: The orders and signs of all groups.
-            keep: Whether the sum may be kept, to be corrected the next time.
 
         Returns:
             (places of the parents, n, n): entry [i, j] is what the block gets when place i receives
-            source neuron j, with a positive sign.
+            source neuron j, with a positive sign and the other groups as `permutation` has them.
         """
         move = self._around(permutation)
         changed = self._changed(move, pairs)
@@ -118,9 +117,20 @@ class Product:
                 total = total + self._correction(pairs[: self._seen], move, axis, places)
             if self._seen < len(pairs):
                 total = total + self._sum(pairs[self._seen :], move)
-        if keep:
-            self._total, self._move, self._seen = total, move, len(pairs)
+        self._total, self._move, self._seen = total, move, len(pairs)
         return total
+
+    def add_to(self, total: Tensor, pairs: list[Pair], permutation: Permutation) -> None:
+        """Add the same to `total`, on the CPU, and keep nothing."""
+        self._total = None
+        move = self._around(permutation)
+        sides = [
+            side.left if isinstance(side, LowRank) else side for pair in pairs for side in pair
+        ]
+        if all((side.device.type, side.dtype) == ("cpu", total.dtype) for side in sides):
+            self._sum(pairs, move, total)
+        else:
+            total += self._sum(pairs, move).cpu()
 
     def at_hand(self, pairs: list[Pair], permutation: Permutation) -> Tensor | None:
         """Return the product if it was kept, with the other groups as they are now."""
@@ -170,9 +180,8 @@ class Product:
             changed[axis] = places.flatten()
         return changed
 
-    def _sum(self, pairs: list[Pair], move: Move) -> Tensor:
-        """Sum over pairs of `target @ source.T` along the block's axis."""
-        total: Tensor | None = None
+    def _sum(self, pairs: list[Pair], move: Move, total: Tensor | None = None) -> Tensor:
+        """Sum over pairs of `target @ source.T` along the block's axis, added to `total`."""
         for pair in pairs:
             for target, source in self._pieces(*pair, move):
                 rows, others = self._rows(target), self._rows(source).transpose(1, 2)
@@ -180,7 +189,7 @@ class Product:
                     total = torch.bmm(rows, others)
                 else:
                     total.baddbmm_(rows, others)
-        return torch.zeros(()) if total is None else total
+        return torch.zeros(()) if total is None else total  # there is no pair
 
     def _pieces(
         self, target: Gradient, source: Gradient, move: Move

@@ -82,14 +82,11 @@ class Solver:
         """The permutation with the best order of one group, or None if it gains nothing."""
         objective = self.objective
         inside = objective.groups.children_of(group)
-        if not inside and group not in objective.neighbours(group):
-            better, gain, scale = self._choose(group, permutation, seconds)
-            return better if gain > 1e-9 * scale else None
+        choose = self._choose_with_inside if inside else self._choose
+        better = choose(group, permutation, seconds)
+        if better is None or not (inside or group in objective.neighbours(group)):
+            return better
         # On two axes of a tensor the similarity is only the slope.
-        if inside:
-            better = self._choose_with_inside(group, permutation, seconds)
-        else:
-            better = self._choose(group, permutation, seconds)[0]
         began = time.perf_counter()
         before, after = (objective.value(p, of=group) for p in (permutation, better))
         seconds["products"] += time.perf_counter() - began
@@ -97,8 +94,8 @@ class Solver:
 
     def _choose(
         self, group: str, permutation: Permutation, seconds: dict[str, float]
-    ) -> tuple[Permutation, float, float]:
-        """The best order and signs of one group; what they gain, and beside which numbers."""
+    ) -> Permutation | None:
+        """The permutation with the best order and signs of one group, if they gain anything."""
         began = time.perf_counter()
         similarity = self.objective.similarity(group, permutation)
         between = time.perf_counter()
@@ -110,8 +107,9 @@ class Solver:
         seconds["assignments"] += time.perf_counter() - between
         gain = similarity.worth(order, signs)
         gain -= similarity.worth(held, permutation.signs.get(group))
-        scale = float(best.abs().amax(-1).sum())
-        return _with(permutation, group, order, signs), gain, scale
+        if not gain > 1e-9 * float(best.amax(-1).maximum(-best.amin(-1)).sum()):
+            return None
+        return _with(permutation, group, order, signs)
 
     def _choose_with_inside(
         self, group: str, permutation: Permutation, seconds: dict[str, float]
@@ -126,10 +124,9 @@ class Solver:
             turn = turned(permutation, group, by)
             for child in nested:
                 if set(groups[child].parents) == {*groups[group].parents, group}:
-                    if groups.children_of(child):
-                        turn = self._choose_with_inside(child, turn, seconds)
-                    else:
-                        turn = self._choose(child, turn, seconds)[0]
+                    within = groups.children_of(child)
+                    choose = self._choose_with_inside if within else self._choose
+                    turn = choose(child, turn, seconds) or turn
             began = time.perf_counter()
             worths.append(self.objective.worths(group, turn))
             seconds["products"] += time.perf_counter() - began
