@@ -1,6 +1,5 @@
 """One similarity matrix in, one order out."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +9,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from slipstream.matching.auction import Places, Values, auction
+from slipstream.matching.auction import Places, Values, auction, chunks
 
 # Measured on similarities of gradients and on noise: up to this size scipy alone is the quicker.
 SMALL = 192
@@ -19,7 +18,6 @@ LATER_STEP = 0.01  # with the prices of a similar matrix
 NEAREST = 24  # columns of each row that are looked at first
 MANY = 128  # columns of each row at which the dense solver is the quicker
 ATTEMPTS = 8  # at naming the columns that matter; more are needed only where there are many ties
-CHUNK = 1 << 17  # numbers handled at once: they stay in the cache
 
 
 @dataclass(frozen=True)
@@ -135,9 +133,8 @@ class _Problem:
             edges = _distinct(edges, missing)
         return _solve_dense(self.matrix - prices), prices
 
-    def _chunks(self) -> Iterator[slice]:
-        height = max(1, CHUNK // self.size)
-        return (slice(at, at + height) for at in range(0, self.size, height))
+    def _chunks(self) -> list[Places]:
+        return chunks(np.arange(self.size), self.size)
 
     def _nearest(self, values: Values, prices: Values) -> Places:
         """The edges of each row with about the best margins, and some that serve everybody."""
@@ -149,9 +146,9 @@ class _Problem:
             seen = np.ascontiguousarray(margins[:, number % stride :: stride])
             rank = max(seen.shape[1] - NEAREST // stride, 0)
             least = np.partition(seen, rank, axis=1)[:, rank : rank + 1]
-            least[np.isin(np.arange(self.size)[chunk], self.dead)] = np.inf
+            least[np.isin(chunk, self.dead)] = np.inf
             rows, columns = np.nonzero(margins >= least)
-            found.append(self._edges(rows + chunk.start, columns))
+            found.append(self._edges(chunk[rows], columns))
         return _distinct(*found)
 
     def _left_overs(self, prices: Values) -> Places:
@@ -205,8 +202,8 @@ class _Problem:
             if margins.max() > 0:
                 rows, columns = np.nonzero(margins > 0)
                 if len(rows) > NEAREST * len(margins):
-                    rows, columns = np.arange(len(margins)), margins.argmax(1)
-                found.append(self._edges(rows + chunk.start, columns))
+                    rows, columns = np.arange(len(chunk)), margins.argmax(1)
+                found.append(self._edges(chunk[rows], columns))
         return np.concatenate(found)
 
 

@@ -7,6 +7,7 @@ Values = NDArray[np.floating]
 Places = NDArray[np.int64]
 
 ROUNDS = 200  # of bids for one step, at most
+CHUNK = 1 << 17  # numbers handled at once
 LEFT_OVER = 0.1  # the share of rows that may stay without a column: they would bid for long
 
 
@@ -25,26 +26,31 @@ def auction(values: Values, prices: Values, *, step: float) -> Values:
     Source: "A distributed algorithm for the assignment problem" (Bertsekas, 1979).
     """
     prices = prices.astype(values.dtype)
-    margins = np.empty_like(values)  # one buffer for all rounds
     owner = np.full(len(prices), -1)  # of each column
     served = np.zeros(len(values), dtype=bool)  # each row
     for _ in range(ROUNDS):
         rows = np.flatnonzero(~served)
         if len(rows) <= LEFT_OVER * len(values):
             break
-        mine = margins[: len(rows)]
-        np.subtract(values[rows] if len(rows) < len(values) else values, prices, out=mine)
-        _sell(rows, *_bids(mine, step), prices, owner, served)
+        bids = [_bids(values[part] - prices) for part in chunks(rows, len(prices))]
+        wanted, raises = (np.concatenate(side) for side in zip(*bids, strict=True))
+        _sell(rows, wanted, raises + step, prices, owner, served)
     return prices
 
 
-def _bids(margins: Values, step: float) -> tuple[Places, Values]:
-    """The column that each row wants, and by how much it raises the price; spoils `margins`."""
+def chunks(rows: Places, columns: int) -> list[Places]:
+    """Return the rows in parts of so few numbers that they stay in the cache."""
+    height = max(1, CHUNK // columns)
+    return [rows[at : at + height] for at in range(0, len(rows), height)]
+
+
+def _bids(margins: Values) -> tuple[Places, Values]:
+    """The column that each row wants, and how much more than any other; spoils `margins`."""
     every = np.arange(len(margins))
     wanted = margins.argmax(1)
     best = margins[every, wanted]
     margins[every, wanted] = -np.inf
-    return wanted, best - margins.max(1) + step
+    return wanted, best - margins.max(1)
 
 
 def _sell(

@@ -19,7 +19,7 @@ from slipstream.matching.similarity import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
-ROOM = 1 << 26  # numbers that products may keep in any case; else an eighth of what pairs take
+ROOM = 1 << 25  # numbers that products may keep in any case; else a sixteenth of what pairs take
 
 
 class Objective:
@@ -108,7 +108,7 @@ class Objective:
     def _add_product(self, product: Product, permutation: Permutation, total: Tensor) -> None:
         pairs = self._pairs[product.block.tensor]
         others = self._kept - product.kept
-        if others + product.numbers > max(ROOM, self.kept_bytes // 32):
+        if others + product.numbers > max(ROOM, self.kept_bytes // 64):
             product.add_to(total, pairs, permutation)
         else:
             total += product.over(pairs, permutation).cpu()
