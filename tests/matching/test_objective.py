@@ -341,6 +341,23 @@ def test_a_solver_begins_with_the_prices_it_ended_with(monkeypatch):
         assert (given[0] is not None) == known
 
 
+def test_restarts_take_the_best_of_several_orders_of_the_groups():
+    source, target = tensors(CUBE, 0), tensors(CUBE, 1)
+    alone = match_weights(source, target, groups=CUBE)
+    values = []
+    for seed in range(4):
+        found = match_weights(source, target, groups=CUBE, restarts=1, seed=seed)
+        assert found.objective >= alone.objective
+        pair = [(target, source)]
+        assert found.objective == pytest.approx(plain_value(pair, found.source_to_target))
+        values.append(found.objective)
+    assert max(values) > alone.objective  # the order matters here
+    many = match_weights(source, target, groups=CUBE, restarts=8, seed=0)
+    assert many.objective >= values[0]
+    with pytest.raises(ValueError, match="restarts must be 0 or more, got -1"):
+        match_weights(source, target, groups=CUBE, restarts=-1)
+
+
 def test_kept_bytes_are_those_of_the_tensors_between_groups():
     objective = Objective(CHAIN)
     objective.add(target=tensors(CHAIN, 0), source=tensors(CHAIN, 1))

@@ -28,6 +28,8 @@ def match_activations(
     data: Iterable[Batch],
     groups: NeuronGroups,
     start: Permutation | None = None,
+    restarts: int = 0,
+    seed: int = 0,
     forward: Callable[[nn.Module, Batch], Any] = forward_inputs,
 ) -> Matching:
     """Find the permutation that lays the source's activations over the target's.
@@ -46,6 +48,8 @@ def match_activations(
         groups: What may be permuted.
         start: Where the search starts; the identity by default. A group whose neurons no layer
             takes in or gives out keeps it, and is named in a warning.
+        restarts: How many times to start again, with the groups in a random order.
+        seed: Of those orders.
         forward: Runs the model on a batch; by default on `batch[0]` of a tuple or list.
 
     Returns:
@@ -81,7 +85,12 @@ def match_activations(
         source={name: c.correlation().T.float().contiguous() for name, c in met.items()},
     )
     first = Permutation.identity(groups) if start is None else start
-    found = solve(objective, start=Permutation(objective.groups, first.orders, first.signs))
+    found = solve(
+        objective,
+        start=Permutation(objective.groups, first.orders, first.signs),
+        restarts=restarts,
+        seed=seed,
+    )
     chosen = found.source_to_target
     return replace(found, source_to_target=Permutation(groups, chosen.orders, chosen.signs))
 

@@ -27,6 +27,8 @@ def match_gradients(
     data: Iterable[Batch],
     groups: NeuronGroups,
     start: Permutation | None = None,
+    restarts: int = 0,
+    seed: int = 0,
 ) -> Matching:
     """Find the permutation that lays the source's gradient over the target's.
 
@@ -38,6 +40,8 @@ def match_gradients(
         data: Batches; both gradients are their mean, weighted by batch size.
         groups: What may be permuted.
         start: Where the search starts; the identity by default.
+        restarts: How many times to start again, with the groups in a random order.
+        seed: Of those orders.
 
     Returns:
         The permutation that maximises the inner product of the target's gradient with the permuted
@@ -53,7 +57,7 @@ def match_gradients(
     sampler = GradientSampler(model, loss, names=tuple(groups.shapes))
     objective = Objective(groups)
     objective.add(target=sampler.sample(target, batches), source=sampler.sample(source, batches))
-    return solve(objective, start=start)
+    return solve(objective, start=start, restarts=restarts, seed=seed)
 
 
 @dataclass

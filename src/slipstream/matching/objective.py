@@ -19,7 +19,7 @@ from slipstream.matching.similarity import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
-ROOM = 1 << 25  # numbers that products may keep in any case; else a sixteenth of what pairs take
+ROOM = 1 << 26  # numbers that products may keep in any case; else a sixteenth of what pairs take
 
 
 class Objective:

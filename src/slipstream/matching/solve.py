@@ -1,7 +1,8 @@
 """Coordinate ascent over neuron groups, an exact assignment for each, until none improves."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,12 +38,15 @@ class Solver:
         self.objective = objective
         self._prices: dict[str, list[Tensor | None]] = {} if like is None else like._prices
 
-    def solve(self, start: Permutation, *, max_sweeps: int = 100) -> Matching:
+    def solve(
+        self, start: Permutation, *, max_sweeps: int = 100, turns: Sequence[str] | None = None
+    ) -> Matching:
         """Improve `start` until no group improves.
 
         Args:
             start: A permutation of the objective's groups.
             max_sweeps: Where to stop at the latest.
+            turns: The groups in the order in which they are improved; by default that of the model.
 
         Returns:
             The permutation with its objective and its cost.
@@ -51,17 +55,18 @@ class Solver:
         permutation = start
         seconds = {"products": 0.0, "assignments": 0.0}
         stale = {group.name for group in groups.groups}
+        turns = list(groups.sizes()) if turns is None else turns
         sweeps = 0
         while stale and sweeps < max_sweeps:
             sweeps += 1
-            for group in groups.groups:
-                if group.name not in stale:
+            for group in turns:
+                if group not in stale:
                     continue
-                stale.discard(group.name)
-                better = self._improve(group.name, permutation, seconds)
+                stale.discard(group)
+                better = self._improve(group, permutation, seconds)
                 if better is not None:
                     permutation = better
-                    for moved in (group.name, *groups.children_of(group.name)):
+                    for moved in (group, *groups.children_of(group)):
                         stale |= objective.neighbours(moved)
         began = time.perf_counter()
         value = objective.value(permutation)
@@ -154,26 +159,49 @@ class Solver:
 
 
 def solve(
-    objective: Objective, *, start: Permutation | None = None, max_sweeps: int = 100
+    objective: Objective,
+    *,
+    start: Permutation | None = None,
+    max_sweeps: int = 100,
+    restarts: int = 0,
+    seed: int = 0,
 ) -> Matching:
     """Maximise `objective` by coordinate ascent over its neuron groups.
 
     Each step is the best order of one group with all others held, an exact assignment. A group is
     looked at again only when a group that shares a tensor with it has changed, so the end is a
-    permutation that no single group can improve.
+    permutation that no single group can improve. Which one it is depends on whose turn is first.
 
     Args:
         objective: Pairs of tensors whose inner products are summed.
         start: Where to start; the identity by default.
         max_sweeps: Where to stop at the latest.
+        restarts: How many times to start again, with the groups in a random order.
+        seed: Of those orders.
 
     Returns:
-        The permutation with its objective and its cost.
+        The best permutation found, with its objective; the cost is that of all starts together.
+
+    Raises:
+        ValueError: If `restarts` is negative.
 
     Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Algorithm 1, run to convergence.
     """
+    if restarts < 0:
+        raise ValueError(f"restarts must be 0 or more, got {restarts}.")
     first = Permutation.identity(objective.groups) if start is None else start
-    return Solver(objective).solve(first, max_sweeps=max_sweeps)
+    solver = Solver(objective)
+    found = [solver.solve(first, max_sweeps=max_sweeps)]
+    names = list(objective.groups.sizes())
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(restarts):
+        turns = [names[i] for i in torch.randperm(len(names), generator=generator)]
+        found.append(solver.solve(first, max_sweeps=max_sweeps, turns=turns))
+    return replace(
+        max(found, key=lambda matching: matching.objective),
+        seconds_products=sum(matching.seconds_products for matching in found),
+        seconds_assignments=sum(matching.seconds_assignments for matching in found),
+    )
 
 
 def _with(permutation: Permutation, group: str, order: Tensor, signs: Tensor | None) -> Permutation:

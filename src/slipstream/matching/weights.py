@@ -13,6 +13,8 @@ def match_weights(
     *,
     groups: NeuronGroups,
     start: Permutation | None = None,
+    restarts: int = 0,
+    seed: int = 0,
 ) -> Matching:
     """Find the permutation that lays `source` over `target`: the largest inner product.
 
@@ -24,6 +26,8 @@ def match_weights(
         target: Weights that stay; the same layout.
         groups: What may be permuted.
         start: Where the search starts; the identity by default.
+        restarts: How many times to start again, with the groups in a random order.
+        seed: Of those orders.
 
     Returns:
         The permutation with its objective and its cost.
@@ -40,4 +44,4 @@ def match_weights(
         target={name: target[name].detach() for name in moving},
         source={name: source[name].detach().to(target[name]) for name in moving},
     )
-    return solve(objective, start=start)
+    return solve(objective, start=start, restarts=restarts, seed=seed)
