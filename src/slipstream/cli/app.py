@@ -14,6 +14,7 @@ from slipstream.cli.evaluate import evaluate
 from slipstream.cli.federate import federate
 from slipstream.cli.groups import groups
 from slipstream.cli.importing import import_
+from slipstream.cli.match import match
 from slipstream.cli.modes import modes
 from slipstream.cli.port import port
 from slipstream.cli.show import show
@@ -52,7 +53,7 @@ app = typer.Typer(
     help="Record a training run, transfer it to another start, and measure it.",
 )
 for command in (
-    *(demo, train, import_, show, groups, transfer, port),
+    *(demo, train, import_, show, groups, match, transfer, port),
     *(evaluate, modes, average, compress, federate),
 ):
     app.command(command.__name__.rstrip("_"))(command)

@@ -4,7 +4,7 @@ from slipstream.matching.objective import Objective
 from slipstream.matching.solve import Matching, solve
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
-from slipstream.weights import Weights, check_same_layout
+from slipstream.weights import Weights, check_same_layout, check_shapes
 
 
 def match_weights(
@@ -33,11 +33,13 @@ def match_weights(
         The permutation with its objective and its cost.
 
     Raises:
-        ValueError: If the weights differ in a name or a shape, or hold a NaN.
+        ValueError: If the weights differ in a name or a shape, from each other or from the
+            groups, or hold a NaN.
 
     Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Section 3.2.
     """
     check_same_layout(source, target, names=("source", "target"))
+    check_shapes({n: v for n, v in source.items() if n in groups.shapes}, groups.shapes)
     moving = [n for n, value in source.items() if value.is_floating_point()]
     objective = Objective(groups)
     objective.add(
