@@ -271,8 +271,12 @@ def plans(case: Case) -> dict[str, TransferPlan]:
     named = {m: TransferPlan(m, stages=case.stages) for m in (*METHODS, *SIGNED)}
     if not case.gmt:
         del named["gmt"]
-    uniform = TransferPlan("fgmt", stages=case.stages, schedule="uniform")
-    return {**named, "fgmt, uniform line": uniform}
+    fgmt = named["fgmt"]
+    return {
+        **named,
+        "fgmt, uniform line": replace(fgmt, schedule="uniform"),
+        "fgmt, normalised pairs": replace(fgmt, pairs="normalised"),
+    }
 
 
 def methods(case: Case, pairs: int, *, epochs: int) -> Iterator[dict[str, Any]]:

@@ -92,8 +92,8 @@ def test_the_oracle_matches_the_whole_run(run):
 
 
 @pytest.mark.parametrize("method", ["gmt", "fgmt"])
-@pytest.mark.parametrize("per_gradient", [1, 2])
-def test_the_same_permutations_as_a_plain_implementation(plain_run, method, per_gradient):
+@pytest.mark.parametrize(("per_gradient", "pairs"), [(1, "plain"), (2, "plain"), (1, "normalised")])
+def test_the_same_permutations_as_a_plain_implementation(plain_run, method, per_gradient, pairs):
     model, target = network(1, batchnorm=False), weights_of(network(2, batchnorm=False))
     groups = find_neuron_groups(model, batches()[0][0])
     data = batches(count=6)
@@ -109,6 +109,17 @@ def test_the_same_permutations_as_a_plain_implementation(plain_run, method, per_
         assert result.permutations[stage].same_as(permutation)
     evaluations = {"fgmt": 6, "gmt": 3 + 6}  # the source's are kept, the target's renewed
     assert result.cost.gradient_evaluations == evaluations[method]
+
+
+@pytest.mark.parametrize("method", ["gmt", "fgmt"])
+def test_a_normalised_pair_adds_the_cosine_of_its_gradients(plain_run, method):
+    model = network(0, batchnorm=False)
+    target = Permutation.random(find_neuron_groups(model, batches()[0][0]), seed=3)
+    plan = TransferPlan(method, stages=3, pairs="normalised")
+    result = transfer(plain_run, target.apply(plain_run[0].weights), model, plan=plan)
+    # The start is the source's, permuted: so are the gradients of every pair.
+    objectives = [stage.objective for stage in result.stages[1:]]
+    assert objectives == pytest.approx([1, 2, 3], rel=1e-5)
 
 
 @pytest.mark.parametrize("method", ["gmt", "fgmt"])

@@ -18,6 +18,7 @@ Method = Literal[
 ]  # fmt: skip
 TARGET = "A safetensors file with the start to transfer to, instead of a fresh initialisation."
 ALONG = "Along the straight line from start to end, or the run's own snapshots."
+PAIRS = "Whether each stage counts by the size of its gradients, or all stages the same."
 EXCLUDE = "Tensors that stay the target's own, such as 'head.*'."
 GROUPS = "Neuron groups, as `slipstream groups --save` writes them; found if not given."
 
@@ -36,6 +37,7 @@ def transfer(
     schedule: Annotated[Literal["cosine", "uniform"], typer.Option(help="Of the line.")] = "cosine",
     segments: Annotated[int, typer.Option(help="Parts with a permutation each.")] = 1,
     batches: Annotated[int, typer.Option(help="Batches for each gradient.")] = 1,
+    pairs: Annotated[Literal["plain", "normalised"], typer.Option(help=PAIRS)] = "plain",
     exclude: Annotated[list[str] | None, typer.Option(help=EXCLUDE)] = None,
     groups: Annotated[Path | None, typer.Option(help=GROUPS)] = None,
     keep: Annotated[Literal["last", "best"], typer.Option(help="By validation loss.")] = "last",
@@ -69,7 +71,7 @@ def transfer(
     start = open_file(network, target) if target else weights_of(network)
     trained = open_file(network, trained_target) if trained_target else None
     plan = TransferPlan(
-        method, stages, path, schedule, segments, batches, exclude=tuple(exclude or ())
+        method, stages, path, schedule, segments, batches, pairs, exclude=tuple(exclude or ())
     )
     with steps_bar("transferring", hidden=json) as bar:
         result = transfer_trajectory(

@@ -53,3 +53,10 @@ def inner(first: Gradient, second: Gradient) -> float:
     # In pieces: the products of a large tensor are never all there.
     pieces = zip(*(torch.split(dense(g).flatten(), 1 << 22) for g in (first, second)), strict=True)
     return sum(float((wide(a) * wide(b)).sum(dtype=torch.float64)) for a, b in pieces)
+
+
+def scaled(gradient: Gradient, factor: float) -> Gradient:
+    """Return the gradient times a number."""
+    if isinstance(gradient, LowRank):
+        return LowRank(gradient.left * factor, gradient.right)
+    return gradient * factor

@@ -1,13 +1,13 @@
 """The ways to carry a path to a new start: each yields one step a stage."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from slipstream.evaluation import Batch
 from slipstream.matching import Matching, Objective, Solver, match_weights
-from slipstream.matching.low_rank import Gradient, dense
+from slipstream.matching.low_rank import Gradient, dense, inner, scaled
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
@@ -70,7 +70,7 @@ def gmt(
             there = networks.carry(start, path, earlier, permutation)
             renewed = networks.gradient(there, batches)
             with networks.clock("products"):
-                objective.add(target=renewed, source=gradient)
+                objective.add(target=renewed, source=_paired(gradient, renewed, plan))
         networks.kept_bytes = objective.kept_bytes
         solver = Solver(objective, like=solver)
         matching = solver.solve(
@@ -125,7 +125,7 @@ def fgmt(
         gradient = networks.gradient(source, batches)
         other = networks.gradient(weights, batches)
         with networks.clock("products"):
-            objective.add(target=other, source=gradient)
+            objective.add(target=other, source=_paired(gradient, other, plan))
         networks.kept_bytes = objective.kept_bytes
         matching = solver.solve(
             permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
@@ -133,3 +133,20 @@ def fgmt(
         permutation = matching.source_to_target
         weights = networks.carry(start, path, stage, permutation)
         yield Step(weights, permutation, matching)
+
+
+def _paired(
+    source: dict[str, Gradient], target: dict[str, Gradient], plan: TransferPlan
+) -> dict[str, Gradient]:
+    """The source's gradients, scaled so that a normalised pair adds the cosine of the angle."""
+    if plan.pairs == "plain":
+        return source
+    # Gradients shrink along the path: as they are, the first stages choose the permutation.
+    length = _norm(source.values()) * _norm(target.values())
+    if not length > 0:
+        return source
+    return {name: scaled(gradient, 1 / length) for name, gradient in source.items()}
+
+
+def _norm(gradients: Iterable[Gradient]) -> float:
+    return float(sum(inner(gradient, gradient) for gradient in gradients) ** 0.5)

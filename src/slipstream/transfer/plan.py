@@ -20,6 +20,7 @@ Method = Literal[
 SIGNED = "-signed"
 Path_ = Literal["line", "recorded"]
 Schedule = Literal["uniform", "cosine"]
+Pairs = Literal["plain", "normalised"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TransferPlan:
     schedule: Schedule = "cosine"  # of the line
     segments: int = 1  # parts of the run, each with a permutation of its own
     batches_per_gradient: int = 1
+    pairs: Pairs = "plain"  # gradients as they are, or all stages of one weight: norms divided out
     batchnorm_batches: int = 2  # for the statistics, before each gradient
     warm_start: bool = True  # each matching starts from the stage before
     max_sweeps: int = 100  # over the groups in each matching; it converges long before
@@ -71,7 +73,7 @@ class TransferPlan:
                 f"exclude must list patterns, got a text: write exclude=({self.exclude!r},)."
             )
         object.__setattr__(self, "exclude", tuple(self.exclude))
-        choices = {"method": Method, "path": Path_, "schedule": Schedule}
+        choices = {"method": Method, "path": Path_, "schedule": Schedule, "pairs": Pairs}
         for name, options in choices.items():
             if getattr(self, name) not in get_args(options):
                 listed = ", ".join(get_args(options))
