@@ -229,6 +229,11 @@ def shifted(self, x):
     return self.last(self.first(x).tanh() + 0.1)
 
 
+def lifted(self, x):
+    """All neurons are raised by the same number."""
+    return self.last(self.first(x).tanh() + x[:, :1])
+
+
 def keys(self, x):
     queries, keys, values = self.first(x), self.up(x), x
     return functional.scaled_dot_product_attention(queries, keys, values).cos()
@@ -256,7 +261,7 @@ def double_gated(self, x):
 
 NETWORKS = [
     *(rms_residual, bilinear, batch_norm, powers, scaled, chosen, shifted, keys, reused),
-    *(double_gated, overwritten, normalised),
+    *(double_gated, overwritten, normalised, lifted),
 ]
 
 

@@ -17,8 +17,8 @@ from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import weights_of
 
-EXAMPLES = range(2, 9)  # so many of a batch are enough: the fewer, the larger they are
-NUMBERS = 2**17  # in all of them together
+EXAMPLES = 8  # of a batch are enough, two if they are large, one if it is very large
+LARGE = 2**14  # numbers of all of them together
 LAST_BIT = 2.0**-52
 LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -143,7 +143,7 @@ def _first_examples(example_input: ExampleInput) -> ExampleInput:
     if len(lengths) != 1 or not (length := lengths.pop()):
         return example_input
     each = max(sum(leaf.numel() for leaf in tensors) // length, 1)
-    count = min(max(NUMBERS // each, EXAMPLES[0]), EXAMPLES[-1])
+    count = 1 if each > LARGE else min(max(LARGE // each, 2), EXAMPLES)
     return tree_map(lambda leaf: leaf[:count] if isinstance(leaf, Tensor) else leaf, example_input)
 
 
