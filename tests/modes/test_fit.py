@@ -160,6 +160,14 @@ def test_half_precision_is_modelled_in_single():
     assert found.weights_at(3)["first.bias"].dtype == torch.bfloat16
 
 
+def test_more_modes_than_a_byte_can_count():
+    run, _ = moving_run(shapes={"w": (400,)}, noise=1.0, steps=12)
+    found = fit_modes(run, modes=300, grouping="k-means")
+    assert found.assignment["w"].dtype == torch.int16
+    assert int(found.assignment["w"].max()) > 256
+    torch.testing.assert_close(found.trajectory()["w"].mean(0), run["w"].mean(0))
+
+
 def test_frozen_tensors_do_not_take_the_sample():
     run, _ = moving_run(shapes={"w": (30,)})
     rows = [s.weights | {f"frozen{i}": torch.ones(100) for i in range(9)} for s in run]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from cases import CASES
 from slipstream.evaluation import weights_in
 from slipstream.modes import Modes, fit_modes
+from slipstream.report.modes import plot_correlations, plot_references
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -66,6 +67,19 @@ def test_saved_and_loaded_is_the_same(modes, tmp_path):
     assert repr(again) == repr(modes)
     assert [file.name for file in tmp_path.iterdir()] == ["modes.safetensors"]
     assert modes.nbytes < (tmp_path / "modes.safetensors").stat().st_size < modes.nbytes + 4000
+
+
+def test_without_samples_it_is_smaller_and_reconstructs_the_same(modes, tmp_path):
+    modes.save(tmp_path / "whole.safetensors")
+    modes.save(tmp_path / "small.safetensors", samples=False)
+    whole, small = ((tmp_path / f"{n}.safetensors").stat().st_size for n in ("whole", "small"))
+    assert whole - small >= modes.samples.nbytes
+    again = Modes.load(tmp_path / "small.safetensors")
+    assert same(again.weights_at(30), modes.weights_at(30))
+    assert again.samples.shape == (0, 20)
+    with pytest.raises(ValueError, match="saved without samples"):
+        plot_correlations(again)
+    assert len(plot_references(again).axes) == 3
 
 
 def test_the_file_is_pinned(modes, tmp_path):

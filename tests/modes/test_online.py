@@ -15,6 +15,7 @@ from torch import distributed, nn
 from modes import online_processes
 from oracles import plain_modes
 from slipstream.modes import OnlineModes, moments
+from slipstream.modes.grouping import combinations, group_rows, standardised
 
 
 def network(dtype=torch.float32, seed=0):
@@ -65,14 +66,14 @@ def relative(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.mark.parametrize("forgetting", [1.0, 0.99])
-def test_it_is_the_batch_fit_after_a_thousand_updates_with_large_offsets(forgetting):
+@pytest.mark.parametrize(("updates", "forgetting"), [(1000, 1.0), (1000, 0.99), (12, 0.9)])
+def test_it_is_the_batch_fit_even_after_a_thousand_updates_with_large_offsets(updates, forgetting):
     model = network()
     followed = OnlineModes(model, modes=3, warm_up=20, trial=5, forgetting=forgetting)
-    seen = observed(model, followed, 1020, offset=100.0, noise=0.5)[20:]
+    seen = observed(model, followed, 20 + updates, offset=100.0, noise=0.5)[20:]
     modes = flat(followed.assignment).long()
     references = followed.references[modes].T  # (updates, weights)
-    importance = forgetting ** torch.arange(999, -1, -1, dtype=torch.float64)
+    importance = forgetting ** torch.arange(updates - 1, -1, -1, dtype=torch.float64)
     a, b = batch_fit(seen, references, importance)
     found = followed.coefficients()
     assert relative(flat(found.a), a) < 1e-6
@@ -113,6 +114,17 @@ def test_weights_follow_the_reference_they_correlate_with_most(reference):
     seen = observed(model, followed, 14, noise=0.6)[8:]
     alike = torch.corrcoef(torch.cat([seen.T, followed.references]))[: seen.shape[1], -4:]
     assert torch.equal(flat(followed.assignment).long(), alike.abs().argmax(1))
+
+
+def test_a_component_goes_on_as_the_same_combination_of_weights():
+    model = network(torch.float64)
+    followed = OnlineModes(model, modes=2, warm_up=8, trial=2, reference="component")
+    seen = observed(model, followed, 14, offset=3.0).T  # all weights are sampled
+    early = seen[:, :8]
+    rows = standardised(early)
+    combined = combinations(rows, group_rows(rows, 2, grouping="complete"), reference="component")
+    later = (seen[:, 8:] - early.mean(1, keepdim=True)) / early.std(1, correction=0, keepdim=True)
+    torch.testing.assert_close(followed.references, combined @ later)
 
 
 def test_a_member_reference_is_one_of_the_weights():

@@ -64,7 +64,7 @@ def compress_to_modes(
             f"max_error={max_error:g}: nothing was written. Try more modes, or compress without "
             "loss."
         )
-    found.save(path)
+    found.save(path, samples=False)
     before = sum(entry.bytes for entry in entries)
     return ModesCompression(Path(path), found, error, before, Path(path).stat().st_size)
 

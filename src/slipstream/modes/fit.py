@@ -58,7 +58,7 @@ def fit_modes(
             than there should be modes, or the run holds a NaN or an infinity.
 
     Source: "Enhancing Neural Training via a Correlated Dynamics Model" (Brokman et al., 2024),
-    the post-hoc decomposition of its section 3.
+    its decomposition after training.
 
     Example:
         >>> time = torch.linspace(0, 1, 5)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,27 +140,29 @@ class Modes:
         def moved(name: str, value: Tensor) -> Tensor:
             return source_to_target.apply_to(name, value)
 
-        return Modes(
-            self.layout,
-            self.steps,
-            self.references,
+        return replace(
+            self,
             # Which mode a weight follows has no sign, even where its neuron changes sign.
-            {n: take(v, source_to_target.indices(n)) for n, v in self.assignment.items()},
-            {name: moved(name, value) for name, value in self.a.items()},
-            {name: moved(name, value) for name, value in self.b.items()},
-            {n: torch.stack([moved(n, row) for row in rows]) for n, rows in self.kept.items()},
-            self.motion,
-            self.explained,
-            self.samples,
-            self.sample_modes,
+            assignment={
+                n: take(v, source_to_target.indices(n)) for n, v in self.assignment.items()
+            },
+            a={name: moved(name, value) for name, value in self.a.items()},
+            b={name: moved(name, value) for name, value in self.b.items()},
+            kept={n: torch.stack([moved(n, row) for row in rows]) for n, rows in self.kept.items()},
         )
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, *, samples: bool = True) -> None:
         """Write a safetensors file, whole or not at all.
 
         Args:
             path: Where to.
+            samples: Whether to keep the sampled histories, which only figures need; in a small
+                network they are larger than all else.
         """
+        if not samples:
+            none = self.samples[:0], self.sample_modes[:0]
+            replace(self, samples=none[0], sample_modes=none[1]).save(path)
+            return
         path = Path(path)
         described = {"format": FORMAT, "steps": self.steps, "layout": self.layout.to_json()}
         temporary = path.with_name(path.name + ".tmp")
@@ -216,12 +218,16 @@ class Modes:
         return {name: self._tensor(name, values, position) for name in self.layout.tensors}
 
     def _tensor(self, name: str, references: Tensor, position: int) -> Tensor:
+        flat = self._part(name, references, position, slice(None))
+        return flat.view(self.layout.tensors[name].shape)
+
+    def _part(self, name: str, references: Tensor, position: int, at: slice) -> Tensor:
+        """A stretch of a flattened tensor."""
         if name in self.kept:
             rows = self.kept[name]
-            return rows[position if len(rows) > 1 else 0]
-        a, b = self.a[name], self.b[name]
-        at = self.assignment[name].flatten().int()
-        values = references.to(a).index_select(0, at).view_as(a)
+            return rows[position if len(rows) > 1 else 0].flatten()[at]
+        a, b, mode = (kind[name].flatten()[at] for kind in (self.a, self.b, self.assignment))
+        values = references.to(a).index_select(0, mode.int())
         return torch.addcmul(b, a, values).to(self.layout.tensors[name].dtype)
 
 
@@ -236,8 +242,9 @@ class _Reconstructed:
         return self.modes._weights(self.position)
 
     def read_into(self, name: str, out: Tensor, start: int = 0) -> None:
-        value = self.modes._tensor(name, self.modes.references[:, self.position], self.position)
-        out.view(-1).copy_(value.flatten()[start : start + out.numel()])
+        references = self.modes.references[:, self.position]
+        at = slice(start, start + out.numel())
+        out.view(-1).copy_(self.modes._part(name, references, self.position, at))
 
 
 def _named(kind: str, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:

@@ -59,9 +59,10 @@ def plot_references(modes: Modes, *, figure: "Canvas | None" = None) -> "Canvas"
     for mode, axes in enumerate(panels[:count]):
         reference = modes.references[mode]
         members = modes.samples[modes.sample_modes == mode].double()
-        aligned = members * (members @ reference).sign()[:, None]
-        low, high = aligned.quantile(torch.tensor([0.1, 0.9], dtype=aligned.dtype), dim=0)
-        axes.fill_between(modes.steps, low.tolist(), high.tolist(), color=_BAND, alpha=0.35, lw=0)
+        if len(members):
+            aligned = members * (members @ reference).sign()[:, None]
+            low, high = aligned.quantile(aligned.new_tensor([0.1, 0.9]), dim=0).tolist()
+            axes.fill_between(modes.steps, low, high, color=_BAND, alpha=0.35, lw=0)
         axes.plot(modes.steps, reference.tolist(), color=_CURVE, linewidth=1.5)
         axes.set_title(f"mode {mode}: {shares[mode]:.1%} of the motion", fontsize=9, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
@@ -111,7 +112,12 @@ def plot_correlations(modes: Modes, *, figure: "Canvas | None" = None) -> "Canva
 
     Returns:
         The figure: dark squares along the diagonal are groups that move in step.
+
+    Raises:
+        ValueError: If the modes were saved without samples.
     """
+    if not len(modes.samples):
+        raise ValueError("These modes were saved without samples: decompose the run again.")
     every = -(-len(modes.samples) // _SHOWN)
     order = modes.sample_modes.argsort(stable=True)[::every]
     rows = modes.samples[order]
