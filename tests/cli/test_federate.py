@@ -36,6 +36,7 @@ def test_methods_are_compared_on_splits():
     ("arguments", "words"),
     [
         (["--method", "best"], "There is no method 'best'; there are fedavg, apf, top-k"),
+        (["--failing", "1.5"], "failing must be at least 0 and below 1, got 1.5"),
         (["--split", "odd"], "split must be iid or a number such as 0.3, got 'odd'"),
         (["--split", "-1"], "alpha must be above 0"),
         (["--data", "cats"], "data must be digits, mnist:DIR or cifar10:DIR, got 'cats'"),

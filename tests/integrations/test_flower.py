@@ -240,3 +240,5 @@ def test_a_run_repeats_itself_and_modes_save_bytes():
 def test_data_that_cannot_be_split_are_refused():
     with pytest.raises(ValueError, match="clients must be between 1 and 300"):
         train_federated(SETUP, FederatedPlan(clients=500))
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        FederatedPlan(rounds=0)

@@ -1,6 +1,7 @@
 """Training with references in place of weights: gradients, closed forms, state, resuming."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -181,13 +182,14 @@ def test_what_stays_free_keeps_its_momentum():
 
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_what_is_saved_goes_on_bit_by_bit(kind):
-    model, optimizer, embedded = embedded_network(kind, observations=8)
+    plan = replace(PLAN, share=0.2, most=1.0)  # it goes on growing after it was saved
+    model, optimizer, embedded = embedded_network(kind, plan, observations=8)
     saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), embedded.state_dict()))
     train(model, optimizer, embedded, 6)
     other = network()
     other.load_state_dict(saved[0])
     second = kind(other.parameters(), lr=0.05)
-    resumed = EmbeddedModes(other, second, growth=PLAN)
+    resumed = EmbeddedModes(other, second, growth=plan)
     resumed.load_state_dict(saved[2])
     second.load_state_dict(saved[1])
     train(other, second, resumed, 6)

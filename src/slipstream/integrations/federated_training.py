@@ -65,6 +65,13 @@ class FederatedPlan:
     seed: int = 0  # of the split, the batches and the failures
     evaluate_every: int = 10  # rounds; and the last five
 
+    def __post_init__(self) -> None:
+        for name in ("rounds", "clients", "epochs", "batch_size", "evaluate_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.failing < 1:
+            raise ValueError(f"failing must be at least 0 and below 1, got {self.failing}.")
+
 
 @dataclass(frozen=True)
 class FederatedRun:
@@ -124,24 +131,20 @@ def train_federated(
     parts = split_among_clients(
         experiment.train.examples, plan.clients, alpha=plan.alpha, seed=plan.seed
     )
-    strategy = CompressedAveraging(
-        experiment.model,
-        policy=policy,
-        encoding=encoding,
-        min_train_nodes=plan.clients,
-        min_available_nodes=plan.clients,
-    )
     app = client_app(experiment.model, experiment.loss, parts=parts, plan=plan)
     nodes = {number: {"partition-id": number} for number in range(plan.clients)}
     watch = _Watch(experiment, plan, on_round)
     arrays = ArrayRecord(experiment.model.state_dict())
     with _quiet():
-        result = strategy.start(
-            InProcessGrid(app, nodes, fate=_fates(plan)),
-            arrays,
-            num_rounds=plan.rounds,
-            evaluate_fn=watch,
+        strategy = CompressedAveraging(
+            experiment.model,
+            policy=policy,
+            encoding=encoding,
+            min_train_nodes=plan.clients,
+            min_available_nodes=plan.clients,
         )
+        grid = InProcessGrid(app, nodes, fate=_fates(plan))
+        result = strategy.start(grid, arrays, num_rounds=plan.rounds, evaluate_fn=watch)
     weights = (result.arrays or arrays).to_torch_state_dict()
     return FederatedRun(strategy.rounds, watch.validation, watch.test, weights)
 
@@ -308,11 +311,13 @@ def _fates(plan: FederatedPlan) -> Callable[[int, int], Fate]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Keep Flower from telling every round, for a `with` block."""
-    flower = logging.getLogger("flwr")
-    level = flower.level
-    flower.setLevel(logging.ERROR)
+    """Keep the log from telling every round and every lost message, for a `with` block."""
+    loggers = [logging.getLogger(name) for name in ("flwr", "slipstream.integrations.flower")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        flower.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
