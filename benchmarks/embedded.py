@@ -51,10 +51,16 @@ def cases(mnist: str) -> dict[str, Case]:
             TrainingPlan(epochs=40, lr=0.02),
             Growth(warm_up=8, every=4, share=0.12),
         ),
+        # Most weights are embedded long before the training is done: modes must carry it on.
+        "digits-mlp-early": Case(
+            Setup("mlp", "digits", width=128, options={"hidden_layers": 2}, batch_size=32),
+            TrainingPlan(epochs=25, lr=0.02),
+            Growth(warm_up=2, every=1, share=0.2),
+        ),
         "mnist-conv": Case(
-            Setup("conv_net", f"mnist:{mnist}", options=small, examples=5000, batch_size=64),
-            TrainingPlan(epochs=16, lr=0.01),
-            Growth(warm_up=5, every=2, share=0.2),
+            Setup("conv_net", f"mnist:{mnist}", options=small, examples=3000, batch_size=64),
+            TrainingPlan(epochs=12, lr=0.01),
+            Growth(warm_up=4, every=2, share=0.2),
         ),
     }
 
