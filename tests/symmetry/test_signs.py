@@ -239,6 +239,20 @@ def keys(self, x):
     return functional.scaled_dot_product_attention(queries, keys, values).cos()
 
 
+def headed(self, x):
+    """Heads of one feature, whose keys are never negative."""
+    q, k, v = (
+        y.T[:, :, None] for y in (self.first(x), self.up(x).relu(), self.down(x[:, :3]).tanh())
+    )
+    return self.last(functional.scaled_dot_product_attention(q, k, v)[:, :, 0].T)
+
+
+def picked(self, x):
+    """Some examples, some of them twice."""
+    first = self.first(x).index_select(0, torch.tensor([2, 0, 2]))
+    return self.last(first.reciprocal() + self.up(x)[[0, 3, 5]])
+
+
 def reused(self, x):
     """One square weight lists the neurons on both of its axes."""
     return self.last(self.down(self.up(self.first(x)).tanh()).tanh() + self.first(x))
@@ -261,16 +275,18 @@ def double_gated(self, x):
 
 NETWORKS = [
     *(rms_residual, bilinear, batch_norm, powers, scaled, chosen, shifted, keys, reused),
-    *(double_gated, overwritten, normalised, lifted),
+    *(double_gated, overwritten, normalised, lifted, headed, picked),
 ]
 
 
 def network(wiring):
-    inner = 3 if wiring is not rms_residual and wiring is not scaled else 4
+    inner = 4 if wiring in {rms_residual, scaled} else 3
     return Wired(
         wiring,
         first=nn.Linear(5, 3),
-        up=nn.Linear(5 if wiring in {bilinear, keys, double_gated, overwritten} else 3, inner),
+        up=nn.Linear(
+            5 if wiring in {bilinear, keys, double_gated, overwritten, headed, picked} else 3, inner
+        ),
         down=nn.Linear(inner, 3),
         last=nn.Linear(3, 2),
         norm=nn.RMSNorm(3),

@@ -12,7 +12,7 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Valu
 @rule("dropout alpha_dropout feature_dropout feature_alpha_dropout", signs=True)
 @rule("neg negative sign sgn tanh sinh asinh arcsinh atanh arctanh", signs=True)
 @rule("sin tan asin arcsin atan arctan erf erfinv trunc fix round", signs=True)
-@rule("softsign tanhshrink softshrink hardshrink", signs=True)
+@rule("softsign tanhshrink softshrink hardshrink reciprocal", signs=True)
 def broadcast(call: Call) -> Layout:
     """Tie the axes that meet; an axis of one place meets any axis freely."""
     if call["train"] or call["training"]:

@@ -55,7 +55,7 @@ def embedding(call: Call) -> Layout:
     return (*call.axes("indices"), features)
 
 
-@rule("index_select", reads="index")
+@rule("index_select", signs=True, reads="index")
 def index_select(call: Call) -> Layout:
     """Places of one axis, looked up by number."""
     axes, dim = call.axes("self"), call["dim"] % len(call.axes("self"))
@@ -96,7 +96,8 @@ def index_add(call: Call) -> Layout:
     return axes
 
 
-@rule("index", "index_put", reads="indices")
+@rule("index", signs=True, reads="indices")
+@rule("index_put", reads="indices")
 def index(call: Call) -> Layout:
     """Places of one or several axes, looked up by number together."""
     axes, given = call.axes("self"), call["indices"]
