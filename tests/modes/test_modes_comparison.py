@@ -71,6 +71,13 @@ def test_grouping_gains_where_there_are_groups_and_it_is_said_where_not(run):
     assert "the grouping adds nothing" in str(compare_modes(line, modes=2))
 
 
+def test_random_groups_are_dealt_blindly(run):
+    count = flat(run).shape[1]
+    table = compare_modes(run, modes=count)  # each weight is a reference
+    assert table["member"].share == pytest.approx(1)
+    assert table["random groups"].share < 0.8
+
+
 def test_what_is_drawn_is_drawn_by_the_seed(run):
     first, again, other = (str(compare_modes(run, modes=3, seed=seed)) for seed in (0, 0, 1))
     assert first == again
