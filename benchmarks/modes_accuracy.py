@@ -74,11 +74,17 @@ CASES = {
         plain={"lr": 0.05, "momentum": 0.9},
         strong={"lr": 0.1, "schedule": "cosine", "weight_decay": 5e-4},
     ),
-    "mnist-conv": Case(
-        {"model": "conv_net", "data": "mnist:{mnist}", "width": 0.125, "examples": 5_000},
+    "mnist-mlp": Case(
+        {"model": "mlp", "data": "mnist:{mnist}", "width": 64, "examples": 10_000},
         epochs=40,
         plain={"lr": 0.05, "momentum": 0.9},
         strong={"lr": 0.1, "schedule": "cosine", "weight_decay": 5e-4},
+    ),
+    "cifar10-mlp": Case(
+        {"model": "mlp", "data": "cifar10:{cifar10}", "width": 128, "examples": 10_000},
+        epochs=40,
+        plain={"lr": 0.02, "momentum": 0.0},
+        strong={"lr": 0.02, "schedule": "cosine", "weight_decay": 5e-4},
     ),
     "cifar10-resnet18": Case(
         {"model": "resnet18", "data": "cifar10:{cifar10}"},
