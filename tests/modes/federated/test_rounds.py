@@ -197,6 +197,20 @@ def test_who_missed_rounds_gets_packets_or_everything_by_what_is_shorter():
     assert torch.equal(follow(clients[1], order).shared.vector, server.shared.vector)
 
 
+def test_what_an_encoding_leaves_over_arrives_later_in_both_directions():
+    server = Server(nn.Linear(50, 1, bias=False), encoding=TopK(share=0.1))
+    start, pushes, clients = server.weights["weight"].clone(), torch.randn(2, 50), {}
+    for number in range(40):
+        for node, push in enumerate(pushes):
+            clients[node] = follow(clients.get(node), server.order(node))
+            trained = {"weight": clients[node].weights["weight"] + push * (number == 0)}
+            clients[node], reply = clients[node].reply(trained, examples=1)
+            server.accept(node, reply)
+        server.finish_round()
+    moved = server.weights["weight"] - start
+    assert torch.allclose(moved, pushes.mean(0, keepdim=True), atol=1e-5)
+
+
 def test_a_lost_reply_is_not_taken_for_sent():
     server = Server(nn.Linear(50, 1, bias=False), encoding=TopK(share=0.1))
     start = follow(None, server.order(0))

@@ -102,14 +102,12 @@ class Server:
         """
         version, base = self.shared.version, self._holds.get(node)
         packets = range((base or 0) + 1, version + 1)
-        arrays = _under(version, self.shared.pack())
         if base is not None and all(number in self._packets for number in packets):
             steps = {k: v for n in packets for k, v in _under(n, self._packets[n]).items()}
-            if bytes_of(steps) <= bytes_of(arrays):
-                return self._sent(Order(version, base, steps))
+            return self._sent(Order(version, base, steps))
         self._everything.append(node)
         settings = {"form": self.form.to_json(), "encoding": describe_encoding(self.encoding)}
-        return self._sent(Order(version, None, arrays, settings))
+        return self._sent(Order(version, None, _under(version, self.shared.pack()), settings))
 
     def accept(self, node: int, reply: Reply) -> None:
         """Take a client's reply into this round; one that does not fit is refused.
