@@ -107,6 +107,22 @@ def test_bytes_are_those_that_flower_sends():
     assert strategy.rounds[-1].bytes_up < strategy.rounds[0].bytes_up
 
 
+def test_a_strategy_starts_anew_with_other_weights():
+    other = ArrayRecord({name: value + 1 for name, value in network().state_dict().items()})
+    policy = GrowingModes(QUICK)
+    strategy, grid = (
+        compressed(policy=policy),
+        InProcessGrid(an_app(compression_mod), {1: {}, 2: {}}),
+    )
+    start(strategy, grid)
+    again = strategy.start(grid, other, num_rounds=3).arrays.to_torch_state_dict()
+    fresh = compressed(policy=GrowingModes(QUICK))
+    grid = InProcessGrid(an_app(compression_mod), {1: {}, 2: {}})
+    expected = fresh.start(grid, other, num_rounds=3).arrays.to_torch_state_dict()
+    assert all(torch.equal(again[name], value) for name, value in expected.items())
+    assert strategy.rounds == fresh.rounds
+
+
 def test_evaluation_gets_the_latest_weights():
     strategy = compressed(fraction_evaluate=1.0, encoding=EightBit())
     result = start(strategy, InProcessGrid(an_app(compression_mod), {1: {}, 2: {}}))

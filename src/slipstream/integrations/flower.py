@@ -97,16 +97,23 @@ class CompressedAveraging(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Write an order for every client of the round."""
+        """Write an order for every client of the round; the first round begins with `arrays`."""
+        if server_round == 1:
+            self.server = Server(
+                self._model,
+                weights=arrays.to_torch_state_dict(),
+                policy=self._policy,
+                encoding=self._encoding,
+            )
         messages = super().configure_train(server_round, arrays, config, grid)
-        return [self._with_order(message, arrays) for message in messages]
+        return [self._with_order(message) for message in messages]
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Write an order for every client that evaluates."""
         messages = super().configure_evaluate(server_round, arrays, config, grid)
-        return [self._with_order(message, arrays) for message in messages]
+        return [self._with_order(message) for message in messages]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -144,12 +151,8 @@ class CompressedAveraging(FedAvg):
         metrics = self.train_metrics_aggr_fn(accepted, self.weighted_by_key)
         return ArrayRecord(self.server.weights), metrics
 
-    def _with_order(self, message: Message, arrays: ArrayRecord) -> Message:
-        if self.server is None:
-            weights = arrays.to_torch_state_dict()
-            self.server = Server(
-                self._model, weights=weights, policy=self._policy, encoding=self._encoding
-            )
+    def _with_order(self, message: Message) -> Message:
+        assert self.server is not None  # the first round made it
         order = self.server.order(message.metadata.dst_node_id)
         plain = {
             "version": order.version,

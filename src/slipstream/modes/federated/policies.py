@@ -18,7 +18,7 @@ class Policy(Protocol):
     """Decides, after each round, which weights may move in the next."""
 
     def start(self, weights: Tensor, sizes: Mapping[str, int]) -> None:
-        """Begin with the first weights (weights,), which are made of tensors of these sizes."""
+        """Begin anew with weights (weights,), which are made of tensors of these sizes."""
 
     def observe(self, weights: Tensor, embedding: Embedding) -> Embedding:
         """Return what may move next, after the round that led to `weights` (weights,)."""
@@ -50,12 +50,12 @@ class GrowingModes:
         """Keep as many of the latest versions as `growth` looks at; an observation is a round."""
         self.growth = growth or Growth()
         self._history: deque[Tensor] = deque(maxlen=self.growth.window)
-        self._observations = 0
-        self._sizes: Mapping[str, int] = {}
 
     def start(self, weights: Tensor, sizes: Mapping[str, int]) -> None:
-        """Keep the first weights."""
+        """Keep the first weights, and only these."""
+        self._history.clear()
         self._history.append(weights)
+        self._observations = 0
         self._sizes = sizes
 
     def observe(self, weights: Tensor, embedding: Embedding) -> Embedding:
@@ -96,10 +96,10 @@ class AdaptiveFreezing:
                 f"got {threshold}, {decay} and {every}."
             )
         self.threshold, self.decay, self.every = threshold, decay, every
-        self._round = 0
 
     def start(self, weights: Tensor, sizes: Mapping[str, int]) -> None:
         """Begin with averages of zero."""
+        self._round, self._threshold = 0, self.threshold
         self._last = weights
         self._change, self._size = torch.zeros_like(weights), torch.zeros_like(weights)
         self._period = torch.zeros(weights.shape, dtype=torch.int32)
@@ -121,9 +121,9 @@ class AdaptiveFreezing:
         return Embedding(modes, embedding.scale)
 
     def _look(self, free: Tensor) -> None:
-        stable = free & (self._change.abs() < self.threshold * self._size)
+        stable = free & (self._change.abs() < self._threshold * self._size)
         self._period[stable] += self.every
         self._period[free & ~stable] //= 2
         self._until[stable] = self._round + self._period[stable]
         if (self._until > self._round).float().mean() > 0.8:
-            self.threshold /= 2
+            self._threshold /= 2
