@@ -10,6 +10,7 @@ resident set of a process of its own, its peak less what it held before the tran
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -157,6 +158,7 @@ def against_plain(mnist: str, cifar10: str) -> list[dict[str, Any]]:
                     "plain_seconds": theirs,
                     "times_faster": theirs / ours,
                     "stages_with_the_same_permutation": f"{sum(same)} of {len(same)}",
+                    "stages_with_the_same_objective": f"{sum(alike)} of {len(alike)}",
                 }
             )
             print(found[-1], flush=True)
@@ -245,7 +247,10 @@ def as_text(found: dict[str, Any]) -> str:
         ],
     )
     plain = table(
-        ["network", "method", "seconds", "plain", "times faster", "same permutation"],
+        [
+            *("network", "method", "seconds", "plain", "times faster"),
+            *("same permutation", "same objective"),
+        ],
         [
             [
                 r["network"],
@@ -254,6 +259,7 @@ def as_text(found: dict[str, Any]) -> str:
                 f"{r['plain_seconds']:.1f}",
                 f"{r['times_faster']:.1f}",
                 r["stages_with_the_same_permutation"],
+                r.get("stages_with_the_same_objective", "-"),
             ]
             for r in found["plain"]
         ],

@@ -1,6 +1,6 @@
 """What matching costs: beside the PyPI package `rebasin`, on a large VGG, and at Llama's size.
 
-    pip install --no-deps --target PEERS rebasin==0.0.47
+    pip install --no-deps --target PEERS rebasin==0.0.47 torchview graphviz tqdm
     python benchmarks/matching.py --rebasin PEERS --output benchmarks/results/matching
 
 Networks are torchvision's, untrained, from two seeds: nothing is alike, which is the slowest case.
@@ -110,10 +110,10 @@ def inner(first: dict[str, Tensor], second: dict[str, Tensor], model: nn.Module)
     return sum(float((first[n] * second[n]).sum(dtype=torch.float64)) for n in names)
 
 
-def beside_rebasin(peers: str | None) -> list[dict[str, Any]]:
-    """Time ResNet-18 and ResNet-50 beside rebasin."""
+def beside_rebasin(peers: str | None, networks: list[str]) -> list[dict[str, Any]]:
+    """Time networks of torchvision beside rebasin."""
     found = []
-    for name in ("resnet18", "resnet50"):
+    for name in networks:
         source, target = two_networks(name)
         example = torch.randn(1, 3, 64, 64)
         row = {"network": name, **ours(source, target, example)}
@@ -250,6 +250,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rebasin", help="folder that holds the package rebasin")
+    parser.add_argument("--networks", nargs="+", default=["resnet18", "resnet50"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--hidden", type=int, nargs="+", default=[1024, 2048, 4096])
     parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
@@ -265,7 +266,7 @@ def main() -> None:
     found["machine"] = machine()
     measures = {
         "assignments": lambda: assignments(tuple(options.sizes)),
-        "rebasin": lambda: beside_rebasin(options.rebasin),
+        "rebasin": lambda: beside_rebasin(options.rebasin, options.networks),
         "vgg": vgg,
         "llama": lambda: llama_stacks(options.hidden),
     }

@@ -3,7 +3,7 @@
 import torch
 from torch.func import functional_call
 
-from oracles.plain_matching import plain_solve
+from oracles.plain_matching import plain_solve, plain_value
 from slipstream.symmetry.permutation import Permutation
 
 
@@ -24,8 +24,11 @@ def carried(start, path, stage, permutation):
     return {name: start[name] + value for name, value in permutation.apply(moved).items()}
 
 
-def plain_transfer(method, model, path, start, groups, batches):
-    """The permutation after each stage; `path` is a list of weights, batches[t] for stage t."""
+def plain_transfer(method, model, path, start, groups, batches, *, objectives=None):
+    """The permutation after each stage; `path` is a list of weights, batches[t] for stage t.
+
+    What each is worth goes to the list `objectives`.
+    """
     permutation, found, kept = Permutation.identity(groups), [], []
     for stage in range(1, len(path)):
         if method == "gmt":
@@ -47,4 +50,6 @@ def plain_transfer(method, model, path, start, groups, batches):
             )
         permutation = plain_solve(groups, kept, start=permutation)
         found.append(permutation)
+        if objectives is not None:
+            objectives.append(plain_value(kept, permutation))
     return found

@@ -112,11 +112,11 @@ class Product:
         if self._total is None or changed is None:
             total = self._sum(pairs, move)
         else:
-            total = self._total
+            total = self._total  # it is brought up to date where it lies
             for axis, places in changed.items():
-                total = total + self._correction(pairs[: self._seen], move, axis, places)
+                self._correct(total, pairs[: self._seen], move, axis, places)
             if self._seen < len(pairs):
-                total = total + self._sum(pairs[self._seen :], move)
+                self._sum(pairs[self._seen :], move, total)
         self._total, self._move, self._seen = total, move, len(pairs)
         return total
 
@@ -226,19 +226,19 @@ class Product:
         mixed = rows @ move.on(own, of=1)(source.factor(own))
         return (target.left.T, mixed.T) if own == 0 else (target.right, mixed)
 
-    def _correction(self, pairs: list[Pair], move: Move, axis: int, places: Tensor) -> Tensor:
-        """What moving other neurons to `places` of another axis changes in the sum over `pairs`."""
-        total: Tensor | float = 0.0
+    def _correct(
+        self, total: Tensor, pairs: list[Pair], move: Move, axis: int, places: Tensor
+    ) -> None:
+        """Add what moving other neurons to `places` of another axis changes in the sum."""
         rest = move.without(axis)
         for target, source in pairs:
-            there = places.to(dense(source).device)
+            there = places.to(total.device)
             new, old = (
                 m.part(axis, places).on(axis, of=axis)(wide(source)) for m in (move, self._move)
             )
             part = wide(target).index_select(axis, there)
             rows, others = self._rows(part), self._rows(rest(new - old))
-            total = total + torch.bmm(rows, others.transpose(1, 2))
-        return torch.as_tensor(total)
+            total.baddbmm_(rows, others.transpose(1, 2))
 
     def _rows(self, value: Tensor) -> Tensor:
         """The block's part of `value` as (places of the parents, neurons, everything else)."""
