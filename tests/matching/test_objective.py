@@ -5,8 +5,9 @@ from collections import Counter
 import pytest
 import torch
 
+import slipstream.matching.objective as objective_module
 from oracles.plain_matching import plain_value
-from slipstream.matching import LowRank, Objective, Solver, assign, match_weights, solve
+from slipstream.matching import LowRank, Objective, Solver, assign, match_weights, products, solve
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
@@ -212,6 +213,35 @@ def test_the_similarity_says_what_any_other_order_is_worth(layout):
                     change = plain_value(pairs, other) - plain_value(pairs, permutation)
                     predicted = similarity.worth(*new) - similarity.worth(*held)
                     assert predicted == pytest.approx(change, abs=1e-10)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pieces_and_what_is_kept_change_nothing(layout, monkeypatch):
+    groups = LAYOUTS[layout]
+    whole, pieces = Objective(groups), Objective(groups)
+    here = Permutation.random(groups, seed=0)
+    for number in range(2):
+        target, source = tensors(groups, 2 * number), tensors(groups, 2 * number + 1)
+        for objective in (whole, pieces):
+            objective.add(target=target, source=source)
+    for permutation in (here, swapped(here)):
+        for name in groups.sizes():
+            expected = whole.similarity(name, permutation)
+            with monkeypatch.context() as small:
+                small.setattr(products, "CHUNK", 10)
+                small.setattr(objective_module, "ROOM", 0)
+                found = pieces.similarity(name, permutation)
+            torch.testing.assert_close(found.even, expected.even)
+            torch.testing.assert_close(found.best, expected.best)
+
+
+def test_half_precision_is_compared_in_single():
+    source, target = tensors(CHAIN, 0), tensors(CHAIN, 1)
+    half = [{n: v.bfloat16() for n, v in side.items()} for side in (source, target)]
+    single = [{n: v.float() for n, v in side.items()} for side in half]
+    found, expected = (match_weights(*pair, groups=CHAIN) for pair in (half, single))
+    assert found.source_to_target.same_as(expected.source_to_target)
+    assert found.objective == pytest.approx(expected.objective, rel=1e-5)
 
 
 def test_factors_are_worth_what_their_product_is():
