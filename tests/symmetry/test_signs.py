@@ -70,6 +70,41 @@ def test_a_transformer_with_rms_norm():
     assert plain_places(groups, units) == {"gated.weight:0[0]", "gated.bias:0[0]"}
 
 
+def test_a_llama_of_transformers():
+    network = pytest.importorskip("oracles.network_zoo").NETWORKS["Llama"]
+    pytest.importorskip("transformers")
+    model = network.build()
+    groups = find_neuron_groups(model, network.inputs(model))
+    assert not groups.dropped
+    layer = "model.layers.1"
+    stream = signed_places(groups, "model.embed_tokens.weight:1")
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj"):
+        assert f"{layer}.{name}.weight:1[0]" in stream
+    for name in ("self_attn.o_proj", "mlp.down_proj"):
+        assert f"{layer}.{name}.weight:0[0]" in stream
+    assert plain_places(groups, "model.embed_tokens.weight:1") == {
+        f"{name}.weight:0[0]"
+        for name in [
+            *(
+                f"model.layers.{n}.{norm}_layernorm"
+                for n in (0, 1)
+                for norm in ("input", "post_attention")
+            ),
+            "model.norm",
+        ]
+    }
+    # Rotary positions pin the features of queries and keys, but a whole head may change its sign.
+    assert signed_places(groups, f"{layer}.self_attn.q_proj.weight:0/groups") == {
+        f"{layer}.self_attn.{name}_proj.weight:0[0]" for name in "qk"
+    }
+    assert signed_places(groups, f"{layer}.self_attn.v_proj.weight:0/inside") == {
+        *(f"{layer}.self_attn.v_proj.weight:0[0]", f"{layer}.self_attn.o_proj.weight:1[0]")
+    }
+    assert signed_places(groups, f"{layer}.mlp.gate_proj.weight:0") == {
+        *(f"{layer}.mlp.up_proj.weight:0[0]", f"{layer}.mlp.down_proj.weight:1[0]")
+    }
+
+
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=1e-2, nesterov=True),
     "adam": lambda p: torch.optim.Adam(p, lr=1e-2, eps=1e-3, amsgrad=True),
