@@ -94,9 +94,9 @@ def recurrent(layer: Any, width: int, expected: dict[str, int], **settings: Any)
 class Attending(nn.Module):
     def __init__(self, **settings: Any) -> None:
         super().__init__()
-        self.embed, self.head = nn.Linear(5, 12), nn.Linear(12, 3)
-        self.memory = nn.Linear(5, settings.get("kdim", 12))
+        self.embed, self.memory = nn.Linear(5, 12), nn.Linear(5, settings.get("kdim", 12))
         self.attention = nn.MultiheadAttention(12, 3, batch_first=True, **settings)
+        self.head = nn.Linear(12, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         queries, keys = self.embed(x), self.memory(x)
@@ -272,6 +272,49 @@ NETWORKS: dict[str, Network] = {
         {"24": 1, "2": 2, "2 in 2": 2, "6 in 2": 2, "3": 2, "40 in 3": 2},
         num_local_experts=3,
         **GROUPED,
+    ),
+    "Phi-3": transformers_model("Phi3ForCausalLM", ROTARY, **GROUPED),
+    "GPT-OSS": transformers_model(
+        "GptOssForCausalLM",
+        {"24": 1, "2": 2, "2 in 2": 2, "6 in 2": 2, "3": 2, "40 in 3": 2},
+        num_local_experts=3,
+        num_experts_per_tok=2,
+        **GROUPED,
+    ),
+    # One head of keys and values for all, so inside of every head the orders are the same.
+    "GPT-BigCode": transformers_model(
+        "GPTBigCodeForCausalLM",
+        {"24": 1, "4": 2, "6": 4, "96": 2},
+        vocab_size=50,
+        n_positions=32,
+        n_embd=24,
+        n_layer=2,
+        n_head=4,
+        n_inner=96,
+        bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "ALBERT": transformers_model(
+        "AlbertForMaskedLM",
+        {"10": 1, "24": 1, "4": 1, "6 in 4": 2, "40": 1},
+        embedding_size=10,
+        **TEXT,
+    ),
+    "BEiT": transformers_model(
+        "BeitForImageClassification", ENCODER, use_relative_position_bias=True, **IMAGE
+    ),
+    "BART": transformers_model(
+        "BartForConditionalGeneration",
+        {"24": 1, "4": 3, "6 in 4": 6, "40": 2},
+        vocab_size=50,
+        d_model=24,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=40,
+        decoder_ffn_dim=40,
+        max_position_embeddings=32,
     ),
     "Gemma": transformers_model("GemmaForCausalLM", ROTARY, **GROUPED),
     "Whisper": transformers_model(

@@ -54,6 +54,8 @@ MOVES = {
     ),
     "a lower triangle of places": lambda x: x @ x.new_ones(5, 5).tril(),
     "differences of places": lambda x: x.diff(dim=-1),
+    "a grid": lambda x: x + torch.meshgrid(torch.arange(5.0), torch.ones(6), indexing="xy")[0],
+    "only its shape": lambda x: x + torch.ones(x[:, 0].shape[0], 1, 1),
     "equal numbers for all units": lambda x: x + torch.zeros(UNITS, 1).cumsum(1) + x.new_ones(1),
     "written into zeros": lambda x: _written(x),
 }
@@ -61,7 +63,6 @@ PINNED = {
     "order of units": lambda x: x.cumsum(1),
     "turned": lambda x: x.flip(1),
     "rolled": lambda x: x + x.roll(1, 1),
-    "every second": lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1),
     "pool over units": lambda x: functional.avg_pool2d(x, (3, 1), stride=1, padding=(1, 0)),
     "weights by number": lambda x: x * torch.arange(UNITS)[:, None],
     "a constant": lambda x: x + torch.tensor([1.0, 2, 3, 4, 5, 6])[:, None],
@@ -133,6 +134,9 @@ PIECES = {
         [2, 4],
     ),
     "halves are tied": (lambda x: functional.glu(x, 1), [3]),
+    "every second": (lambda x: torch.cat([x[:, ::2], x[:, 1::2]], 1), [3]),
+    "nothing left over": (lambda x: torch.cat([x[:, :6] * 2, x[:, 6:] * 3], 1), [6]),
+    "every fourth": (lambda x: x[:, ::4], []),
     "pad units": (lambda x: functional.pad(x, (0, 0, 1, 2)), [6, 2]),
     "concatenation": (lambda x: torch.cat([x, x.mean(1, keepdim=True)], 1), [6]),
     "write into a piece": (lambda x: _halve_first_two(x.clone()), [2, 4]),
@@ -318,22 +322,50 @@ def test_attention_with_shared_keys():
 
 
 class Odd(nn.Module):
-    """Empty tensors, a rank that its rule does not expect, and a switch of autograd."""
+    """Empty tensors, a view of nothing, and a switch of autograd."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 2)
+        self.first, self.second, self.third = nn.Linear(5, 4), nn.Linear(4, 2), nn.Linear(5, 6)
 
     def forward(self, x):
         with torch.no_grad():
             nothing = x[:0]
         hidden = torch.cat([self.first(x), self.first(nothing)])
-        return self.second(hidden) + torch.arange(3).sum()
+        return self.second(hidden) + self.third(nothing).reshape(0, 3, 2).sum() + torch.arange(2)
 
 
-def test_odd_uses_of_operators_pin_and_do_not_crash():
+def test_empty_tensors_tie_nothing_and_do_not_crash():
     groups = find_neuron_groups(Odd(), torch.randn(3, 5))
-    assert (len(groups), groups.dropped) == (0, ())
-    assert {"a tensor is empty"} == {pin.reason for pin in groups.pins if "first" in str(pin)} - {
-        "the order of the model's inputs is given"
-    }
+    assert groups.sizes() == {"first.weight:0": 4}
+    assert any(
+        p.reason == "an axis is empty" and "third.weight:0" in p.tensors for p in groups.pins
+    )
+
+
+class Remembering(nn.Module):
+    """Keeps what it computed when it ran for the first time, as relative positions are kept."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.table = nn.Linear(5, 4), nn.Linear(4, 2), None
+
+    def forward(self, x):
+        if self.table is None:
+            self.table = torch.arange(5.0)
+        return self.second(self.first(x + self.table).relu())
+
+
+def test_what_a_model_keeps_of_its_tracing_is_not_used_again():
+    model = Remembering()
+    assert find_neuron_groups(model, torch.randn(3, 5)).sizes() == {"first.weight:0": 4}
+    assert model.table is None
+
+
+def test_a_weight_and_its_length_move_together():
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(2, 6, 3))
+    groups = find_neuron_groups(
+        nn.Sequential(layer, nn.ReLU(), nn.Conv1d(6, 3, 1)), torch.randn(2, 2, 5)
+    )
+    assert list(groups.sizes().values()) == [6]
+    assert len(groups.blocks) == 4

@@ -236,7 +236,9 @@ def regroup(layout: Layout, shape: Sequence[int], cause: Cause) -> Layout:
 
 
 def _axis(size: int, cause: Cause | None, parents: list[Atom], *, uniform: bool = False) -> Axis:
-    return ((),) if size == 1 else ((Atom(size, cause, parents, uniform=uniform),),)
+    if size < 2:
+        return ((),) * size
+    return ((Atom(size, cause, parents, uniform=uniform),),)
 
 
 def _cause_of(axis: Axis) -> Cause:

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from slipstream.symmetry.replica import answer, traceable
-from slipstream.symmetry.selections import take_early_
+from slipstream.symmetry.selections import drop_unused_, take_early_
 from slipstream.weights import weights_of
 
 ExampleInput = Any  # a tensor, a tuple of arguments, or a dictionary of keyword arguments
@@ -75,6 +75,7 @@ def capture(model: nn.Module, example_input: ExampleInput) -> Capture:
     else:
         raise ValueError(_refusal(model, example_input, failures[0])) from failures[0]
     take_early_(captured.graph)
+    drop_unused_(captured.graph)
     return captured
 
 

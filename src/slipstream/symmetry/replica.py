@@ -37,7 +37,9 @@ def evaluation_copy(model: nn.Module) -> Generator[nn.Module]:
 @contextmanager
 def traceable(model: nn.Module) -> Generator[None]:
     """Let `model` run without looking at the values of tensors, as far as that can be arranged."""
-    with _experts(model, DENSE):
+    # As torch.export does it: models skip checks of values then, and caches of what they computed,
+    # which would hand out tensors without numbers ever after.
+    with _experts(model, DENSE), patch.object(torch.compiler, "_is_compiling_flag", True):
         yield
 
 

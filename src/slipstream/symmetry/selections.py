@@ -55,7 +55,17 @@ def take_early_(graph: Graph) -> None:
             if (road := _road_back(given["self"], dim)) is not None:
                 for piece in list(_pieces(node, name, dim, shape[dim])):
                     _retake_(graph, piece, dim, road, alone=name in SINGLE)
-                _erase_unused_(graph, given["self"] if node._erased else node)
+
+
+def drop_unused_(graph: Graph) -> None:
+    """Erase what nothing uses, in place: often a tensor of which only the shape was of interest."""
+    for node in reversed(list(graph.nodes)):
+        if node.op == "call_function" and not node.users and not _writes(node):
+            graph.erase_node(node)
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _road_back(node: Node, dim: int) -> _Road | None:
@@ -139,14 +149,6 @@ def _retake_(graph: Graph, piece: _Piece, dim: int, road: _Road, *, alone: bool)
             node = call(aten.select.int, node, dim, 0)
     piece.node.replace_all_uses_with(node)
     graph.erase_node(piece.node)
-
-
-def _erase_unused_(graph: Graph, node: Node) -> None:
-    """Erase a node that nothing uses any more, and what was made for it alone."""
-    if not node.users and _name(node) in SINGLE | RUNS | VIEWS | SAME | TURNING:
-        (source,) = node.all_input_nodes
-        graph.erase_node(node)
-        _erase_unused_(graph, source)
 
 
 def _arguments(node: Node) -> dict[str, Any]:

@@ -76,17 +76,17 @@ def find_neuron_groups(
     """
     with evaluation_copy(model) as replica:
         captured, weights = capture(replica, example_input), weights_of(model)
-        flow = _Flow({name: _weight_axes(value) for name, value in weights.items()})
+    flow = _Flow({name: _weight_axes(value) for name, value in weights.items()})
+    _follow(captured, weights, flow)
+    groups = _collect(flow)
+    if signs:
+        found = signed_runs(groups, weights)
+        flow = _Flow(dict(found.layouts), equations=[])
         _follow(captured, weights, flow)
-        groups = _collect(flow)
-        if signs:
-            found = signed_runs(groups, weights)
-            flow = _Flow(dict(found.layouts), equations=[])
-            _follow(captured, weights, flow)
-            groups = with_signs(found, flow.equations or ())
-        if prove and any(value.is_meta for value in weights.values()):
-            return _prove_by_twin(model, groups, signs=signs, seed=seed)
-        return check(replica, groups, example_input, seed=seed) if prove else groups
+        groups = with_signs(found, flow.equations or ())
+    if prove and any(value.is_meta for value in weights.values()):
+        return _prove_by_twin(model, groups, signs=signs, seed=seed)
+    return check(model, groups, example_input, seed=seed) if prove else groups
 
 
 def _prove_by_twin(
@@ -204,8 +204,6 @@ def _apply_rule(node: torch.fx.Node, arguments: Any, outputs: Any, flow: _Flow) 
     if flow.equations is not None and not (rule.signs and all(map(_has_signs, results))):
         raise UnsupportedError("no rule says how this operator changes signs")
     shapes = tuple(tuple(result.shape) for result in results)
-    if any(0 in shape for shape in (*shapes, *(v.shape for v in leaves if isinstance(v, Value)))):
-        raise UnsupportedError("a tensor is empty")
     bound = {argument.name: argument.default_value for argument in target._schema.arguments}
     bound |= dict(zip(bound, arguments[0], strict=False)) | arguments[1]
     call = Call(_operator_of(node), _where(node), bound, shapes, flow.independences, flow.equations)

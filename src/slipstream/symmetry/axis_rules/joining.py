@@ -9,7 +9,9 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Valu
 @rule("cat", "concat", "concatenate", signs=True)
 def cat(call: Call) -> Layout:
     """One axis lists the places of all, the others are shared."""
-    first, *others = layouts = call.tensors()
+    # What has no place at all has been left over from an empty cache, or an empty remainder.
+    full = [axes for axes in call.tensors() if all(map(length, axes))]
+    first, *others = layouts = full or call.tensors()
     if any(len(axes) != len(first) for axes in others):
         raise UnsupportedError("its tensors differ in rank")
     dim = call["dim"] % len(first)
@@ -61,6 +63,10 @@ def slice_(call: Call) -> Layout:
     start, stop, step = slice(call["start"], call["end"], call["step"]).indices(size)
     if step == 1:
         return _piece(call, axes, dim, start, max(stop - start, 0))
+    if start < step and call.shapes[0][dim] * step == size:
+        places, inside = call.divide(axes[dim], size // step)
+        call.pin(inside, "it takes one of every few places of this axis")
+        return _replaced(axes, dim, places)
     call.pin(axes[dim], "it takes single places of this axis")
     return _replaced(axes, dim, *call.places([call.shapes[0][dim]]))
 

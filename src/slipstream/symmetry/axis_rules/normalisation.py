@@ -48,6 +48,18 @@ def layer_norm(call: Call) -> Layout:
     return _measured(call, axes, list(range(split, len(axes))))
 
 
+@rule("_weight_norm", "_weight_norm_interface")
+def weight_norm(call: Call) -> Layout:
+    """A weight with its length along one axis kept in a tensor of its own."""
+    axes, lengths = call.axes("v"), call.axes("g")
+    dim = call["dim"] % len(axes)
+    call.tie(axes[dim], lengths[dim])
+    for number, axis in enumerate(axes):
+        if number != dim:
+            call.independent(axes[dim], axis)
+    return axes
+
+
 @rule("group_norm")
 def group_norm(call: Call) -> Layout:
     """Channels are groups times places inside, and each group is measured alone."""

@@ -60,6 +60,17 @@ def expand(call: Call) -> Layout:
     return tuple(a if length(a) == n else uniform(n) for a, n in zip(padded, shape, strict=True))
 
 
+@rule("meshgrid", "meshgrid.indexing")
+def meshgrid(call: Call) -> list[Layout]:
+    """Each tensor along an axis of its own, repeated along the others."""
+    lines = [axes[0] if axes else ((),) for axes in call.tensors()]
+    turned = [1, 0, *range(2, len(lines))] if call["indexing"] == "xy" else range(len(lines))
+    return [
+        tuple(line if own == number else uniform(length(lines[own])) for own in turned)
+        for number, line in enumerate(lines)
+    ]
+
+
 @rule("repeat", "tile", signs=True, keeps=True)
 def repeat(call: Call) -> Layout:
     """Whole copies one after another."""
