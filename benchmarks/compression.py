@@ -1,15 +1,18 @@
 """How much smaller runs become without loss, and what reading them costs then.
 
-    python benchmarks/compression.py --cifar10 DIR --mnist DIR --output FILE
+    python benchmarks/compression.py --run "CIFAR-10, ResNet-18=run" --output FILE
 
-Each network is trained and recorded at every epoch; the run is compressed, read, and decompressed
+The run of a network on digits, and every run that is named, is compressed, read, and decompressed
 again, and every file is compared with what it was. Times are processor times of one thread, plain
 and packed in turns, the least of several; the files are in the page cache. Reading in order finds
-the bases in a cache, reading a single snapshot or tensor does not.
+the bases in a cache, reading a single snapshot does not. *Bound*: what the moves of the weights
+would take if they were normal, with one spread for each tensor, and coded perfectly, on average
+over the moves from each snapshot to the next; nobody packs such moves smaller.
 """
 
 import argparse
 import filecmp
+import math
 import shutil
 import tempfile
 import time
@@ -36,6 +39,8 @@ class Result:
     snapshots: int
     megabytes: float  # before
     share: float  # after, relative to before
+    bound: float  # of the differences alone
+    differences: float  # the same of what was packed as a difference to the snapshot just before
     by_third: tuple[float, ...]  # the same for the first, the middle and the last third of the run
     packing: float  # MB/s, with the comparison of every byte
     unpacking: float  # MB/s
@@ -46,21 +51,29 @@ class Result:
     modes_factor: float  # how many times smaller than the snapshots
 
 
-def cases(options: argparse.Namespace) -> dict[str, tuple[Setup, TrainingPlan]]:
-    """The trainings, as far as their data are there."""
-    digits = Setup("mlp", "digits", width=512, options={"hidden_layers": 2}, batch_size=32)
-    found = {"digits, MLP 2 x 512, SGD": (digits, TrainingPlan(epochs=20, lr=0.1))}
-    if options.mnist:
-        setup = Setup("conv_net", f"mnist:{options.mnist}", width=0.5, examples=4000, batch_size=64)
-        plan = TrainingPlan(epochs=16, optimizer="adam", lr=1e-3, schedule="cosine")
-        found["MNIST, conv 32-64-128, Adam, cosine"] = setup, plan
-    if options.cifar10:
-        setup = Setup(
-            "resnet18", f"cifar10:{options.cifar10}", width=0.125, examples=2200, batch_size=32
-        )
-        plan = TrainingPlan(epochs=16, lr=0.05, weight_decay=5e-4, schedule="cosine")
-        found["CIFAR-10, ResNet-18 x 1/8, SGD, cosine"] = setup, plan
-    return found
+DIGITS = "digits, MLP 2 x 512, SGD, every epoch"
+
+
+def record_digits(path: Path) -> None:
+    """Train the network that needs no download."""
+    setup = Setup("mlp", "digits", width=512, options={"hidden_layers": 2}, batch_size=32)
+    record_training(setup, TrainingPlan(epochs=20, lr=0.1), path=path)
+
+
+def bound(run: Trajectory) -> float:
+    """Bits that normal moves of each tensor's spread take in its floats, relative to all bits."""
+    needed = total = 0.0
+    for name in run.names:
+        weights = run[name]
+        if weights.dtype != torch.float32 or weights[0].numel() < 2:
+            continue
+        before, after = weights[:-1].double().flatten(1), weights[1:].double().flatten(1)
+        spread = (after - before).std(1, keepdim=True)
+        unit = torch.exp2(after.abs().clamp_min(1e-38).log2().floor() - 23)  # the last place
+        entropy = torch.log2(spread * math.sqrt(2 * math.pi * math.e) / unit)
+        needed += float(entropy.clamp(0, 32).sum())
+        total += 32 * after.numel()
+    return needed / total
 
 
 def measure(case: str, plain: Path, folder: Path) -> Result:
@@ -94,6 +107,8 @@ def measure(case: str, plain: Path, folder: Path) -> Result:
         len(before),
         sum(before) / 1e6,
         found.share,
+        bound(runs[0]),
+        sum(after[1::2]) / sum(before[1::2]),
         tuple(sum(after[part]) / sum(before[part]) for part in parts),
         sum(before) / 1e6 / packing,
         sum(before) / 1e6 / unpacking,
@@ -121,7 +136,7 @@ def as_markdown(results: list[Result], facts: dict[str, Any]) -> str:
     sizes = [
         [
             r.case, str(r.snapshots), f"{r.megabytes:.0f}", f"{r.share:.0%}",
-            *(f"{share:.0%}" for share in r.by_third),
+            *(f"{share:.0%}" for share in r.by_third), f"{r.differences:.0%}", f"{r.bound:.0%}",
             f"{r.modes_error:.0%}", f"{r.modes_factor:.1f} x",
         ]
         for r in results
@@ -144,7 +159,7 @@ def as_markdown(results: list[Result], facts: dict[str, Any]) -> str:
             "",
             table(
                 ["run", "snapshots", "MB", "packed", "first third", "middle", "last third",
-                 "error of 10 modes", "smaller"],
+                 "differences of neighbours", "their bound", "error of 10 modes", "smaller"],
                 sizes,
             ),
             "",
@@ -164,20 +179,17 @@ def as_markdown(results: list[Result], facts: dict[str, Any]) -> str:
 def main() -> None:
     """Train, compress, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--mnist", type=Path, help="folder of MNIST")
-    parser.add_argument("--cifar10", type=Path, help="folder of CIFAR-10")
-    parser.add_argument("--keep", type=Path, help="folder for the runs, which are used again")
+    parser.add_argument("--run", action="append", default=[], help="NAME=FOLDER, several")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
     options = parser.parse_args()
     torch.set_num_threads(1)
     facts, results = machine(), []
     with tempfile.TemporaryDirectory() as temporary:
-        for number, (case, (setup, plan)) in enumerate(cases(options).items()):
-            run = (options.keep or Path(temporary)) / str(number)
-            if not run.exists():
-                record_training(setup, plan, path=run)
+        record_digits(Path(temporary, "digits"))
+        named = dict(text.rsplit("=", 1) for text in options.run)
+        for case, run in {DIGITS: Path(temporary, "digits"), **named}.items():
             with tempfile.TemporaryDirectory() as scratch:
-                results.append(measure(case, run, Path(scratch)))
+                results.append(measure(case, Path(run), Path(scratch)))
     text = as_markdown(results, facts)
     write(options.output, text, {"machine": facts, "results": [asdict(r) for r in results]})
 

@@ -71,3 +71,30 @@ def test_a_missing_package_is_one_line(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
     said = slipstream("compress", run, code=2).stderr
     assert said == 'Compressed runs need zstandard: pip install "slipstream[zstd]".\n'
+
+
+def test_a_compressed_run_is_evaluated_averaged_and_transferred_as_before(tmp_path):
+    run = tmp_path / "run"
+    small = ("--width", 8, "--examples", 300, "--epochs", 4)
+    slipstream("train", "mlp", *small, "--out", run)
+
+    def said():
+        return [
+            json.loads(slipstream(*command, "--json").stdout)
+            for command in (
+                ("evaluate", run, "--step", 6),
+                ("average", run, "--rule", "lawa:2", "--rule", "swa:3"),
+                ("show", run),
+            )
+        ]
+
+    def transferred(name):
+        slipstream("transfer", run, "--target-seed", 1, "--stages", 2, "--out", tmp_path / name)
+        return Trajectory.open(tmp_path / name)[-1].weights
+
+    (*plain, shown), there = said(), transferred("plain")
+    slipstream("compress", run)
+    (*packed, shown_packed), here = said(), transferred("packed")
+    assert packed == plain
+    assert shown_packed["snapshots"] == shown["snapshots"]
+    assert all(torch.equal(here[name], value) for name, value in there.items())

@@ -80,7 +80,7 @@ def pack(bits: Bits, base: Bits | None, *, dtype: torch.dtype) -> bytes:
         coded = (difference << 1) ^ (0 - (difference >> top))  # the sign becomes the last bit
         if dtype in _MANTISSA:
             coded = coded[_order(base, dtype)]
-    planes = np.ascontiguousarray(coded.view(np.uint8).reshape(len(coded), -1).T)
+    planes = _turned(coded.view(np.uint8).reshape(len(coded), -1))
     compressor = require_zstandard().ZstdCompressor(level=_LEVEL, write_checksum=True)
     packed: bytes = compressor.compress(planes)
     return packed
@@ -107,7 +107,7 @@ def unpack(packed: bytes, base: Bits | None, *, dtype: torch.dtype, count: int) 
     if len(planes) != count * width:
         raise ValueError(f"the file is damaged: {len(planes)} bytes of {count * width}")
     rows = np.frombuffer(planes, np.uint8).reshape(width, count)
-    coded = np.ascontiguousarray(rows.T).view(_UNSIGNED[width]).reshape(count)
+    coded = _turned(rows).view(_UNSIGNED[width]).reshape(count)
     if base is None:
         return coded
     if dtype in _MANTISSA:
@@ -115,6 +115,18 @@ def unpack(packed: bytes, base: Bits | None, *, dtype: torch.dtype, count: int) 
         coded[_order(base, dtype)] = ordered
     difference = (coded >> 1) ^ (0 - (coded & 1))
     return _uncounted(difference + _counted(base, dtype), dtype)
+
+
+def _turned(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A copy with rows and columns exchanged; numpy's own is five times slower here."""
+    turned = np.empty(rows.shape[::-1], np.uint8)
+    if len(rows) < len(turned):
+        for number, row in enumerate(rows):
+            turned[:, number] = row
+    else:
+        for number, row in enumerate(turned):
+            row[:] = rows[:, number]
+    return turned
 
 
 def _order(base: Bits, dtype: torch.dtype) -> NDArray[np.intp]:
