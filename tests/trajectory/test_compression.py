@@ -137,6 +137,17 @@ def test_snapshots_are_dropped_and_runs_overwritten_with_all_their_files(run):
     assert read_run(run).description["format"] == 1
 
 
+def test_whoever_reads_the_run_meanwhile_reads_on(run):
+    opened = Trajectory.open(run)
+    compress_run(run)
+    packed = Trajectory.open(run)
+    for trajectory in (opened, packed):
+        assert torch.equal(trajectory["n"], torch.arange(20))
+        assert torch.equal(trajectory[-1].weights["w"], list(wandering(20))[-1]["w"])
+    decompress_run(run)
+    assert torch.equal(packed[-1].weights["w"], opened[-1].weights["w"])
+
+
 def test_linked_files_of_other_tools_stay_where_they_are(tmp_path):
     points = list(wandering(3))
     for step, weights in enumerate(points):

@@ -122,6 +122,8 @@ def _pack(source: Path, target: Path, base: Path | None) -> int:
         for chunk in unpacked_chunks(target):
             if original.read(len(chunk)) != chunk:
                 raise ValueError("what was packed is not what comes back")
+        if original.read(1):
+            raise ValueError("not all that was packed comes back")
     return size
 
 

@@ -149,7 +149,7 @@ def places_of(path: Path) -> Mapping[str, Place]:
     if contents.base is not None:
         base = _beside(path, contents.base)
         if not base.exists():
-            raise ValueError(f"{base.stem}, which it is a difference to, is missing")
+            raise ValueError(f"{contents.base}, which it is a difference to, is missing")
         places_of(base)
     return contents.places
 
@@ -181,6 +181,12 @@ def read_packed(path: Path, name: str, out: Tensor, *, form: TensorForm, start: 
         part = _bits(path, block, number).view(np.uint8)[at - block.start :][: len(target)]
         target[: len(part)] = part
         target, at, number = target[len(part) :], at + len(part), number + 1
+
+
+def in_present_form(path: Path) -> Path:
+    """Return the file, or its other form if that is what is there: it may just have been packed."""
+    other = path.with_suffix(".safetensors" if path.suffix == SUFFIX else SUFFIX)
+    return other if not path.exists() and other.exists() else path
 
 
 def unpack_tensors(path: Path) -> dict[str, Tensor]:
@@ -278,9 +284,8 @@ def _cut(places: Mapping[str, Place], start: int) -> Iterator[_Block]:
 
 
 def _beside(path: Path, base: str) -> Path:
-    """The file that `path` is a difference to, in the form in which it is there now."""
-    plain = path.with_name(f"{base}.safetensors")
-    return plain if plain.exists() else path.with_name(base + SUFFIX)
+    """The file that `path` is a difference to; plain, if there are both forms."""
+    return in_present_form(path.with_name(f"{base}.safetensors"))
 
 
 def _stamp(path: Path) -> _Stamp:

@@ -18,7 +18,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from slipstream.trajectory.layout import Layout, TensorForm
-from slipstream.trajectory.packed_file import SUFFIX, places_of, read_packed, unpack_tensors
+from slipstream.trajectory.packed_file import (
+    SUFFIX,
+    in_present_form,
+    places_of,
+    read_packed,
+    unpack_tensors,
+)
 from slipstream.trajectory.tensor_file import Place, map_tensors, read_tensor
 
 FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
@@ -65,7 +71,7 @@ class StoredSnapshot:
     def weights(self) -> dict[str, Tensor]:
         """Return all tensors: mapped into memory, or unpacked."""
         found: dict[str, Tensor] = {}
-        for path in self.files:
+        for path in map(in_present_form, self.files):
             with self._reading(path):
                 found |= self._own(unpack_tensors(path) if _packed(path) else map_tensors(path))
         with self._reading(self.files[0]):
@@ -76,6 +82,7 @@ class StoredSnapshot:
         path = self.files[0]
         if len(self.files) > 1 and name in self._places:
             path = self._places[name][0]
+        path = in_present_form(path)
         with self._reading(path):
             form = self.layout.tensors[name]
             read = read_packed if _packed(path) else read_tensor
@@ -88,7 +95,7 @@ class StoredSnapshot:
     @cached_property
     def _places(self) -> dict[str, tuple[Path, Place]]:
         places: dict[str, tuple[Path, Place]] = {}
-        for path in self.files:
+        for path in map(in_present_form, self.files):
             with self._reading(path):
                 places |= {n: (path, place) for n, place in self._own(places_of(path)).items()}
         return places
