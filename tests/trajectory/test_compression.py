@@ -92,7 +92,7 @@ def test_a_compressed_run_reads_as_before_and_comes_back_file_by_file(run):
     assert contents(run) == before
 
 
-@pytest.mark.parametrize("every", [1, 4, 16])
+@pytest.mark.parametrize("every", [1, 3, 8])
 def test_a_snapshot_is_reached_over_few_differences(run, every):
     compress_run(run, keyframe_every=every)
 
@@ -101,7 +101,7 @@ def test_a_snapshot_is_reached_over_few_differences(run, every):
         return 0 if base is None else 1 + depth(path.with_name(f"{base}.packed"))
 
     depths = [depth(path) for path in sorted((run / "snapshots").iterdir())]
-    assert depths == [bin(position % every).count("1") for position in range(20)]
+    assert depths == [position % every for position in range(20)]
 
 
 def test_a_second_call_changes_nothing_and_new_snapshots_are_packed_later(run):
@@ -317,7 +317,7 @@ def test_damage_is_named_and_nothing_is_lost_over_it(run):
     compress_run(run)
     victim.unlink()
     problems = check_run(run)
-    assert len(problems) == 4  # 40 itself; 50 and 60 directly, 70 over 60
+    assert len(problems) == 4
     assert "step 40 cannot be read" in problems[0]
     assert "00000040, which it is a difference to, is missing" in problems[1]
 
@@ -354,8 +354,8 @@ def test_a_lock_on_an_index_that_was_replaced_is_none(run, monkeypatch):
 
 
 def test_mistakes_are_told(run, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="keyframe_every must be a power of two, got 12"):
-        compress_run(run, keyframe_every=12)
+    with pytest.raises(ValueError, match="keyframe_every must be at least 1, got 0"):
+        compress_run(run, keyframe_every=0)
     with pytest.raises(FileNotFoundError, match="is no run folder"):
         compress_run(tmp_path)
     before = contents(run)

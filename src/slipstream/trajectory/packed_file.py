@@ -32,7 +32,7 @@ from slipstream.trajectory.tensor_file import Place, parse_header, read_header, 
 SUFFIX = ".packed"
 _MAGIC = b"SLIPPACK"
 _BLOCK = 1 << 17  # numbers; in half as many, the order by exponents saves less
-_CACHED = 128  # blocks, at most 1 MiB each: whoever reads a run in order finds the bases here
+_CACHED = 256  # blocks, at most 1 MiB each: whoever reads a run in order finds the bases here
 _Stamp = tuple[int, int, int]  # what changes when another file takes a name
 
 
