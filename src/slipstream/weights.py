@@ -180,7 +180,7 @@ def first_nonfinite(weights: Weights) -> str | None:
 
 
 def _pieces(value: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(value.detach().flatten(), 1 << 20)
+    return torch.split(value.detach().flatten(), 1 << 18)
 
 
 def _some(names: Iterable[str]) -> str:

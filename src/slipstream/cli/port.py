@@ -10,8 +10,9 @@ from slipstream.cli.output import write_json
 from slipstream.cli.progress import steps_bar
 
 Method = Literal[
-    "auto", "identity", "weights", "fgmt", "sign-mask", "weights-mask", "fgmt-mask",
-    "identity-signed", "weights-signed", "fgmt-signed",
+    "auto", "identity", "weights", "activations", "fgmt",
+    "sign-mask", "weights-mask", "activations-mask", "fgmt-mask",
+    "identity-signed", "weights-signed", "activations-signed", "fgmt-signed",
 ]  # fmt: skip
 FROM_BASE = "What the fine-tune started from: a Hugging Face folder, or a file of weights."
 FINE_TUNED = "The fine-tune: the same, or a LoRA adapter in the format of PEFT."

@@ -73,7 +73,7 @@ def test_identity_adds_the_displacement(known):
     assert list(ported) == list(other)
 
 
-@pytest.mark.parametrize("method", ["weights", "fgmt"])
+@pytest.mark.parametrize("method", ["weights", "activations", "fgmt"])
 def test_a_base_with_its_neurons_in_another_order_gets_the_fine_tune_in_that_order(known, method):
     *_, ordered, _ = known
     ported = ports(known, PortPlan(method), loss=classification_loss, data=batches())
@@ -327,7 +327,13 @@ def test_a_nan_is_refused_with_its_place(known, which):
 
 @pytest.mark.parametrize(
     ("method", "missing"),
-    [("weights", "model"), ("fgmt", "model"), ("sign-mask", "model"), ("fgmt-signed", "model")],
+    [
+        ("weights", "model"),
+        ("activations", "model"),
+        ("fgmt", "model"),
+        ("sign-mask", "model"),
+        ("fgmt-signed", "model"),
+    ],
 )
 def test_a_method_says_what_it_lacks(known, method, missing):
     with pytest.raises(ValueError, match=rf"'{method}' needs {missing}="):

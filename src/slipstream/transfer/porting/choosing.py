@@ -21,7 +21,10 @@ Progress = Callable[[int, int], None]  # pieces of work done, and in all
 WITHOUT_GRADIENTS: tuple[PortMethod, ...] = ("identity", "weights")
 WITH_GRADIENTS: dict[Regime, tuple[PortMethod, ...]] = {
     "continued lineage": ("identity", "sign-mask", "identity-signed"),
-    "independent": ("identity", "weights", "sign-mask", "weights-signed", "fgmt", "fgmt-signed"),
+    "independent": (
+        *("identity", "weights", "sign-mask"),
+        *("identity-signed", "weights-signed", "fgmt-signed"),
+    ),
 }
 # A matching that moves a smaller share of the neurons has found the identity.
 _FEW = 0.05
@@ -85,8 +88,11 @@ class Judge:
 
 
 def regime_of(bench: Workbench, survey: Survey) -> Regime:
-    """Return whether the bases share a history: by direction, or because no neuron would move."""
-    if survey.regime == "independent" and bench.can_match:
+    """Return whether the bases share a history: by direction, or because no neuron would move.
+
+    The matching that tells is only made where it may be used.
+    """
+    if survey.regime == "independent" and bench.plan.method == "auto" and bench.can_match:
         matched = cast("Permutation", bench.carrier("weights"))
         return "continued lineage" if matched.moved() <= _FEW else "independent"
     return survey.regime

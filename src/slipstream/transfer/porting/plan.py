@@ -6,18 +6,21 @@ from typing import Literal, get_args
 
 from slipstream.transfer.plan import SignWeights, TransferPlan
 
-Coordinates = Literal["identity", "weights", "fgmt"]
+Coordinates = Literal["identity", "weights", "activations", "fgmt"]
 Signs = Literal["none", "mask", "signed"]
 PortMethod = Literal[
     "auto",
     "identity",
     "weights",
+    "activations",
     "fgmt",
     "sign-mask",
     "weights-mask",
+    "activations-mask",
     "fgmt-mask",
     "identity-signed",
     "weights-signed",
+    "activations-signed",
     "fgmt-signed",
 ]
 

@@ -85,7 +85,7 @@ class Solution:
             warnings=(
                 *problem.warnings,
                 *self.measured.warnings(),
-                *self.bench.warnings,
+                *self.bench.notes,
                 *warnings,
             ),
             weights=weights or {},

@@ -1,14 +1,15 @@
 """The model, its neuron groups and the data: what some methods need, each made when it is asked."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, device_of, inputs_of
-from slipstream.matching import match_weights
+from slipstream.evaluation import Batch, Loss, device_of, forward_inputs, inputs_of
+from slipstream.matching import match_activations, match_weights
 from slipstream.matching.low_rank import Gradient
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -46,7 +47,7 @@ class Workbench:
     given_groups: NeuronGroups | None = None
     example_input: Any = None
     ranks: Mapping[str, int] = field(default_factory=dict)  # of an adapter's tensors
-    warnings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what the user should be warned of
     _carriers: dict[Coordinates, Carrier] = field(default_factory=dict)
 
     def carrier(self, coordinates: Coordinates) -> Carrier:
@@ -59,16 +60,33 @@ class Workbench:
         if coordinates == "weights":
             names = self.problem.carried
             source, target = (
-                {n: wide_copy(base[n]) for n in names}
+                {n: base[n] for n in names}  # not copied: a matching reads them piece by piece
                 for base in (self.problem.from_base, self.problem.to_base)
             )
             return match_weights(source, target, groups=self.groups).source_to_target
+        if coordinates == "activations":
+            return self._by_activations()
         if coordinates == "fgmt":
             first, plan = Permutation.identity(self.groups), self.plan.transfer()
             *_, last = methods.fgmt(self.networks, self.line, self.networks.start, first, plan)
             return last.source_to_target
         shapes = {name: tuple(value.shape) for name, value in self.problem.to_base.items()}
         return Permutation.identity(NeuronGroups((), (), shapes))
+
+    def _by_activations(self) -> Permutation:
+        """Match what the neurons compute; those that no layer shows are matched by weights."""
+        model, data = self.asked("model", self.model), self.asked("data", self.data)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No linear or convolutional layer")
+            return match_activations(
+                model,
+                source=complete(model, self.problem.from_base, "from_base"),
+                target=complete(model, self.problem.to_base, "to_base"),
+                data=BatchStream(data).take(self.plan.stages * self.plan.batches_per_gradient),
+                groups=self.groups,
+                start=cast("Permutation", self.carrier("weights")),
+                forward=self.loss or forward_inputs,
+            ).source_to_target
 
     def signed(self, carrier: Permutation) -> dict[str, Tensor]:
         """Return how far the signed steps lead from the other base, in the model's dtype."""
@@ -100,7 +118,7 @@ class Workbench:
             numbers = not any(parameter.is_meta for parameter in model.parameters())
             groups = find_neuron_groups(model, example, prove=numbers)
             if not numbers:
-                self.warnings.append(
+                self.notes.append(
                     "the neuron groups follow from tracing alone: the model was not loaded, so "
                     "they were not proven with numbers."
                 )
@@ -152,7 +170,7 @@ class Workbench:
         try:
             return len(self.groups) > 0
         except ValueError as error:
-            self.warnings.append(f"neurons were not matched: {error}")
+            self.notes.append(f"neurons were not matched: {error}")
             return False
 
     def asked(self, name: str, value: T | None) -> T:
