@@ -332,6 +332,16 @@ def test_a_permuted_network_is_found_again(layout):
     assert found.objective == pytest.approx(sum(float(w.square().sum()) for w in source.values()))
 
 
+def test_heads_that_lie_right_already_stay():
+    source = tensors(HEADS, 0)
+    objective = Objective(HEADS)
+    objective.add(target=source, source=source)
+    identity = Permutation.identity(HEADS)
+    # Signs are chosen only at the turns where they gain something.
+    chosen = Solver(objective)._choose_with_inside("head", identity, Counter())
+    assert objective.value(chosen) == pytest.approx(objective.identity)
+
+
 def test_a_residual_group_never_loses():
     sources = {**tensors(RESIDUAL, 0)}
     for seed in range(20):

@@ -143,8 +143,9 @@ class Solver:
         for child in nested:
             at = _spread(groups, taken, group, child)
             rows = _pick(torch.stack([turn.orders[child] for turn in turns]), at)
-            signs = [turn.signs[child] for turn in turns if child in turn.signs]
-            chosen = _with(chosen, child, rows, _pick(torch.stack(signs), at) if signs else None)
+            plus = torch.ones_like(rows, dtype=torch.int8)
+            signs = torch.stack([turn.signs.get(child, plus) for turn in turns])
+            chosen = _with(chosen, child, rows, _pick(signs, at) if groups[child].signed else None)
         return chosen
 
     def _assign(self, group: str, similarity: Tensor) -> Tensor:
