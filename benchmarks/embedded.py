@@ -3,10 +3,12 @@
     python benchmarks/embedded.py --mnist DIR --output benchmarks/results/embedded
 
 Every way starts from the same weights and sees the same batches. How many weights are embedded
-when was chosen on validation data; the tables show test data.
+when was chosen on validation data; the tables show test data. Every finished run is kept beside the
+output, so that an interrupted benchmark goes on where it stopped.
 """
 
 import argparse
+import json
 import statistics
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -122,6 +124,7 @@ def run(case: Case, way: str, growth: Growth | None, *, seed: int) -> Result:
 def rows(results: list[Result]) -> list[tuple[str, ...]]:
     """Return a row for each way, means over the seeds."""
     full = {r.seed: r for r in results if r.way == "full"}
+    results = [r for r in results if r.seed in full]
     found = []
     for way in dict.fromkeys(result.way for result in results):
         own = [result for result in results if result.way == way]
@@ -144,7 +147,7 @@ def rows(results: list[Result]) -> list[tuple[str, ...]]:
 def text_of(name: str, case: Case, results: list[Result]) -> str:
     """Return the table of a case."""
     growth = case.growth
-    weights = next(r.report["weights"] for r in results if r.report)
+    weights = next((r.report["weights"] for r in results if r.report), "?")
     return "\n".join(
         [
             f"\n## {name}\n",
@@ -167,6 +170,16 @@ def text_of(name: str, case: Case, results: list[Result]) -> str:
     )
 
 
+def save(
+    output: Path, facts: dict[str, Any], known: dict[str, Case], found: dict[str, list[Result]]
+) -> None:
+    """Write the page, and all runs beside it."""
+    pages = [text_of(name, case, found[name]) for name, case in known.items() if found.get(name)]
+    text = "\n".join(["# Training with ever fewer numbers", "", machine_line(facts), *pages])
+    data = {name: [asdict(result) for result in results] for name, results in found.items()}
+    write(output, text, {"machine": facts, "cases": data})
+
+
 def _memory(report: EmbeddingReport) -> float:
     return report.optimizer_bytes / report.optimizer_bytes_before
 
@@ -187,22 +200,24 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=list(cases("")))
     parser.add_argument("--way", action="append", choices=list(ways(Growth())))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
-    facts, data = machine(), {}
-    parts = ["# Training with ever fewer numbers", "", machine_line(facts)]
+    kept = given.output.with_suffix(".json")
+    data = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {"cases": {}}
+    facts = data.get("machine") or machine()
+    found = {name: [Result(**run) for run in runs] for name, runs in data["cases"].items()}
     for name, case in cases(given.mnist).items():
         if given.case and name not in given.case:
             continue
-        results = [
-            run(case, way, growth, seed=seed)
-            for seed in range(given.seeds)
-            for way, growth in ways(case.growth).items()
-            if not given.way or way in given.way or way == "full"
-        ]
-        parts.append(text_of(name, case, results))
-        data[name] = [asdict(result) for result in results]
-        write(given.output, "\n".join(parts), {"machine": facts, "cases": data})
+        results = found.setdefault(name, [])
+        done = {(result.way, result.seed) for result in results}
+        for seed in range(given.seeds):
+            for way, growth in ways(case.growth).items():
+                named = not given.way or way in given.way or way == "full"
+                if named and (way, seed) not in done:
+                    results.append(run(case, way, growth, seed=seed))
+                    save(given.output, facts, cases(given.mnist), found)
+    save(given.output, facts, cases(given.mnist), found)
 
 
 if __name__ == "__main__":
