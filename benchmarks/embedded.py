@@ -152,8 +152,8 @@ def text_of(name: str, case: Case, results: list[Result]) -> str:
         [
             f"\n## {name}\n",
             f"{weights} weights, {case.training.epochs} epochs of {case.training.optimizer} with "
-            f"momentum at {case.training.lr}. From epoch {growth.warm_up} on, every "
-            f"{growth.every} epochs, {growth.share:.0%} of the weights are embedded.\n",
+            f"momentum at {case.training.lr}. From epoch {growth.warm_up} on, at intervals of "
+            f"{growth.every}, {growth.share:.0%} of the weights are embedded.\n",
             table(
                 (
                     "",
