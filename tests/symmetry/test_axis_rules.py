@@ -55,6 +55,7 @@ MOVES = {
     "a lower triangle of places": lambda x: x @ x.new_ones(5, 5).tril(),
     "differences of places": lambda x: x.diff(dim=-1),
     "a grid": lambda x: x + torch.meshgrid(torch.arange(5.0), torch.ones(6), indexing="xy")[0],
+    "one of several constants": lambda x: x * torch.tensor([2.0, 3.0])[1] + torch.eye(5)[0, :5],
     "only its shape": lambda x: x + torch.ones(x[:, 0].shape[0], 1, 1),
     "equal numbers for all units": lambda x: x + torch.zeros(UNITS, 1).cumsum(1) + x.new_ones(1),
     "written into zeros": lambda x: _written(x),

@@ -46,7 +46,7 @@ class _Piece:
 def take_early_(graph: Graph) -> None:
     """Take pieces of an axis before a view divides it, in place; the function stays the same."""
     for node in list(graph.nodes):
-        if (name := _name(node)) in SINGLE | RUNS:
+        if (name := _name(node)) in SINGLE | RUNS and _is_known(node):
             given = _arguments(node)
             shape = given["self"].meta["val"].shape
             dim = given["dim"] % len(shape)
@@ -71,13 +71,13 @@ def _writes(node: Node) -> bool:
 def _road_back(node: Node, dim: int) -> _Road | None:
     """Follow a dimension back to the view that made it out of the slowest part of an axis."""
     turns: list[Node] = []
-    while (name := _name(node)) in SAME | TURNING:
+    while (name := _name(node)) in SAME | TURNING and _is_known(node):
         turns.insert(0, node)
         before = dim if name in SAME else _before_turning(node, name, dim)
         if before is None:
             return None
         dim, node = before, node.all_input_nodes[0]
-    if name not in VIEWS:
+    if name not in VIEWS or not _is_known(node):
         return None
     source = node.all_input_nodes[0]
     found = _slowest_part(source.meta["val"].shape, node.meta["val"].shape, dim)
@@ -149,6 +149,11 @@ def _retake_(graph: Graph, piece: _Piece, dim: int, road: _Road, *, alone: bool)
             node = call(aten.select.int, node, dim, 0)
     piece.node.replace_all_uses_with(node)
     graph.erase_node(piece.node)
+
+
+def _is_known(node: Node) -> bool:
+    """Whether the tracer tells the shape of what the node is made from."""
+    return all("val" in source.meta for source in node.all_input_nodes)
 
 
 def _arguments(node: Node) -> dict[str, Any]:
