@@ -139,6 +139,7 @@ def rows(results: list[Result]) -> list[tuple[str, ...]]:
                 f"{statistics.mean(r.trained / r.weights for r in reports):.1%}" if reports else "",
                 f"{statistics.mean(r.trained_on_average for r in own):.1%}",
                 f"{statistics.mean(_memory(r) for r in reports):.1%}" if reports else "",
+                str(len(own)),
             )
         )
     return found
@@ -163,6 +164,7 @@ def text_of(name: str, case: Case, results: list[Result]) -> str:
                     "trained at the end",
                     "on average",
                     "optimiser memory",
+                    "seeds",
                 ),
                 rows(results),
             ),
@@ -189,8 +191,8 @@ def _mean(found: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _spread(values: list[float], pattern: str) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{pattern.format(statistics.mean(values))} ± {deviation:.2f}"
+    mean = pattern.format(statistics.mean(values))
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def main() -> None:

@@ -86,6 +86,7 @@ def rows(results: list[Result], base: list[Result]) -> list[tuple[str, ...]]:
         found.append(
             (
                 method,
+                str(len(own)),
                 _spread([100 * one.accuracy for one in own], "{:.2f}"),
                 _spread(less, "{:+.2f}"),
                 f"{statistics.mean(one.loss for one in own):.3f}",
@@ -100,13 +101,14 @@ def rows(results: list[Result], base: list[Result]) -> list[tuple[str, ...]]:
 
 def text_of(results: list[Result], facts: dict[str, Any], setup: Setup, plan: FederatedPlan) -> str:
     """Return the whole page."""
-    header = ("", "test accuracy, %", "beside FedAvg", "test loss", "up", "down", "both ways")
+    shares = ("up", "down", "both ways")
+    header = ("", "seeds", "test accuracy, %", "beside FedAvg", "test loss", *shares)
     parts = [
         "# Federated training: bytes and accuracy",
         f"\n{machine_line(facts)}\n",
         f"{setup.model} of width {setup.width:g} on {setup.data.partition(':')[0]}; "
         f"{plan.clients} clients, {plan.rounds} rounds, {plan.epochs} epoch a round of SGD with "
-        f"momentum {plan.momentum:g} at {plan.lr:g}; seeds {sorted({r.seed for r in results})}. "
+        f"momentum {plan.momentum:g} at {plan.lr:g}. "
         "Bytes beside those of FedAvg without failures.",
     ]
     for split in SPLITS:
@@ -133,8 +135,8 @@ def _both(one: Result, base: Result) -> float:
 
 
 def _spread(values: list[float], pattern: str) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{pattern.format(statistics.mean(values))} ± {deviation:.2f}"
+    mean = pattern.format(statistics.mean(values))
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
 
 
 def keys(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -179,8 +181,13 @@ def main() -> None:
         seeded = replace(setup, seed=key["seed"])
         run = train_federated(seeded, own, policy=policy, encoding=encoding)
         results.append(result_of(run, key))
-        text = text_of(results, facts, setup, plan)
-        write(given.output, text, {"machine": facts, "runs": [asdict(r) for r in results]})
+        save(given.output, text_of(results, facts, setup, plan), facts, results)
+    save(given.output, text_of(results, facts, setup, plan), facts, results)
+
+
+def save(output: Path, text: str, facts: dict[str, Any], results: list[Result]) -> None:
+    """Write the page, and all runs beside it."""
+    write(output, text, {"machine": facts, "runs": [asdict(result) for result in results]})
 
 
 if __name__ == "__main__":
