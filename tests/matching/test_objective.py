@@ -225,6 +225,10 @@ def test_pieces_and_what_is_kept_change_nothing(layout, monkeypatch):
         for objective in (whole, pieces):
             objective.add(target=target, source=source)
     for permutation in (here, swapped(here)):
+        with monkeypatch.context() as small:
+            small.setattr(products, "CHUNK", 10)
+            small.setattr(objective_module, "ROOM", 0)
+            assert pieces.value(permutation) == pytest.approx(whole.value(permutation))
         for name in groups.sizes():
             expected = whole.similarity(name, permutation)
             with monkeypatch.context() as small:

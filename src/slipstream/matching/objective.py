@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.low_rank import Gradient, dtype_of, inner
-from slipstream.matching.products import Move, Pair, Product
+from slipstream.matching.products import Pair, Product
 from slipstream.matching.similarity import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -169,16 +169,15 @@ class Objective:
 
     def _value_of(self, name: str, pairs: list[Pair], permutation: Permutation) -> float:
         for block in self.groups.blocks_on(name):
+            product = self._products[block.groups[-1], block]
             if self.groups.length(block) == self.groups.shapes[name][block.axis]:
                 # Its product sees all of the tensor; if it is at hand, there is little to do.
                 group = block.groups[-1]
-                product = self._products[group, block]
                 entries = product.at_hand(pairs, permutation)
                 if entries is not None:
                     chosen = _chosen(entries, group, permutation, signed=product.signed)
                     return float(chosen.sum())
-        move = Move(permutation.indices(name), permutation.factors(name))
-        return sum(inner(target, move.of_gradient(source)) for target, source in pairs)
+        return product.value(pairs, permutation)
 
     def neighbours(self, group: str) -> set[str]:
         """Return the groups on whose order the similarity of `group` depends."""

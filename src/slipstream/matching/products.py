@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slipstream.matching.low_rank import Gradient, LowRank, dense, wide
+from slipstream.matching.low_rank import Gradient, LowRank, dense, inner, wide
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.places import multiply, take
@@ -149,6 +149,18 @@ class Product:
             moved = permutation.apply_to(self.block.tensor, wide(source))
             total = total + (self._rows(wide(target)) * self._rows(moved)).sum(-1)
         return torch.as_tensor(total)
+
+    def value(self, pairs: list[Pair], permutation: Permutation) -> float:
+        """Return what the whole tensor of the block is worth, permuted piece by piece."""
+        name = self.block.tensor
+        move = Move(permutation.indices(name), permutation.factors(name))
+        total = 0.0
+        for target, source in pairs:
+            if isinstance(target, LowRank) or isinstance(source, LowRank):
+                total += inner(target, move.of_gradient(source))
+            else:
+                total += sum(inner(*piece) for piece in self._pieces(target, source, move))
+        return total
 
     def _around(self, permutation: Permutation) -> Move:
         """The move of every axis, with this group left alone on the block's own axis."""
