@@ -12,7 +12,6 @@ included.
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -52,13 +51,14 @@ def record(folder: Path, *, weights: int, steps: int, tensors: int = 24) -> Path
         mode = torch.randint(MODES, (size,), generator=generator)
         a, b = (0.05 * torch.randn(size, generator=generator) for _ in range(2))
         made[f"layer{number:02}.weight"] = (mode, a, b)
+    noise = torch.randn(int(sizes.max()), generator=generator)
     layout = Layout.of_weights({name: b for name, (_, _, b) in made.items()})
     with create_run(folder, model=layout) as writer:
         for t in range(steps):
             row = {}
             for name, (mode, a, b) in made.items():
-                noise = torch.randn(len(b), generator=generator)
-                row[name] = torch.addcmul(b, a, curves[mode, t]).add_(noise, alpha=0.01)
+                own = noise.roll(7919 * t)[: len(b)]  # anew would take longer than all else
+                row[name] = torch.addcmul(b, a, curves[mode, t]).add_(own, alpha=0.01)
             writer.append(step=t, weights=row)
     return folder
 
@@ -125,7 +125,9 @@ def child(run: Path, how: str) -> None:
     if how == "whole":  # what any implementation does that begins by loading the run
         rows = np.concatenate([trajectory[name].numpy().T for name in trajectory.names])
         rows = rows - rows.mean(1, keepdims=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    # Not getrusage: its maximum is that of the parent, if that was larger when it forked.
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    print(int(status.partition("VmHWM:")[2].split()[0]) / 1024)
 
 
 def memory(folder: Path, weights: int, steps: int, small: int) -> dict[str, Any]:
