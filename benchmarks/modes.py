@@ -285,7 +285,7 @@ def as_markdown(result: dict[str, Any]) -> str:
                      "given", *seconds(fit["plain"])),
                 ],
             ),
-            f"`fit_modes` takes a {ratio:.0f}th of the processor time.",
+            f"`fit_modes` takes 1/{ratio:.0f} of the processor time.",
             f"## One online update of {lines['weights'] / 1e6:.2f}M weights",
             table(
                 ("", "wall ms", "processor ms"),
