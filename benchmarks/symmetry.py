@@ -247,9 +247,9 @@ def run_all(given: argparse.Namespace) -> None:
             "Inputs, outputs and rows of embeddings are pinned in every network and not listed. "
             f"The other tools get {LIMIT} processor seconds for each network; they are wrong where "
             "their own permutation of one network changes its output by more than rounding in "
-            "float32 (random statistics, gains and biases); what they move is the share of the numbers "
-            "in tensors that changed at all. Models of transformers compute parts in float32, which "
-            "shows in the largest change. Seconds are processor seconds on one "
+            "float32 (random statistics, gains and biases); what they move is the share of the "
+            "numbers in tensors that changed at all. Models of transformers compute parts in "
+            "float32, which shows in the largest change. Seconds are processor seconds on one "
             f"thread.\n\n{machine_line(facts)}\n\n"
         )
         print(" | ".join(cell(rows[name].get(key, "")) for key in COLUMNS), flush=True)
