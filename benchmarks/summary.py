@@ -41,7 +41,7 @@ def summary() -> str:
             found = json.loads(path.read_text(encoding="utf-8"))["rows"]
             pairs = len(next(iter(found.values())))
             cells = [_cell(found, name) for name in ROWS]
-            rows.append([f"{title} ({pairs} pairs)", *cells])
+            rows.append([f"{title} ({pairs} pair{'s' * (pairs > 1)})", *cells])
     return table(["", *ROWS.values()], rows)
 
 
