@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from modes.small_training import RULES, batches, network, train
 from slipstream.modes import Averages
 
-SCRIPT = Path(__file__).with_name("two_processes.py")
+SCRIPT = Path(__file__).with_name("averages_in_two_processes.py")
 
 
 @pytest.mark.slow
