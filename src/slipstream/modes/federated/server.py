@@ -150,7 +150,7 @@ class Server:
             self._up,
             tuple(sorted(self._updates)),
             dict(self._refused),
-            tuple(self._everything),
+            tuple(sorted(self._everything)),
         )
         if self._updates:
             # In the order of their numbers: the mean does not depend on who replied first.
