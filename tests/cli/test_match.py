@@ -64,3 +64,9 @@ def test_activations_need_data(files, tmp_path):
     words = [source, target, "--model", tmp_path, "--method", "activations"]
     done = slipstream("match", *words, "--out", tmp_path / "out", code=2)
     assert "has no data" in done.stderr
+
+
+def test_a_file_that_is_not_there_is_named(files, tmp_path):
+    words = ["nowhere", files[1], "--model", "mlp", "--width", 16, "--out", tmp_path / "out"]
+    failed = slipstream("match", *words, code=2)
+    assert failed.stderr == "nowhere: No such file or directory.\n"

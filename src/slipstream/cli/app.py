@@ -32,11 +32,17 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError, ModuleNotFoundError) as error:
-            complain(str(error))
+            complain(_words_of(error))
             raise typer.Exit(MISTAKE) from error
         except KeyboardInterrupt as error:
             complain("Interrupted.")
             raise typer.Exit(INTERRUPTED) from error
+
+
+def _words_of(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)
 
 
 def complain(message: str) -> None:
