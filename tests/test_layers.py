@@ -14,6 +14,7 @@ LAYERS = {
     "symmetry": 1,
     "matching": 2,
     "modes": 2,
+    "dynamics": 2,
     "transfer": 3,
     "testbed": 3,
     "report": 4,

@@ -6,7 +6,7 @@ import torch
 from moving_runs import curves, moving_run
 
 from oracles import plain_modes
-from slipstream.modes import fit_modes, statistics
+from slipstream.modes import fit_modes
 from slipstream.modes.grouping import combinations, group_rows, standardised
 from slipstream.modes.sampling import draw, rows_of
 from slipstream.trajectory import Layout, Trajectory, create_run
@@ -75,7 +75,7 @@ def test_float32_is_as_good_as_float64_under_large_offsets(monkeypatch):
     double = Trajectory.from_weights(
         [{name: value.double() for name, value in snapshot.weights.items()} for snapshot in run]
     )
-    monkeypatch.setattr(statistics, "_STRIP", 50 * 4 * 7)
+    monkeypatch.setattr("slipstream.modes.statistics._STRIP", 50 * 4 * 7)
     single, exact = (fit_modes(r, modes=3, reference="component") for r in (run, double))
     for name in single.names:
         assert torch.equal(single.assignment[name], exact.assignment[name])
@@ -121,8 +121,8 @@ def test_blocks_and_strips_do_not_change_it(monkeypatch, tmp_path):
         for snapshot in run:
             writer.append(step=snapshot.step, weights=snapshot.weights)
     whole = fit_modes(run, modes=3)
-    monkeypatch.setattr(statistics, "_BLOCK", 20 * 4 * 7)
-    monkeypatch.setattr(statistics, "_STRIP", 20 * 4 * 3)
+    monkeypatch.setattr("slipstream.trajectory.trajectory._BLOCK", 20 * 4 * 7)
+    monkeypatch.setattr("slipstream.modes.statistics._STRIP", 20 * 4 * 3)
     parts = fit_modes(Trajectory.open(tmp_path / "run"), modes=3)
     for name in whole.names:
         torch.testing.assert_close(parts.a[name], whole.a[name])

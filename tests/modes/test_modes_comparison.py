@@ -4,7 +4,7 @@ import pytest
 import torch
 from moving_runs import curves, moving_run
 
-from slipstream.modes import compare_modes, fit_modes, statistics
+from slipstream.modes import compare_modes, fit_modes
 from slipstream.modes.fit import sample_rows
 from slipstream.trajectory import Trajectory
 
@@ -19,7 +19,7 @@ def flat(trajectory):
 
 
 def test_its_modes_are_those_of_fit_modes(run, monkeypatch):
-    monkeypatch.setattr(statistics, "_BLOCK", 20 * 8 * 7)
+    monkeypatch.setattr("slipstream.trajectory.trajectory._BLOCK", 20 * 8 * 7)
     for grouping in ("complete", "k-means"):
         table = compare_modes(run, modes=4, samples=30, grouping=grouping, seed=1)
         for reference in ("member", "component"):

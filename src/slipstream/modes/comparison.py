@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.modes.fit import Progress, check_length, modelled, sample_rows
+from slipstream.modes.fit import Progress, check_length, sample_rows
 from slipstream.modes.grouping import Grouping, combinations, group_rows
 from slipstream.modes.statistics import Regression, blocks, check_finite, regress_
 from slipstream.trajectory import Trajectory
@@ -101,7 +101,7 @@ def compare_modes(
         PCA                   2                 3     100.0%          0.0000
     """
     check_length(trajectory)
-    names = modelled(trajectory.layout)
+    names = trajectory.layout.learned
     rows, of = sample_rows(trajectory, samples, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     ways = _ways(rows, modes, grouping, generator)

@@ -17,11 +17,10 @@ from slipstream.modes.grouping import (
 from slipstream.modes.modes import Modes
 from slipstream.modes.sampling import draw, owners, rows_of
 from slipstream.modes.statistics import blocks, check_finite, computed_in, regress_
-from slipstream.trajectory import Layout, Trajectory
+from slipstream.trajectory import Trajectory
 
 Progress = Callable[[str, int, int], None]  # what comes next, its number, and how many there are
 FEWEST_STEPS = 3
-_STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated, not learned
 
 
 def fit_modes(
@@ -73,7 +72,7 @@ def fit_modes(
     sample, _ = sample_rows(trajectory, samples, seed=seed)
     labels = group_rows(sample, modes, grouping=grouping, seed=seed)
     references = combinations(sample, labels, reference=reference) @ sample
-    names = modelled(trajectory.layout)
+    names = trajectory.layout.learned
     fitted: dict[str, _Fitted] = {}
     kept = {}
     for number, name in enumerate(trajectory.layout.tensors):
@@ -99,15 +98,6 @@ def fit_modes(
     )
 
 
-def modelled(layout: Layout) -> list[str]:
-    """Return the tensors that may follow modes: floating, and no statistics of BatchNorm."""
-    return [
-        name
-        for name, form in layout.tensors.items()
-        if form.dtype.is_floating_point and name.rpartition(".")[2] not in _STATISTICS
-    ]
-
-
 def sample_rows(trajectory: Trajectory, samples: int, *, seed: int) -> tuple[Tensor, list[str]]:
     """Return standardised histories of sampled weights that move, and the tensor of each.
 
@@ -124,7 +114,7 @@ def sample_rows(trajectory: Trajectory, samples: int, *, seed: int) -> tuple[Ten
     """
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}.")
-    sizes = {name: math.prod(trajectory.shapes[name]) for name in modelled(trajectory.layout)}
+    sizes = {name: math.prod(trajectory.shapes[name]) for name in trajectory.layout.learned}
     rows, names = _drawn(trajectory, sizes, samples, seed)
     if names and set(names) != set(sizes):  # frozen tensors would take their share of the sample
         rows, names = _drawn(trajectory, {n: sizes[n] for n in sizes if n in names}, samples, seed)

@@ -1,6 +1,5 @@
 """Going through a run in blocks: the regression of every weight on every reference, in one pass."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +9,6 @@ from torch import Tensor
 from slipstream.modes.sampling import nonfinite_message
 from slipstream.trajectory import Trajectory
 
-_BLOCK = 32 << 20  # bytes read at a time: large enough for the disk
 _STRIP = 1 << 20  # bytes computed on at a time: small enough for the cache
 
 
@@ -25,13 +23,9 @@ class Regression:
 
 def blocks(trajectory: Trajectory, name: str) -> Iterator[tuple[slice, Tensor]]:
     """Yield a tensor at every step in stretches, as floating numbers: (steps, stretch)."""
-    form = trajectory.layout.tensors[name]
-    size = math.prod(form.shape)
-    stretch = max(1, _BLOCK // (len(trajectory) * form.dtype.itemsize))
-    for start in range(0, size, stretch):
-        at = slice(start, min(start + stretch, size))
-        block = trajectory.part(name, start=at.start, stop=at.stop)
-        yield at, block.to(computed_in(form.dtype))
+    dtype = computed_in(trajectory.layout.tensors[name].dtype)
+    for at, block in trajectory.blocks(name):
+        yield at, block.to(dtype)
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:

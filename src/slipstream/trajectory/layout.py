@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from slipstream.weights import Weights, weights_of
 
+_STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated, not learned
+
 
 @dataclass(frozen=True)
 class TensorForm:
@@ -34,6 +36,15 @@ class Layout:
     tensors: Mapping[str, TensorForm]
     aliases: Mapping[str, str] = field(default_factory=dict)  # further names of tied tensors
     model: str = ""  # the class of the model, if known
+
+    @property
+    def learned(self) -> tuple[str, ...]:
+        """The tensors that training moves: floating, and no statistics of BatchNorm."""
+        return tuple(
+            name
+            for name, form in self.tensors.items()
+            if form.dtype.is_floating_point and name.rpartition(".")[2] not in _STATISTICS
+        )
 
     @classmethod
     def of(cls, model: nn.Module) -> "Layout":

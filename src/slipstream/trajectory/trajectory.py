@@ -18,6 +18,7 @@ from slipstream.weights import Weights, interpolate
 
 _READERS = 4  # threads; two already saturate the page cache, more hide the latency of a cold disk
 _WORTH_THREADS = 1 << 22  # bytes
+_BLOCK = 32 << 20  # bytes read at a time: large enough for the disk
 
 
 class Reader(Protocol):
@@ -247,6 +248,22 @@ class Trajectory:
         if not 0 <= start <= stop <= math.prod(form.shape):
             raise IndexError(f"{name!r} {form} has no numbers from {start} to {stop}.")
         return self._read(stored, (stop - start,), start)
+
+    def blocks(self, name: str) -> Iterator[tuple[slice, Tensor]]:
+        """Yield one tensor at every step in stretches, never more than some megabytes at once.
+
+        Args:
+            name: A tensor.
+
+        Yields:
+            Which numbers of the flattened tensor, and these at every step: (steps, stretch).
+        """
+        form = self.layout.tensors[self.layout.resolve(name)]
+        size = math.prod(form.shape)
+        stretch = max(1, _BLOCK // (max(len(self), 1) * form.dtype.itemsize))
+        for start in range(0, size, stretch):
+            at = slice(start, min(start + stretch, size))
+            yield at, self.part(name, start=at.start, stop=at.stop)
 
     def resample(self, snapshots: int) -> "Trajectory":
         """Return that many of the snapshots, evenly spaced by position, both ends included.
