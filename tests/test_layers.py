@@ -17,6 +17,7 @@ LAYERS = {
     "dynamics": 2,
     "transfer": 3,
     "testbed": 3,
+    "landscape": 3,
     "report": 4,
     "integrations": 4,
     "demo": 5,

@@ -11,7 +11,7 @@ from slipstream.evaluation.batches import (
     inputs_of,
     to_device,
 )
-from slipstream.evaluation.batchnorm import forward_inputs, recalibrate_batchnorm
+from slipstream.evaluation.batchnorm import batchnorm_layers, forward_inputs, recalibrate_batchnorm
 from slipstream.evaluation.borrowing import eval_mode, weights_in
 from slipstream.evaluation.determinism import DeterminismProbe, probe_determinism
 from slipstream.evaluation.means import evaluate, gradient
@@ -23,6 +23,7 @@ __all__ = [
     "Metric",
     "accuracy",
     "batch_size",
+    "batchnorm_layers",
     "classification_loss",
     "device_of",
     "eval_mode",

@@ -17,6 +17,15 @@ def forward_inputs(model: nn.Module, batch: Batch) -> object:
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
+def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the BatchNorm layers of `model` that keep running statistics, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+
 def recalibrate_batchnorm(
     model: nn.Module,
     *,
@@ -48,11 +57,7 @@ def recalibrate_batchnorm(
         >>> new["running_mean"].item(), new["running_var"].item()
         (3.0, 2.5)
     """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    }
+    layers = batchnorm_layers(model)
     if not layers:
         return {}
     pools = {name: _Pool(layer) for name, layer in layers.items()}

@@ -1,0 +1,279 @@
+"""Planes of weight space: through three weights, in random directions, or where a run moved."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from slipstream.landscape.line import learned, named_weights
+from slipstream.landscape.points import check_corners, mix
+from slipstream.trajectory import Trajectory
+from slipstream.weights import Weights, difference, inner, norm
+
+_NUMBERS = 1 << 22  # of a run that are held in float64 at a time
+_COLLINEAR = 1e-4  # sine of an angle; below, rounding in float32 decides where the plane lies
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Two directions from an origin; `weights_at(x, y) = origin + x first + y second`."""
+
+    origin: Weights
+    first: Weights  # a tensor for each floating one of the origin; zeros where nothing moves
+    second: Weights
+    labels: tuple[str, str]  # what x and y are
+    marks: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # name to (x, y)
+    outside: Mapping[str, float] = field(default_factory=dict)  # distance of a mark to the plane
+    path: Tensor | None = None  # (steps, 2) of a run, projected
+    path_outside: Tensor | None = None  # (steps,) distance of each snapshot to the plane
+    shares: tuple[float, float] | None = None  # of a run's variance, along each direction
+    reach: float = 0.0  # how far from the origin there is something to see, if nothing is marked
+
+    def weights_at(self, x: float, y: float) -> dict[str, Tensor]:
+        """Return the weights at a position, whole-number tensors as at the origin."""
+        return mix([self.origin, *self.directions], [1.0, x, y])
+
+    @property
+    def directions(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Both directions in the layout of the origin, zeros where a tensor does not move."""
+        return _completed(self.first, self.origin), _completed(self.second, self.origin)
+
+    def project(self, weights: Weights) -> tuple[float, float, float]:
+        """Return x and y of the nearest point of the plane, and the distance to it.
+
+        Args:
+            weights: The layout of the origin; statistics of BatchNorm do not count.
+
+        Returns:
+            x, y and the Euclidean distance.
+
+        Raises:
+            ValueError: If the layouts differ.
+        """
+        away = difference(learned(weights), learned(self.origin))
+        sides = [learned(side) for side in self.directions]
+        grams = torch.tensor(
+            [[inner(a, b) for b in sides] for a in sides], dtype=torch.float64
+        )  # (2, 2): directions need not be at right angles
+        products = torch.tensor([inner(side, away) for side in sides], dtype=torch.float64)
+        at = torch.linalg.solve(grams, products)
+        rest = mix([away, *sides], [1.0, -float(at[0]), -float(at[1])])
+        return float(at[0]), float(at[1]), norm(rest)
+
+    def marked(self, weights: Mapping[str, Weights]) -> "Plane":
+        """Return the plane with the projections of further weights marked on it.
+
+        Args:
+            weights: Name to weights of the layout of the origin.
+
+        Returns:
+            The same plane; `outside` has the distances of the marks to it.
+        """
+        places = {name: self.project(value) for name, value in weights.items()}
+        marks = {**self.marks, **{name: (x, y) for name, (x, y, _) in places.items()}}
+        outside = {**self.outside, **{name: rest for name, (_, _, rest) in places.items()}}
+        return replace(self, marks=marks, outside=outside)
+
+
+def plane_through(weights: Sequence[Weights] | Mapping[str, Weights]) -> Plane:
+    """Return the plane through three weights.
+
+    x is the distance from the first weights along the line to the second, y the distance from that
+    line towards the third.
+
+    Args:
+        weights: Three, of the same layout, with names if you like.
+
+    Returns:
+        The plane, in which the first weights are the origin, with the three marked.
+
+    Raises:
+        ValueError: If there are not three, they differ in layout, hold a NaN, or lie on a line.
+
+    Example:
+        >>> corners = [{"w": torch.tensor(place)} for place in ([0.0, 0.0], [2.0, 0.0], [1.0, 3.0])]
+        >>> plane_through(corners).marks
+        {'weights[0]': (0.0, 0.0), 'weights[1]': (2.0, 0.0), 'weights[2]': (1.0, 3.0)}
+    """
+    named = named_weights(weights)
+    if len(named) != 3:
+        raise ValueError(f"A plane goes through three weights, got {len(named)}.")
+    check_corners(list(named.values()), list(named))
+    names, (origin, second, third) = list(named), named.values()
+    parts = [learned(value) for value in (origin, second, third)]
+    along, towards = difference(parts[1], parts[0]), difference(parts[2], parts[0])
+    length, reach = norm(along), norm(towards)
+    x = inner(along, towards) / length if length else 0.0
+    height = math.sqrt(max(reach**2 - x**2, 0.0))
+    if not min(length, height) > _COLLINEAR * max(length, reach):
+        raise ValueError(
+            f"{names[0]}, {names[1]} and {names[2]} lie on a line (or two are equal): there are "
+            "many planes through it. Use loss_along for a line, or other weights."
+        )
+    first = mix([along], [1 / length])
+    upwards = mix([towards, first], [1.0, -x])
+    height = norm(upwards)
+    return Plane(
+        origin,
+        first,
+        mix([upwards], [1 / height]),
+        labels=(f"distance from {names[0]} towards {names[1]}", f"distance towards {names[2]}"),
+        marks={names[0]: (0.0, 0.0), names[1]: (length, 0.0), names[2]: (x, height)},
+    )
+
+
+def random_plane(weights: Weights, *, seed: int = 0) -> Plane:
+    """Return a plane in two random directions, filter by filter as long as the weights.
+
+    Each filter (a slice along the first axis of a tensor with several axes) of a direction is drawn
+    from a normal distribution and scaled by `|filter of the weights| / |filter|`, so that networks
+    whose weights are scaled differently are seen at the same scale. Tensors with one axis, biases
+    and norms, do not move.
+
+    Args:
+        weights: Where the plane goes through.
+        seed: Of the draw; the global generator is not touched.
+
+    Returns:
+        The plane; x and y are in units of the weights' own length, 1 is as far as they are long.
+
+    Raises:
+        ValueError: If no tensor has several axes, or one holds a NaN.
+
+    Example:
+        >>> plane = random_plane({"weight": torch.tensor([[3.0, 4.0], [0.0, 1.0]])})
+        >>> plane.first["weight"].norm(dim=1)
+        tensor([5.0000, 1.0000])
+
+    Source: "Visualizing the Loss Landscape of Neural Nets" (Li, Xu, Taylor, Studer, Goldstein,
+    2018), Section 4.
+    """
+    check_corners([weights], ["weights"])
+    moving = {name: value for name, value in learned(weights).items() if value.dim() > 1}
+    if not moving:
+        raise ValueError(
+            "No tensor of the weights has several axes: there is no filter to draw a direction for."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    directions = [
+        {name: _like_filters(value, generator) for name, value in moving.items()} for _ in range(2)
+    ]
+    labels = ("first random direction", "second random direction")
+    marks = {"weights": (0.0, 0.0)}
+    return Plane(weights, directions[0], directions[1], labels, marks, reach=1.0)
+
+
+def trajectory_plane(trajectory: Trajectory) -> Plane:
+    """Return the plane of the first two principal components of a run, through its end.
+
+    The directions are those of the largest variance of the snapshots around their mean; the plane
+    goes through the last snapshot, so that what one sees there is true. x and y are distances.
+
+    Args:
+        trajectory: Three or more snapshots; they are read in blocks.
+
+    Returns:
+        The plane with the path of the run, how far each snapshot lies outside, and the shares of
+        the variance.
+
+    Raises:
+        ValueError: If there are fewer than three snapshots, one holds a NaN, or the run stands
+            still or moves on a straight line.
+
+    Example:
+        >>> places = ([0.0, 0.0], [4.0, 0.0], [4.0, 3.0])
+        >>> run = Trajectory.from_weights([{"w": torch.tensor(place)} for place in places])
+        >>> plane = trajectory_plane(run)
+        >>> plane.path_outside.round(decimals=4), round(sum(plane.shares), 4)
+        (tensor([0., 0., 0.], dtype=torch.float64), 1.0)
+
+    Source: "Visualizing the Loss Landscape of Neural Nets" (Li, Xu, Taylor, Studer, Goldstein,
+    2018), Section 7.2.
+    """
+    if len(trajectory) < 3:
+        raise ValueError(f"A plane of a run needs three snapshots or more, got {len(trajectory)}.")
+    end = trajectory[-1].weights
+    names = list(learned(end))
+    products = _products(trajectory, names)  # (steps, steps) around the mean
+    variances, vectors = torch.linalg.eigh(products)
+    variances, vectors = variances.flip(0).clamp(min=0), vectors.flip(1)
+    total = float(variances.sum())
+    if not float(variances[1]) > _COLLINEAR**2 * total:
+        raise ValueError("The run stands still or moves on a straight line: use loss_along.")
+    chosen = vectors[:, :2] / variances[:2].sqrt()  # (steps, 2): of unit directions
+    chosen = chosen * (chosen[-1] - chosen[0]).sign().where(chosen[-1] != chosen[0], 1.0)
+    first, second = _directions(trajectory, names, chosen)
+    scores = products @ chosen  # (steps, 2) around the mean
+    path = scores - scores[-1]
+    squares = products.diag() + products[-1, -1] - 2 * products[-1]  # distances to the end
+    outside = (squares - path.square().sum(1)).clamp(min=0).sqrt()
+    shares = (variances[:2] / total).tolist()
+    return Plane(
+        end,
+        first,
+        second,
+        labels=(
+            f"first component ({shares[0]:.0%} of the variance)",
+            f"second component ({shares[1]:.0%})",
+        ),
+        marks={"start": (float(path[0, 0]), float(path[0, 1])), "end": (0.0, 0.0)},
+        outside={"start": float(outside[0]), "end": 0.0},
+        path=path,
+        path_outside=outside,
+        shares=(shares[0], shares[1]),
+    )
+
+
+def _products(trajectory: Trajectory, names: Sequence[str]) -> Tensor:
+    """Inner products of the snapshots around their mean, summed over blocks in float64."""
+    steps = len(trajectory)
+    products = torch.zeros(steps, steps, dtype=torch.float64)
+    for name, start, stop in _blocks(trajectory, names):
+        rows = trajectory.part(name, start=start, stop=stop).double()
+        if not torch.isfinite(rows).all():
+            step = trajectory.steps[int((~torch.isfinite(rows)).any(1).nonzero()[0])]
+            raise ValueError(f"The run holds a NaN or an infinity in {name!r} at step {step}.")
+        rows -= rows.mean(0)
+        products += rows @ rows.T
+    return products
+
+
+def _directions(
+    trajectory: Trajectory, names: Sequence[str], chosen: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sums of the snapshots around their mean, (steps, 2) of coefficients."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    for name, start, stop in _blocks(trajectory, names):
+        rows = trajectory.part(name, start=start, stop=stop).double()
+        parts[name].append(chosen.T @ (rows - rows.mean(0)))  # (2, stop - start)
+    sides: list[dict[str, Tensor]] = [{}, {}]
+    for name, found in parts.items():
+        dtype = torch.promote_types(trajectory.layout.tensors[name].dtype, torch.float32)
+        for side, values in zip(sides, torch.cat(found, 1), strict=True):
+            side[name] = values.view(trajectory.shapes[name]).to(dtype)
+    return sides[0], sides[1]
+
+
+def _blocks(trajectory: Trajectory, names: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Stretches of the tensors that fit into memory at every step."""
+    length = max(1, _NUMBERS // len(trajectory))
+    return [
+        (name, start, min(start + length, size))
+        for name in names
+        if (size := math.prod(trajectory.shapes[name]))
+        for start in range(0, size, length)
+    ]
+
+
+def _like_filters(value: Tensor, generator: torch.Generator) -> Tensor:
+    drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
+    own = value.detach().double().cpu().flatten(1).norm(dim=1)
+    scale = own / drawn.flatten(1).norm(dim=1).clamp(min=1e-300)
+    scaled: Tensor = drawn * scale.view(-1, *[1] * (value.dim() - 1))
+    return scaled.to(value)
+
+
+def _completed(direction: Weights, origin: Weights) -> dict[str, Tensor]:
+    return {name: direction.get(name, torch.zeros_like(v)) for name, v in origin.items()}
