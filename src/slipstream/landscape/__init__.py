@@ -1,6 +1,7 @@
 """The loss along lines and over planes of weight space, and what networks have in common."""
 
 from slipstream.landscape.directions import (
+    Place,
     Plane,
     plane_through,
     random_plane,
@@ -15,6 +16,7 @@ __all__ = [
     "Barrier",
     "LossLine",
     "LossPlane",
+    "Place",
     "Plane",
     "evaluate_points",
     "loss_along",

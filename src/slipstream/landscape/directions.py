@@ -7,13 +7,22 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from slipstream.dynamics.principal_path import principal_path
 from slipstream.landscape.line import learned, named_weights
 from slipstream.landscape.points import check_corners, mix
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights, difference, inner, norm
 
-_NUMBERS = 1 << 22  # of a run that are held in float64 at a time
 _COLLINEAR = 1e-4  # sine of an angle; below, rounding in float32 decides where the plane lies
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where weights lie beside a plane."""
+
+    x: float  # of the nearest point of the plane
+    y: float
+    outside: float  # Euclidean distance to it
 
 
 @dataclass(frozen=True)
@@ -24,8 +33,7 @@ class Plane:
     first: Weights  # a tensor for each floating one of the origin; zeros where nothing moves
     second: Weights
     labels: tuple[str, str]  # what x and y are
-    marks: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # name to (x, y)
-    outside: Mapping[str, float] = field(default_factory=dict)  # distance of a mark to the plane
+    marks: Mapping[str, Place] = field(default_factory=dict)  # what is there, by name
     path: Tensor | None = None  # (steps, 2) of a run, projected
     path_outside: Tensor | None = None  # (steps,) distance of each snapshot to the plane
     shares: tuple[float, float] | None = None  # of a run's variance, along each direction
@@ -40,14 +48,14 @@ class Plane:
         """Both directions in the layout of the origin, zeros where a tensor does not move."""
         return _completed(self.first, self.origin), _completed(self.second, self.origin)
 
-    def project(self, weights: Weights) -> tuple[float, float, float]:
-        """Return x and y of the nearest point of the plane, and the distance to it.
+    def project(self, weights: Weights) -> Place:
+        """Return the nearest point of the plane, and the distance to it.
 
         Args:
             weights: The layout of the origin; statistics of BatchNorm do not count.
 
         Returns:
-            x, y and the Euclidean distance.
+            The place.
 
         Raises:
             ValueError: If the layouts differ.
@@ -60,7 +68,7 @@ class Plane:
         products = torch.tensor([inner(side, away) for side in sides], dtype=torch.float64)
         at = torch.linalg.solve(grams, products)
         rest = mix([away, *sides], [1.0, -float(at[0]), -float(at[1])])
-        return float(at[0]), float(at[1]), norm(rest)
+        return Place(float(at[0]), float(at[1]), norm(rest))
 
     def marked(self, weights: Mapping[str, Weights]) -> "Plane":
         """Return the plane with the projections of further weights marked on it.
@@ -69,12 +77,10 @@ class Plane:
             weights: Name to weights of the layout of the origin.
 
         Returns:
-            The same plane; `outside` has the distances of the marks to it.
+            The same plane with more marks.
         """
         places = {name: self.project(value) for name, value in weights.items()}
-        marks = {**self.marks, **{name: (x, y) for name, (x, y, _) in places.items()}}
-        outside = {**self.outside, **{name: rest for name, (_, _, rest) in places.items()}}
-        return replace(self, marks=marks, outside=outside)
+        return replace(self, marks={**self.marks, **places})
 
 
 def plane_through(weights: Sequence[Weights] | Mapping[str, Weights]) -> Plane:
@@ -94,8 +100,8 @@ def plane_through(weights: Sequence[Weights] | Mapping[str, Weights]) -> Plane:
 
     Example:
         >>> corners = [{"w": torch.tensor(place)} for place in ([0.0, 0.0], [2.0, 0.0], [1.0, 3.0])]
-        >>> plane_through(corners).marks
-        {'weights[0]': (0.0, 0.0), 'weights[1]': (2.0, 0.0), 'weights[2]': (1.0, 3.0)}
+        >>> plane_through(corners).marks["weights[2]"]
+        Place(x=1.0, y=3.0, outside=0.0)
     """
     named = named_weights(weights)
     if len(named) != 3:
@@ -120,7 +126,11 @@ def plane_through(weights: Sequence[Weights] | Mapping[str, Weights]) -> Plane:
         first,
         mix([upwards], [1 / height]),
         labels=(f"distance from {names[0]} towards {names[1]}", f"distance towards {names[2]}"),
-        marks={names[0]: (0.0, 0.0), names[1]: (length, 0.0), names[2]: (x, height)},
+        marks={
+            names[0]: Place(0.0, 0.0, 0.0),
+            names[1]: Place(length, 0.0, 0.0),
+            names[2]: Place(x, height, 0.0),
+        },
     )
 
 
@@ -161,15 +171,16 @@ def random_plane(weights: Weights, *, seed: int = 0) -> Plane:
         {name: _like_filters(value, generator) for name, value in moving.items()} for _ in range(2)
     ]
     labels = ("first random direction", "second random direction")
-    marks = {"weights": (0.0, 0.0)}
+    marks = {"weights": Place(0.0, 0.0, 0.0)}
     return Plane(weights, directions[0], directions[1], labels, marks, reach=1.0)
 
 
 def trajectory_plane(trajectory: Trajectory) -> Plane:
     """Return the plane of the first two principal components of a run, through its end.
 
-    The directions are those of the largest variance of the snapshots around their mean; the plane
-    goes through the last snapshot, so that what one sees there is true. x and y are distances.
+    The directions are those of `principal_path`, of the largest variance of the snapshots around
+    their mean; the plane goes through the last snapshot, so that what one sees there is true. x and
+    y are distances.
 
     Args:
         trajectory: Three or more snapshots; they are read in blocks.
@@ -194,77 +205,46 @@ def trajectory_plane(trajectory: Trajectory) -> Plane:
     """
     if len(trajectory) < 3:
         raise ValueError(f"A plane of a run needs three snapshots or more, got {len(trajectory)}.")
-    end = trajectory[-1].weights
-    names = list(learned(end))
-    products = _products(trajectory, names)  # (steps, steps) around the mean
-    variances, vectors = torch.linalg.eigh(products)
-    variances, vectors = variances.flip(0).clamp(min=0), vectors.flip(1)
-    total = float(variances.sum())
-    if not float(variances[1]) > _COLLINEAR**2 * total:
-        raise ValueError("The run stands still or moves on a straight line: use loss_along.")
-    chosen = vectors[:, :2] / variances[:2].sqrt()  # (steps, 2): of unit directions
-    chosen = chosen * (chosen[-1] - chosen[0]).sign().where(chosen[-1] != chosen[0], 1.0)
-    first, second = _directions(trajectory, names, chosen)
-    scores = products @ chosen  # (steps, 2) around the mean
-    path = scores - scores[-1]
-    squares = products.diag() + products[-1, -1] - 2 * products[-1]  # distances to the end
-    outside = (squares - path.square().sum(1)).clamp(min=0).sqrt()
-    shares = (variances[:2] / total).tolist()
+    path = principal_path(trajectory, components=len(trajectory) - 1)
+    if not float(path.shares[1]) > _COLLINEAR**2:
+        raise ValueError("The run moves on a straight line: use loss_along.")
+    first, second = _directions(trajectory, path.coordinates[:2])
+    places = (path.coordinates - path.coordinates[:, -1:]).T  # (steps, components)
+    outside = places[:, 2:].square().sum(1).sqrt()
+    shares = (float(path.shares[0]), float(path.shares[1]))
     return Plane(
-        end,
+        trajectory[-1].weights,
         first,
         second,
         labels=(
-            f"first component ({shares[0]:.0%} of the variance)",
+            f"first component ({shares[0]:.0%} of the motion)",
             f"second component ({shares[1]:.0%})",
         ),
-        marks={"start": (float(path[0, 0]), float(path[0, 1])), "end": (0.0, 0.0)},
-        outside={"start": float(outside[0]), "end": 0.0},
-        path=path,
+        marks={
+            "start": Place(float(places[0, 0]), float(places[0, 1]), float(outside[0])),
+            "end": Place(0.0, 0.0, 0.0),
+        },
+        path=places[:, :2].contiguous(),
         path_outside=outside,
-        shares=(shares[0], shares[1]),
+        shares=shares,
     )
 
 
-def _products(trajectory: Trajectory, names: Sequence[str]) -> Tensor:
-    """Inner products of the snapshots around their mean, summed over blocks in float64."""
-    steps = len(trajectory)
-    products = torch.zeros(steps, steps, dtype=torch.float64)
-    for name, start, stop in _blocks(trajectory, names):
-        rows = trajectory.part(name, start=start, stop=stop).double()
-        if not torch.isfinite(rows).all():
-            step = trajectory.steps[int((~torch.isfinite(rows)).any(1).nonzero()[0])]
-            raise ValueError(f"The run holds a NaN or an infinity in {name!r} at step {step}.")
-        rows -= rows.mean(0)
-        products += rows @ rows.T
-    return products
-
-
-def _directions(
-    trajectory: Trajectory, names: Sequence[str], chosen: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Sums of the snapshots around their mean, (steps, 2) of coefficients."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    for name, start, stop in _blocks(trajectory, names):
-        rows = trajectory.part(name, start=start, stop=stop).double()
-        parts[name].append(chosen.T @ (rows - rows.mean(0)))  # (2, stop - start)
+def _directions(trajectory: Trajectory, scores: Tensor) -> list[dict[str, Tensor]]:
+    """The unit directions along which the run has these scores, (2, steps)."""
+    sums = scores / scores.square().sum(1, keepdim=True)
     sides: list[dict[str, Tensor]] = [{}, {}]
-    for name, found in parts.items():
-        dtype = torch.promote_types(trajectory.layout.tensors[name].dtype, torch.float32)
-        for side, values in zip(sides, torch.cat(found, 1), strict=True):
-            side[name] = values.view(trajectory.shapes[name]).to(dtype)
-    return sides[0], sides[1]
-
-
-def _blocks(trajectory: Trajectory, names: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Stretches of the tensors that fit into memory at every step."""
-    length = max(1, _NUMBERS // len(trajectory))
-    return [
-        (name, start, min(start + length, size))
-        for name in names
-        if (size := math.prod(trajectory.shapes[name]))
-        for start in range(0, size, length)
-    ]
+    for name in trajectory.layout.learned:
+        form = trajectory.layout.tensors[name]
+        dtype = torch.promote_types(form.dtype, torch.float32)
+        found = torch.empty(2, math.prod(form.shape), dtype=dtype)
+        for at, block in trajectory.blocks(name):
+            rows = block.double()
+            rows -= rows[-1].clone()  # the scores sum to 0, so any origin gives the same sums
+            found[:, at] = (sums @ rows).to(dtype)
+        for side, values in zip(sides, found, strict=True):
+            side[name] = values.view(form.shape)
+    return sides
 
 
 def _like_filters(value: Tensor, generator: torch.Generator) -> Tensor:

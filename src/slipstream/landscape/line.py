@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Loss, Metric
 from slipstream.landscape.evaluator import Progress, evaluate_points
-from slipstream.landscape.points import STATISTICS
+from slipstream.trajectory import Layout
 from slipstream.weights import Weights, difference, norm
 
 LOSS = "loss"
@@ -261,9 +261,8 @@ def learned(weights: Weights) -> dict[str, Tensor]:
     They are in float32 or better, so that differences keep their digits.
     """
     return {
-        name: value.detach().to(torch.promote_types(value.dtype, torch.float32))
-        for name, value in weights.items()
-        if value.is_floating_point() and name.rpartition(".")[2] not in STATISTICS
+        name: weights[name].detach().to(torch.promote_types(weights[name].dtype, torch.float32))
+        for name in Layout.of_weights(weights).learned
     }
 
 

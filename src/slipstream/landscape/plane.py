@@ -1,7 +1,7 @@
 """The loss over a plane of weight space."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,7 @@ class LossPlane:
             "x": self.x.tolist(),
             "y": self.y.tolist(),
             "values": {name: value.tolist() for name, value in self.values.items()},
-            "marks": {name: list(place) for name, place in plane.marks.items()},
-            "outside": dict(plane.outside),
+            "marks": {name: asdict(place) for name, place in plane.marks.items()},
             "path": None if path is None else path.tolist(),
             "path_outside": None if outside is None else outside.tolist(),
             "shares": None if plane.shares is None else list(plane.shares),
@@ -126,7 +125,8 @@ def loss_plane(
 
 def _extent(plane: Plane, margin: float) -> Extent:
     """All that is marked, and the path, with a margin."""
-    places = torch.tensor([*plane.marks.values(), (0.0, 0.0)], dtype=torch.float64)
+    marks = [(place.x, place.y) for place in plane.marks.values()]
+    places = torch.tensor([*marks, (0.0, 0.0)], dtype=torch.float64)
     if plane.path is not None:
         places = torch.cat([places, plane.path])
     reach = torch.full((1, 2), plane.reach, dtype=torch.float64)

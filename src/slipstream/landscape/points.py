@@ -7,8 +7,6 @@ from torch import Tensor, nn
 
 from slipstream.weights import Weights, check_same_layout, check_shapes, first_nonfinite
 
-STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated anew, never mixed
-
 
 def mix(corners: Sequence[Weights], coefficients: Sequence[float] | Tensor) -> dict[str, Tensor]:
     """Return the point `sum_k coefficients[k] * corners[k]`.
