@@ -60,6 +60,7 @@ def gmt(
     """
     permutation = first
     seen: list[tuple[list[Batch], dict[str, Gradient]]] = []
+    at_start: dict[str, Gradient] | None = None
     solver: Solver | None = None
     for stage in range(1, len(path)):
         batches = networks.next_batches()
@@ -67,8 +68,13 @@ def gmt(
         seen.append((batches, networks.gradient(source, batches)))
         objective = Objective(first.groups)
         for earlier, (batches, gradient) in enumerate(seen):
-            there = networks.carry(start, path, earlier, permutation)
-            renewed = networks.gradient(there, batches)
+            if earlier or at_start is None:
+                there = networks.carry(start, path, earlier, permutation)
+                renewed = networks.gradient(there, batches)
+            else:
+                renewed = at_start  # nothing is carried there yet, whatever the permutation
+            if not earlier:
+                at_start = renewed
             with networks.clock("products"):
                 objective.add(target=renewed, source=_paired(gradient, renewed, plan))
         networks.kept_bytes = objective.kept_bytes
