@@ -54,10 +54,11 @@ class Objective:
             group = self._only_group(blocks)
             if group is not None:
                 single = self._products[group, blocks[0]]
-                final = single.unmoved((value, source[name]))
                 key = group, single.signed
-                self._final[key] = self._final.get(key, 0.0) + final
-                self._constant += product - float(final.diagonal().sum(dtype=torch.float64))
+                before = self._final.get(key)
+                held = 0.0 if before is None else _traced(before)
+                self._final[key] = single.unmoved((value, source[name]), total=before)
+                self._constant += product - (_traced(self._final[key]) - held)
             elif blocks:
                 self._pairs.setdefault(name, []).append((value, source[name]))
             else:
@@ -202,6 +203,11 @@ def unturned(entries: Tensor) -> Tensor:
     size = entries.shape[-1]
     turns = (torch.arange(size) - torch.arange(size)[:, None]) % size  # of place i for neuron j
     return entries.gather(-1, turns.expand_as(entries))
+
+
+def _traced(entries: Tensor) -> float:
+    """What the entries are worth with no neuron moved."""
+    return float(entries.diagonal().sum(dtype=torch.float64))
 
 
 def _chosen(entries: Tensor, group: str, permutation: Permutation, *, signed: bool) -> Tensor:

@@ -138,9 +138,9 @@ class Product:
             return None
         return self._total if self._changed(self._around(permutation), pairs) == {} else None
 
-    def unmoved(self, pair: Pair) -> Tensor:
-        """Return the product of one pair with no neuron moved, (n, n)."""
-        return self._sum([pair], Move({}, {}))[0]
+    def unmoved(self, pair: Pair, *, total: Tensor | None = None) -> Tensor:
+        """Return the product of one pair with no neuron moved, (n, n), added to `total` in place."""
+        return self._sum([pair], Move({}, {}), None if total is None else total[None])[0]
 
     def worths(self, pairs: list[Pair], permutation: Permutation) -> Tensor:
         """Return what each place gets from the neuron that it has, (places of the parents, n)."""
