@@ -10,6 +10,7 @@ from slipstream.cli.groups import MODEL
 from slipstream.cli.output import write_json
 
 WEIGHTS = "A .safetensors file, or a run folder: its last snapshot."
+START = "Where the search starts; frank-wolfe: at the rounded solution of the relaxed problem."
 METHOD = "What is laid over each other: the weights, or what neurons compute on the data."
 
 
@@ -20,6 +21,7 @@ def match(
     model: Annotated[str, typer.Option(help=MODEL)],
     method: Annotated[Literal["weights", "activations"], typer.Option(help=METHOD)] = "weights",
     batches: Annotated[int, typer.Option(min=1, help="Of the data, for activations.")] = 8,
+    start: Annotated[Literal["identity", "frank-wolfe"], typer.Option(help=START)] = "identity",
     restarts: Annotated[int, typer.Option(min=0, help="With groups in another order.")] = 0,
     seed: Annotated[int, typer.Option(help="Of the restarts.")] = 0,
     permutation: Annotated[Path | None, typer.Option(help="Write the permutation here.")] = None,
@@ -41,6 +43,7 @@ def match(
         permutation=permutation,
         experiment={"model": model, "data": data, "width": width, "option": option},
         batches=batches if method == "activations" else None,
+        start=start,
         restarts=restarts,
         seed=seed,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ def match_files(
     permutation: Path | None,
     experiment: Mapping[str, Any],
     batches: int | None,
+    start: Literal["identity", "frank-wolfe"] = "identity",
     restarts: int,
     seed: int,
 ) -> Matching:
@@ -35,6 +36,7 @@ def match_files(
         permutation: Where the permutation goes.
         experiment: Model, data, width and option as `open_model` takes them.
         batches: How many batches of the data are used, to match activations; None for weights.
+        start: Where the search starts.
         restarts: How many times to start again.
         seed: Of the restarts.
 
@@ -42,8 +44,11 @@ def match_files(
         The permutation with its objective and its cost.
 
     Raises:
-        ValueError: If a file is not of the model, or the data is missing.
+        ValueError: If a file is not of the model, the data is missing, or activations are to start
+            at a relaxed solution.
     """
+    if start == "frank-wolfe" and batches is not None:
+        raise ValueError("--start frank-wolfe goes with --method weights only.")
     opened = None if batches is None else _with_data(experiment)
     if opened is None:
         named = dict(experiment)
@@ -54,7 +59,8 @@ def match_files(
     sides: dict[str, Any] = {"source": _read(model, source), "target": _read(model, target)}
     shared: dict[str, Any] = {"groups": groups, "restarts": restarts, "seed": seed}
     if opened is None:
-        found = match_weights(sides["source"], sides["target"], **shared)
+        first: Literal["frank-wolfe"] | None = None if start == "identity" else start
+        found = match_weights(sides["source"], sides["target"], start=first, **shared)
     else:
         found = match_activations(model, data=islice(opened.train, batches), **shared, **sides)
     moved = found.source_to_target.apply(sides["source"])

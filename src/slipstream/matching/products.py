@@ -139,7 +139,7 @@ class Product:
         return self._total if self._changed(self._around(permutation), pairs) == {} else None
 
     def unmoved(self, pair: Pair, *, total: Tensor | None = None) -> Tensor:
-        """Return the product of one pair with no neuron moved, (n, n), added to `total` in place."""
+        """Return one pair's product with no neuron moved, (n, n), added to `total` in place."""
         return self._sum([pair], Move({}, {}), None if total is None else total[None])[0]
 
     def worths(self, pairs: list[Pair], permutation: Permutation) -> Tensor:

@@ -1,16 +1,20 @@
 """Coordinate ascent over neuron groups, an exact assignment for each, until none improves."""
 
+import os
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from slipstream.matching.assignment import assign
+from slipstream.matching.assignment import Assignment, assign
 from slipstream.matching.objective import Objective, turned, unturned
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
+
+WORTH_A_THREAD = 48 * 48  # entries of one assignment: the orders inside heads do not wait in turn
 
 
 @dataclass(frozen=True)
@@ -151,12 +155,13 @@ class Solver:
     def _assign(self, group: str, similarity: Tensor) -> Tensor:
         matrices = similarity.reshape(-1, *similarity.shape[-2:])
         prices = self._prices.setdefault(group, [None] * len(matrices))
-        orders = []
-        for row, matrix in enumerate(matrices):
-            assignment = assign(matrix, prices=prices[row])
-            prices[row] = assignment.prices
-            orders.append(assignment.order)
-        return torch.stack(orders)
+        if len(matrices) > 1 and matrices[0].numel() >= WORTH_A_THREAD:
+            with ThreadPoolExecutor(min(len(matrices), os.cpu_count() or 1)) as threads:
+                found = list(threads.map(_assigned, matrices, prices))
+        else:
+            found = list(map(_assigned, matrices, prices))
+        self._prices[group] = [assignment.prices for assignment in found]
+        return torch.stack([assignment.order for assignment in found])
 
 
 def solve(
@@ -203,6 +208,10 @@ def solve(
         seconds_products=sum(matching.seconds_products for matching in found),
         seconds_assignments=sum(matching.seconds_assignments for matching in found),
     )
+
+
+def _assigned(matrix: Tensor, prices: Tensor | None) -> Assignment:
+    return assign(matrix, prices=prices)
 
 
 def _with(permutation: Permutation, group: str, order: Tensor, signs: Tensor | None) -> Permutation:
