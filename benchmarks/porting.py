@@ -29,7 +29,8 @@ from slipstream.transfer.porting import PortPlan, port_fine_tune
 from slipstream.weights import Weights, weights_of
 
 METHODS = (
-    "identity", "weights", "sign-mask", "fgmt", "weights-signed", "fgmt-signed", "auto",
+    "identity", "weights", "activations", "procrustes", "sign-mask", "fgmt", "weights-signed",
+    "fgmt-signed", "auto",
 )  # fmt: skip
 STAGES = 10
 BUDGET = 3 * STAGES  # gradients of `fgmt-signed`

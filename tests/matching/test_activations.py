@@ -5,7 +5,7 @@ from torch import nn
 
 from cases import CASES
 from slipstream.matching import match_activations
-from slipstream.matching.activations import _Covariance
+from slipstream.matching.activations import Covariance
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.weights import weights_of
@@ -49,7 +49,7 @@ def test_correlations_are_those_of_numpy_however_they_are_batched():
     target = torch.randn(4, 90, generator=generator) + 1000  # the mean is far from zero
     source = torch.randn(5, 90, generator=generator) + target[:1] - 2000
     target[3], source[4] = 7.0, 0.0  # constant
-    covariance = _Covariance()
+    covariance = Covariance()
     for left, right in zip(
         target.split([50, 30, 10], 1), source.split([50, 30, 10], 1), strict=True
     ):

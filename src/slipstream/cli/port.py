@@ -10,8 +10,8 @@ from slipstream.cli.output import write_json
 from slipstream.cli.progress import steps_bar
 
 Method = Literal[
-    "auto", "identity", "weights", "activations", "fgmt",
-    "sign-mask", "weights-mask", "activations-mask", "fgmt-mask",
+    "auto", "identity", "weights", "activations", "procrustes", "fgmt",
+    "sign-mask", "weights-mask", "activations-mask", "procrustes-mask", "fgmt-mask",
     "identity-signed", "weights-signed", "activations-signed", "fgmt-signed",
 ]  # fmt: skip
 FROM_BASE = "What the fine-tune started from: a Hugging Face folder, or a file of weights."

@@ -5,6 +5,7 @@ from slipstream.matching.assignment import Assignment, assign
 from slipstream.matching.gradients import GradientSampler, match_gradients
 from slipstream.matching.low_rank import LowRank
 from slipstream.matching.objective import Objective
+from slipstream.matching.procrustes import Rotation, match_rotations
 from slipstream.matching.solve import Matching, Solver, solve
 from slipstream.matching.weights import match_weights
 
@@ -14,10 +15,12 @@ __all__ = [
     "LowRank",
     "Matching",
     "Objective",
+    "Rotation",
     "Solver",
     "assign",
     "match_activations",
     "match_gradients",
+    "match_rotations",
     "match_weights",
     "solve",
 ]

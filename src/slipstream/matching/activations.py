@@ -62,23 +62,12 @@ def match_activations(
     Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Section 3.1; correlation instead of
     the inner product as in "Convergent Learning" (Li, Yosinski, Clune, Lipson, Hopcroft, 2016).
     """
-    check_same_layout(source, target, names=("source", "target"))
-    sites = _find_sites(model, groups)
-    _warn_of_unseen(groups, sites)
-    covariances = {site: _Covariance() for site in sites}
-    with eval_mode(model), torch.no_grad():
-        for number, (batch, _) in enumerate(sized_batches(model, data)):
-            seen = []
-            for weights in (target, source):
-                with weights_in(model, weights), _listening(sites) as heard:
-                    forward(model, batch)
-                seen.append(heard)
-            for site, covariance in covariances.items():
-                for stays, moves in zip(seen[0][site], seen[1][site], strict=True):
-                    covariance.add(stays, moves)
-            _check_finite(covariances, number)
-    met = {site.name: c for site, c in covariances.items() if c.count > 1}
-    objective = Objective(_groups_of_activations(groups, [s for s in sites if s.name in met]))
+    heard = covariances_of(
+        model, source=source, target=target, data=data, groups=groups, forward=forward
+    )
+    _warn_of_unseen(groups, heard)
+    met = {site.name: c for site, c in heard.items() if c.count > 1}
+    objective = Objective(_groups_of_activations(groups, [s for s in heard if s.name in met]))
     objective.add(
         # The inner product of a permuted matrix with the identity is its trace.
         target={name: torch.eye(len(c.total)) for name, c in met.items()},
@@ -95,12 +84,57 @@ def match_activations(
     return replace(found, source_to_target=Permutation(groups, chosen.orders, chosen.signs))
 
 
+def covariances_of(
+    model: nn.Module,
+    *,
+    source: Weights,
+    target: Weights,
+    data: Iterable[Batch],
+    groups: NeuronGroups,
+    forward: Callable[[nn.Module, Batch], Any] = forward_inputs,
+) -> "dict[Site, Covariance]":
+    """Show both networks the same batches, and add up how their units go together.
+
+    Args:
+        model: The architecture; left as it was.
+        source: Weights of one network.
+        target: Weights of the other; the same layout.
+        data: Batches.
+        groups: Only axes that list them are heard.
+        forward: Runs the model on a batch.
+
+    Returns:
+        The covariances of the target's with the source's units, by place.
+
+    Raises:
+        ValueError: If `data` is empty, the weights differ in a name or a shape, or an activation is
+            not finite.
+    """
+    check_same_layout(source, target, names=("source", "target"))
+    sites = _find_sites(model, groups)
+    covariances = {site: Covariance() for site in sites}
+    with eval_mode(model), torch.no_grad():
+        for number, (batch, _) in enumerate(sized_batches(model, data)):
+            seen = []
+            for weights in (target, source):
+                with weights_in(model, weights), _listening(sites) as heard:
+                    forward(model, batch)
+                seen.append(heard)
+            for site, covariance in covariances.items():
+                for stays, moves in zip(seen[0][site], seen[1][site], strict=True):
+                    covariance.add(stays, moves)
+            _check_finite(covariances, number)
+    return covariances
+
+
 @dataclass(frozen=True)
-class _Site:
+class Site:
     """Where neurons can be heard: one axis of the inputs or of the outputs of a layer."""
 
     name: str
     module: nn.Module
+    weight: str  # the tensor of the layer that lists them
+    weight_axis: int
     output: bool  # or input
     axis: int  # of the activations
     blocks: tuple[Block, ...]  # what their places list
@@ -111,7 +145,7 @@ class _Site:
         return activations.detach().movedim(self.axis, 0).flatten(1)
 
 
-class _Covariance:
+class Covariance:
     """Sums of products of two sets of units, as their means on the first batch have them."""
 
     def __init__(self) -> None:
@@ -137,6 +171,10 @@ class _Covariance:
         self.total += (sides[0] @ sides[1].T).cpu()
         self.count += sides[0].shape[1]
 
+    def covariance(self) -> Tensor:
+        """Return the covariances, (target units, source units)."""
+        return self.total / self.count - torch.outer(*(sums / self.count for sums in self._sums))
+
     def correlation(self) -> Tensor:
         """Return the correlations, (target units, source units); 0 for a unit that is constant."""
         means = [sums / self.count for sums in self._sums]
@@ -144,15 +182,14 @@ class _Covariance:
             squares / self.count - mean.square()
             for squares, mean in zip(self._squares, means, strict=True)
         ]
-        covariance = self.total / self.count - torch.outer(*means)
         scale = [
             torch.where(v > 1e-12 * (s / self.count + 1e-300), v.clamp_min(0).rsqrt(), 0.0)
             for v, s in zip(variances, self._squares, strict=True)
         ]
-        return covariance * scale[0][:, None] * scale[1]
+        return self.covariance() * scale[0][:, None] * scale[1]
 
 
-def _find_sites(model: nn.Module, groups: NeuronGroups) -> list[_Site]:
+def _find_sites(model: nn.Module, groups: NeuronGroups) -> list[Site]:
     """All inputs and outputs of layers that list neurons of a group."""
     sites = []
     for path, module in model.named_modules():
@@ -162,7 +199,7 @@ def _find_sites(model: nn.Module, groups: NeuronGroups) -> list[_Site]:
             if blocks:
                 name = f"{path} {'output' if output else 'input'}"
                 size = groups.shapes[weight][axis]
-                sites.append(_Site(name, module, output, place, blocks, size))
+                sites.append(Site(name, module, weight, axis, output, place, blocks, size))
     return sites
 
 
@@ -182,11 +219,11 @@ def _axes_of(module: nn.Module) -> list[tuple[bool, int, int]]:
 
 
 @contextmanager
-def _listening(sites: list[_Site]) -> Generator[dict[_Site, list[Tensor]]]:
+def _listening(sites: list[Site]) -> Generator[dict[Site, list[Tensor]]]:
     """Collect the activations of every site, call by call."""
-    heard: dict[_Site, list[Tensor]] = {site: [] for site in sites}
+    heard: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
-    def hook_of(site: _Site) -> Callable[..., None]:
+    def hook_of(site: Site) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             heard[site].append(site.rows(output if site.output else inputs[0]))
 
@@ -200,14 +237,14 @@ def _listening(sites: list[_Site]) -> Generator[dict[_Site, list[Tensor]]]:
             handle.remove()
 
 
-def _groups_of_activations(groups: NeuronGroups, sites: list[_Site]) -> NeuronGroups:
+def _groups_of_activations(groups: NeuronGroups, sites: list[Site]) -> NeuronGroups:
     """The same groups, listed by matrices of correlations."""
     blocks = [replace(b, tensor=site.name, axis=0) for site in sites for b in site.blocks]
     shapes = {site.name: (site.size, site.size) for site in sites}
     return NeuronGroups(groups.groups, tuple(blocks), shapes)
 
 
-def _warn_of_unseen(groups: NeuronGroups, sites: list[_Site]) -> None:
+def _warn_of_unseen(groups: NeuronGroups, sites: Iterable[Site]) -> None:
     heard = {name for site in sites for block in site.blocks for name in block.groups}
     if unseen := [group.name for group in groups.groups if group.name not in heard]:
         warnings.warn(
@@ -218,7 +255,7 @@ def _warn_of_unseen(groups: NeuronGroups, sites: list[_Site]) -> None:
         )
 
 
-def _check_finite(covariances: dict[_Site, _Covariance], batch: int) -> None:
+def _check_finite(covariances: dict[Site, Covariance], batch: int) -> None:
     for site, covariance in covariances.items():
         if not torch.isfinite(covariance.total).all():
             raise ValueError(f"The {site.name} of the model is not finite on batch {batch}.")

@@ -185,9 +185,9 @@ class Relaxation:
         at = np.linspace(0, 1, self.degree + 1)
         values = [self.value(here.towards(there, float(t))) for t in at]
         polynomial = np.polynomial.Polynomial.fit(at, values, self.degree, domain=[0, 1])
-        turns = polynomial.deriv().roots()
-        inside = [float(t.real) for t in turns if abs(t.imag) < 1e-9 and 0 < t.real < 1]
-        return max([0.0, 1.0, *inside], key=lambda t: float(polynomial(t)))
+        turns = np.asarray(polynomial.deriv().roots(), dtype=np.complex128)
+        real = turns.real[(abs(turns.imag) < 1e-9) & (turns.real > 0) & (turns.real < 1)]
+        return max([0.0, 1.0, *real.tolist()], key=lambda t: float(polynomial(t)))
 
     def _groups(self) -> list[NeuronGroup]:
         return list(self.groups.groups)
@@ -215,7 +215,7 @@ class Relaxation:
     def _mixed_block(
         self, part: Tensor, block: Block, mixture: Mixture, left: int | None
     ) -> Tensor:
-        split = part.unflatten(block.axis, self._sizes(block))
+        split = self._split(part, block)
         for position, factor in enumerate(block.factors):
             if isinstance(factor, str) and position != left:
                 matrix = (mixture.signed if factor in block.signs else mixture.plain)[factor]
@@ -227,19 +227,19 @@ class Relaxation:
     def _product(self, block: Block, position: int, mixture: Mixture) -> Tensor:
         """The derivative by the matrix of one factor of one block, (n, n)."""
         moved = self._mixed(block.tensor, mixture, but=(block, position))
-        sizes = self._sizes(block)
+        own = block.axis + position
         rows, others = (
-            value.narrow(block.axis, block.offset, self.groups.length(block))
-            .unflatten(block.axis, sizes)
-            .movedim(block.axis + position, 0)
-            .reshape(sizes[position], -1)
+            self._split(value.narrow(block.axis, block.offset, self.groups.length(block)), block)
+            .movedim(own, 0)
+            .reshape(mixture.plain[str(block.factors[position])].shape[0], -1)
             for value in (self._target[block.tensor], moved)
         )
         return rows @ others.T
 
-    def _sizes(self, block: Block) -> list[int]:
-        sizes = self.groups.sizes()
-        return [f if isinstance(f, int) else sizes[f] for f in block.factors]
+    def _split(self, part: Tensor, block: Block) -> Tensor:
+        """The places of a block as an axis for each of its factors."""
+        sizes = [f if isinstance(f, int) else self.groups[f].size for f in block.factors]
+        return part.reshape(*part.shape[: block.axis], *sizes, *part.shape[block.axis + 1 :])
 
 
 def _wide(value: Tensor) -> Tensor:

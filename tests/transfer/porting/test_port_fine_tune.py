@@ -73,7 +73,7 @@ def test_identity_adds_the_displacement(known):
     assert list(ported) == list(other)
 
 
-@pytest.mark.parametrize("method", ["weights", "activations", "fgmt"])
+@pytest.mark.parametrize("method", ["weights", "activations", "procrustes", "fgmt"])
 def test_a_base_with_its_neurons_in_another_order_gets_the_fine_tune_in_that_order(known, method):
     *_, ordered, _ = known
     ported = ports(known, PortPlan(method), loss=classification_loss, data=batches())

@@ -6,17 +6,19 @@ from typing import Literal, get_args
 
 from slipstream.transfer.plan import SignWeights, TransferPlan
 
-Coordinates = Literal["identity", "weights", "activations", "fgmt"]
+Coordinates = Literal["identity", "weights", "activations", "procrustes", "fgmt"]
 Signs = Literal["none", "mask", "signed"]
 PortMethod = Literal[
     "auto",
     "identity",
     "weights",
     "activations",
+    "procrustes",
     "fgmt",
     "sign-mask",
     "weights-mask",
     "activations-mask",
+    "procrustes-mask",
     "fgmt-mask",
     "identity-signed",
     "weights-signed",

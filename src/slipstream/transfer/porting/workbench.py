@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, cast
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Loss, device_of, forward_inputs, inputs_of
-from slipstream.matching import match_activations, match_weights
+from slipstream.matching import match_activations, match_rotations, match_weights
 from slipstream.matching.low_rank import Gradient
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -66,6 +66,9 @@ class Workbench:
             return match_weights(source, target, groups=self.groups).source_to_target
         if coordinates == "activations":
             return self._by_activations()
+        if coordinates == "procrustes":
+            permutation = cast("Permutation", self.carrier("activations"))
+            return match_rotations(start=permutation, **self._shown())
         if coordinates == "fgmt":
             first, plan = Permutation.identity(self.groups), self.plan.transfer()
             *_, last = methods.fgmt(self.networks, self.line, self.networks.start, first, plan)
@@ -75,18 +78,22 @@ class Workbench:
 
     def _by_activations(self) -> Permutation:
         """Match what the neurons compute; those that no layer shows are matched by weights."""
-        model, data = self.asked("model", self.model), self.asked("data", self.data)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No linear or convolutional layer")
-            return match_activations(
-                model,
-                source=complete(model, self.problem.from_base, "from_base"),
-                target=complete(model, self.problem.to_base, "to_base"),
-                data=BatchStream(data).take(self.plan.stages * self.plan.batches_per_gradient),
-                groups=self.groups,
-                start=cast("Permutation", self.carrier("weights")),
-                forward=self.loss or forward_inputs,
-            ).source_to_target
+            first = cast("Permutation", self.carrier("weights"))
+            return match_activations(start=first, **self._shown()).source_to_target
+
+    def _shown(self) -> dict[str, Any]:
+        """Both bases and what they are shown, to compare what their neurons compute."""
+        model, data = self.asked("model", self.model), self.asked("data", self.data)
+        return {
+            "model": model,
+            "source": complete(model, self.problem.from_base, "from_base"),
+            "target": complete(model, self.problem.to_base, "to_base"),
+            "data": BatchStream(data).take(self.plan.stages * self.plan.batches_per_gradient),
+            "groups": self.groups,
+            "forward": self.loss or forward_inputs,
+        }
 
     def signed(self, carrier: Permutation) -> dict[str, Tensor]:
         """Return how far the signed steps lead from the other base, in the model's dtype."""
