@@ -187,7 +187,7 @@ class Relaxation:
         polynomial = np.polynomial.Polynomial.fit(at, values, self.degree, domain=[0, 1])
         turns = np.asarray(polynomial.deriv().roots(), dtype=np.complex128)
         real = turns.real[(abs(turns.imag) < 1e-9) & (turns.real > 0) & (turns.real < 1)]
-        return max([0.0, 1.0, *real.tolist()], key=lambda t: float(polynomial(t)))
+        return max([0.0, 1.0, *map(float, real)], key=lambda t: float(polynomial(t)))
 
     def _groups(self) -> list[NeuronGroup]:
         return list(self.groups.groups)
