@@ -6,6 +6,7 @@ from slipstream.evaluation.batches import (
     Metric,
     accuracy,
     batch_size,
+    batches_of_epoch,
     classification_loss,
     device_of,
     inputs_of,
@@ -14,6 +15,7 @@ from slipstream.evaluation.batches import (
 from slipstream.evaluation.batchnorm import batchnorm_layers, forward_inputs, recalibrate_batchnorm
 from slipstream.evaluation.borrowing import eval_mode, weights_in
 from slipstream.evaluation.determinism import DeterminismProbe, probe_determinism
+from slipstream.evaluation.ensembles import class_probabilities, ensemble
 from slipstream.evaluation.means import evaluate, gradient
 
 __all__ = [
@@ -24,8 +26,11 @@ __all__ = [
     "accuracy",
     "batch_size",
     "batchnorm_layers",
+    "batches_of_epoch",
+    "class_probabilities",
     "classification_loss",
     "device_of",
+    "ensemble",
     "eval_mode",
     "evaluate",
     "forward_inputs",

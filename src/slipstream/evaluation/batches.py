@@ -72,6 +72,12 @@ def inputs_of(batch: Batch) -> Batch:
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
+def batches_of_epoch(data: Iterable[Batch], epoch: int) -> Iterable[Batch]:
+    """Return the batches of an epoch: `data.epoch(epoch)` if there is such a method, or `data`."""
+    reshuffle: Callable[[int], Iterable[Batch]] | None = getattr(data, "epoch", None)
+    return reshuffle(epoch) if callable(reshuffle) else data
+
+
 def tensors_in(batch: Batch) -> Iterator[Tensor]:
     """Yield the tensors of a batch, in its own order."""
     if isinstance(batch, Tensor):

@@ -11,7 +11,14 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from slipstream.evaluation import Batch, Loss, batch_size, device_of, to_device
+from slipstream.evaluation import (
+    Batch,
+    Loss,
+    batch_size,
+    batches_of_epoch,
+    device_of,
+    to_device,
+)
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine"]
@@ -79,7 +86,7 @@ def train(
         for epoch in range(epochs):
             model.train()
             total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-            for batch in _batches_of(data, epoch):
+            for batch in batches_of_epoch(data, epoch):
                 value = loss(model, to_device(batch, device))
                 chosen.zero_grad()
                 torch.autograd.backward(value)
@@ -94,12 +101,6 @@ def train(
             if on_epoch:
                 on_epoch(epoch + 1, losses[-1])
     return TrainingResult(tuple(losses), steps, time.perf_counter() - start)
-
-
-def _batches_of(data: Iterable[Batch], epoch: int) -> Iterable[Batch]:
-    """The batches of one epoch: `data.epoch(epoch)` if there is such a method."""
-    reshuffle: Callable[[int], Iterable[Batch]] | None = getattr(data, "epoch", None)
-    return reshuffle(epoch) if callable(reshuffle) else data
 
 
 def _optimizer(

@@ -1,0 +1,319 @@
+"""Training the corners of a family of weights by the loss at random points between them."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from slipstream.evaluation import (
+    Batch,
+    Loss,
+    batch_size,
+    batches_of_epoch,
+    device_of,
+    eval_mode,
+    to_device,
+    weights_in,
+)
+from slipstream.landscape.angles import measured_names, squared_cosine_gradient
+from slipstream.landscape.checkpoint import Checkpoint
+from slipstream.landscape.span import Shape
+from slipstream.weights import Weights, check_same_layout, copy, weights_of
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How corners are trained: SGD or AdamW, linear warm-up, then a cosine to 0."""
+
+    epochs: int = 100
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.9  # of sgd
+    weight_decay: float = 1e-4
+    warm_up: float = 0.05  # share of the epochs over which the rate rises from 0
+    seed: int = 0  # of the positions and of the model's own randomness, such as dropout
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}.")
+        if self.optimizer not in ("sgd", "adamw"):
+            raise ValueError(f"optimizer must be sgd or adamw, got {self.optimizer!r}.")
+        if not self.lr > 0:
+            raise ValueError(f"lr must be above 0, got {self.lr}.")
+        if not 0 <= self.warm_up < 1:
+            raise ValueError(f"warm_up must be at least 0 and below 1, got {self.warm_up}.")
+
+    def rate(self, epoch: float) -> float:
+        """Return the learning rate after so many epochs.
+
+        Example:
+            >>> Descent(epochs=10, lr=1.0, warm_up=0.2).rate(1.0)
+            0.5
+        """
+        done = epoch / self.epochs
+        if done < self.warm_up:
+            return self.lr * done / self.warm_up
+        return self.lr * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
+
+    def build(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """Return the optimiser."""
+        if self.optimizer == "sgd":
+            return SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
+        return AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """What is known at the end of an epoch; epoch 0 is the start."""
+
+    epoch: int
+    step: int  # optimiser steps done
+    loss: float  # mean training loss of the epoch, at the random positions; NaN at the start
+
+
+class CornerTraining:
+    """Trains corners so that the loss is low everywhere between them, in one run.
+
+    Each step draws coefficients c, takes the gradient g of the loss at P = sum_i c_i w_i in one
+    pass, and gives c_i g to corner i: the gradient of the expected loss, E_c loss(P). With
+    `repulsion`, beta cos^2(w_j, w_k) of a random pair of corners is added, the cosine over all
+    weights together.
+
+    Any module will do: its parameters are replaced for the length of the training. Buffers, such
+    as running statistics, are the model's, one set for all points.
+
+    Source: "Learning Neural Network Subspaces" (Wortsman et al., 2021), algorithm 1; with fixed
+    ends "Loss Surfaces, Mode Connectivity, and Fast Ensembling of DNNs" (Garipov et al., 2018).
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        shape: Shape,
+        corners: Sequence[Weights],
+        trained: Sequence[int],
+        descent: Descent,
+        layerwise: bool = False,
+        repulsion: float = 0.0,
+    ) -> None:
+        """Begin at the corners.
+
+        Args:
+            model: What runs; left as it was.
+            loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+            shape: How the corners make a point.
+            corners: Where each corner starts; at least the parameters of the model.
+            trained: Which corners are trained, by number; the others are held.
+            descent: How.
+            layerwise: Whether each layer draws coefficients of its own.
+            repulsion: How strongly the corners are pushed towards right angles, beta.
+
+        Raises:
+            ValueError: If a corner lacks a parameter, or nothing can be repelled.
+        """
+        self._model, self._loss, self._shape, self._descent = model, loss, shape, descent
+        self._parameters = dict(model.named_parameters())
+        if not any(p.requires_grad for p in self._parameters.values()):
+            raise ValueError("The model has no parameter that requires a gradient.")
+        for number, corner in enumerate(corners):
+            own = {name: corner[name] for name in self._parameters if name in corner}
+            check_same_layout(self._parameters, own, names=("the model", f"corner {number}"))
+        self._trained = list(trained)
+        self._held = [i for i in range(shape.corners) if i not in self._trained]
+        self._free = {
+            n: nn.Parameter(self._stack(corners, n, self._trained)) for n in self._parameters
+        }
+        self._fixed = {n: self._stack(corners, n, self._held) for n in self._parameters}
+        self._optimizer = descent.build(list(self._free.values()))
+        self._layers = {n: layer_of(n) if layerwise else "" for n in self._parameters}
+        self._repulsion = repulsion
+        self._repelled = [self._free[name] for name in measured_names(self._parameters)]
+        if repulsion and not self._repelled:
+            raise ValueError(
+                "repulsion is the angle between weights of two or more dimensions; the model has "
+                "none. Set repulsion=0."
+            )
+        self._buffers = copy(dict(model.named_buffers()))  # at the end of the last epoch
+        self.epoch = self.step = 0
+        self.seconds = 0.0  # of all epochs
+        self.losses: list[float] = []  # mean training loss of each epoch
+
+    def corners(self) -> list[dict[str, Tensor]]:
+        """Return copies of all corners as they are now, with the buffers that they share."""
+        shared = {n: v for n, v in self._buffers.items() if n in weights_of(self._model)}
+        found: list[dict[str, Tensor]] = [{} for _ in range(self._shape.corners)]
+        for name in self._parameters:
+            for kept, places in ((self._free, self._trained), (self._fixed, self._held)):
+                for value, i in zip(kept[name].detach(), places, strict=True):
+                    found[i][name] = value.clone()
+        return [own | copy(shared) for own in found]
+
+    def run(
+        self,
+        data: Iterable[Batch],
+        *,
+        checkpoint: Checkpoint | None = None,
+        on_epoch: Callable[[EpochDone], object] | None = None,
+        progress: Callable[[int, int | None], object] | None = None,
+    ) -> None:
+        """Train to the end of the plan.
+
+        Args:
+            data: Batches; if it has a method `epoch(number)`, that gives the batches of each epoch.
+            checkpoint: Where the state is kept, after epochs.
+            on_epoch: Called after each epoch.
+            progress: Called after each step with the steps done and their final number, if known.
+
+        Raises:
+            ValueError: If `data` is empty or the loss is not finite.
+        """
+        length = len(data) if isinstance(data, Sized) else None
+        total = None if length is None else length * self._descent.epochs
+
+        def report(step: int) -> None:
+            if progress is not None:
+                progress(step, total)
+
+        device = device_of(self._model)
+        with weights_in(self._model, self._buffers), eval_mode(self._model):
+            while self.epoch < self._descent.epochs:
+                # One stream for each epoch, so that a resumed run draws what this one would.
+                generator = np.random.default_rng((self._descent.seed, self.epoch))
+                began = time.perf_counter()
+                with torch.random.fork_rng([device] if device.type == "cuda" else []):
+                    torch.manual_seed(int(generator.integers(2**62)))
+                    self._epoch(data, length, generator, report)
+                self._buffers = copy(dict(self._model.named_buffers()))
+                self.seconds += time.perf_counter() - began
+                if on_epoch is not None:
+                    on_epoch(EpochDone(self.epoch, self.step, self.losses[-1]))
+                if checkpoint is not None:
+                    done = self.epoch == self._descent.epochs
+                    checkpoint.offer(self.state_dict, last=done)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs."""
+        return {
+            "free": {name: value.detach() for name, value in self._free.items()},
+            "optimizer": self._optimizer.state_dict(),
+            "buffers": self._buffers,
+            "epoch": self.epoch,
+            "step": self.step,
+            "losses": list(self.losses),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where another one stopped."""
+        with torch.no_grad():
+            for name, value in self._free.items():
+                value.copy_(state["free"][name])
+        self._buffers = dict(state["buffers"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step, self.losses = state["epoch"], state["step"], list(state["losses"])
+        self.seconds = state["seconds"]
+
+    def _epoch(
+        self,
+        data: Iterable[Batch],
+        length: int | None,
+        generator: np.random.Generator,
+        progress: Callable[[int], object],
+    ) -> None:
+        """One pass over the data."""
+        self._model.train()
+        device = device_of(self._model)
+        total, count = 0.0, 0
+        for number, batch in enumerate(batches_of_epoch(data, self.epoch)):
+            within = (number + 0.5) / length if length else 0.5
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._descent.rate(self.epoch + min(within, 1.0))
+            value = self._update(to_device(batch, device), generator)
+            total += value * batch_size(batch)
+            count += batch_size(batch)
+            self.step += 1
+            progress(self.step)
+        if not count:
+            raise ValueError(
+                f"data is empty in epoch {self.epoch + 1}: there is no batch to train on. A "
+                "generator runs out after one epoch; pass a list or a DataLoader."
+            )
+        self.epoch += 1
+        self.losses.append(total / count)
+
+    def _update(self, batch: Batch, generator: np.random.Generator) -> float:
+        """One step; returns the loss at the point it was taken at."""
+        drawn = {
+            layer: self._shape.draw(generator) for layer in dict.fromkeys(self._layers.values())
+        }
+        shares = {name: drawn[layer] for name, layer in self._layers.items()}
+        self._put(shares)
+        value = self._loss(self._model, batch)
+        found = value.item()
+        if not math.isfinite(found):
+            raise ValueError(f"The loss at step {self.step + 1} is {found}: try a smaller lr.")
+        slopes = torch.autograd.grad(
+            value,
+            [p for p in self._parameters.values() if p.requires_grad],
+            materialize_grads=True,
+        )
+        rest = iter(slopes)
+        for name, parameter in self._parameters.items():
+            if parameter.requires_grad:
+                slope = next(rest)
+                own = slope.new_tensor([shares[name][i] for i in self._trained])
+                self._free[name].grad = own.view(-1, *[1] * slope.dim()) * slope
+        if self._repulsion:
+            self._repel(generator)
+        self._optimizer.step()
+        return found
+
+    def _put(self, shares: Mapping[str, Sequence[float]]) -> None:
+        """Let the model's parameters be the point with these coefficients."""
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                free, fixed = self._free[name], self._fixed[name]
+                point = torch.tensordot(self._some(shares[name], self._trained, free), free, 1)
+                if self._held:
+                    point += torch.tensordot(self._some(shares[name], self._held, free), fixed, 1)
+                parameter.data = point
+
+    def _repel(self, generator: np.random.Generator) -> None:
+        j, k = generator.choice(len(self._trained), size=2, replace=False).tolist()
+        first, second = ([value.detach()[i] for value in self._repelled] for i in (j, k))
+        for i, slopes in zip((j, k), squared_cosine_gradient(first, second), strict=True):
+            for value, slope in zip(self._repelled, slopes, strict=True):
+                if value.grad is not None:
+                    value.grad[i] += self._repulsion * slope
+
+    @staticmethod
+    def _some(shares: Sequence[float], places: Sequence[int], like: Tensor) -> Tensor:
+        return like.new_tensor([shares[i] for i in places])
+
+    def _stack(self, corners: Sequence[Weights], name: str, places: Sequence[int]) -> Tensor:
+        """The values of some corners: (corners, *shape)."""
+        like = self._parameters[name].detach()
+        rows = [corners[i][name].detach().to(like) for i in places]
+        return torch.stack(rows) if rows else like.new_empty(0, *like.shape)
+
+
+def layer_of(name: str) -> str:
+    """Return the module that holds a parameter.
+
+    Example:
+        >>> layer_of("block.conv.weight"), layer_of("head.parametrizations.weight.original0")
+        ('block.conv', 'head')
+    """
+    return (
+        name.partition(".parametrizations.")[0]
+        if "parametrizations" in name
+        else name.rpartition(".")[0]
+    )
