@@ -18,6 +18,7 @@ LAYERS = {
     "transfer": 3,
     "testbed": 3,
     "landscape": 3,
+    "recipes": 4,
     "report": 4,
     "integrations": 4,
     "demo": 5,

@@ -50,9 +50,7 @@ PLAIN = Descent(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, warm_up=0.0)
 
 
 @pytest.mark.parametrize("repulsion", [0.0, 0.7])
-@pytest.mark.parametrize(
-    "shape", [Shape("simplex", 2), Shape("bezier", 3), Shape("simplex", 4)]
-)
+@pytest.mark.parametrize("shape", [Shape("simplex", 2), Shape("bezier", 3), Shape("simplex", 4)])
 def test_a_step_follows_autograd_through_the_sum_of_corners(shape, repulsion):
     model, batch = Quadratic(3), quadratic_batch(3)
     corners = starts(model, shape.corners)

@@ -193,9 +193,7 @@ def _starts(
     return list(initial)
 
 
-def _finished(
-    folder: Path, plan: SubspacePlan, calibration: Calibration
-) -> Subspace:
+def _finished(folder: Path, plan: SubspacePlan, calibration: Calibration) -> Subspace:
     """What an earlier call has finished."""
     found = read(folder, calibration=calibration)
     if found.plan != plan:

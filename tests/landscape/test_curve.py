@@ -1,0 +1,176 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from slipstream.evaluation import classification_loss, evaluate
+from slipstream.landscape import CurvePlan, Descent, fit_curve
+from slipstream.weights import copy, interpolate, weights_of
+
+SHORT = CurvePlan(descent=Descent(epochs=4, lr=0.02), points=5)
+
+
+def ring_loss(model, batch):
+    """Low on the circle of radius 1: the straight way between opposite points climbs to 1."""
+    return (model.w.square().sum() - 1).square() + 0 * batch.mean()
+
+
+class Point(nn.Module):
+    def __init__(self, *place):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(place))
+
+
+def network(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Linear(3, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.2), nn.Linear(6, 2)
+        )
+
+
+def batches():
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.randn(15, 3, generator=generator)
+    return list(zip(inputs.split(6), (inputs[:, 0] > 0).long().split(6), strict=True))
+
+
+def ends():
+    return weights_of(network(1)), weights_of(network(2))
+
+
+@pytest.mark.parametrize(("shape", "bends"), [("bezier", 1), ("bezier", 2), ("polyline", 2)])
+def test_it_goes_around_a_hill(shape, bends):
+    start, end = {"w": torch.tensor([-1.0, 0.1])}, {"w": torch.tensor([1.0, 0.1])}
+    plan = CurvePlan(shape, bends, Descent(epochs=300, lr=0.05, weight_decay=0.0), points=41)
+    curve = fit_curve(
+        Point(0.0, 0.0), ring_loss, start=start, end=end, data=[torch.ones(1)], plan=plan
+    )
+    assert curve.straight_height == pytest.approx(0.98**0 * (0.99**2) - 0.01**2, abs=0.02)
+    assert curve.height < 0.2 * curve.straight_height
+    assert len(curve.controls) == bends + 2
+    assert curve.losses[0] == curve.straight[0]
+    assert curve.at(0.5)["w"].norm() == pytest.approx(1, abs=0.2)
+
+
+def test_the_ends_are_kept_to_the_bit_and_the_bend_starts_on_the_line():
+    (start, end), data = ends(), batches()
+    curve = fit_curve(network(0), classification_loss, start=start, end=end, data=data, plan=SHORT)
+    for name in ("0.weight", "4.bias"):
+        assert torch.equal(curve.at(0.0)[name], start[name])
+        assert torch.equal(curve.at(1.0)[name], end[name])
+        middle = interpolate(start, end, 0.5)[name]
+        assert not torch.equal(curve.controls[1][name], middle)
+    still = CurvePlan(descent=Descent(epochs=1, lr=1e-12, weight_decay=0.0))
+    unmoved = fit_curve(
+        network(0), classification_loss, start=start, end=end, data=data, plan=still
+    )
+    torch.testing.assert_close(
+        unmoved.controls[1]["0.weight"], interpolate(start, end, 0.5)["0.weight"]
+    )
+    torch.testing.assert_close(unmoved.losses, unmoved.straight, rtol=1e-4, atol=1e-5)
+
+
+def test_the_losses_are_those_of_the_weights_it_gives():
+    (start, end), data = ends(), batches()
+    model = network(0)
+    before = copy(weights_of(model))
+    curve = fit_curve(model, classification_loss, start=start, end=end, data=data, plan=SHORT)
+    for position, loss in zip(curve.positions.tolist(), curve.losses.tolist(), strict=True):
+        found = evaluate(
+            model, {"loss": classification_loss}, weights=curve.at(position), data=data
+        )
+        assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    assert all(torch.equal(before[n], v) for n, v in weights_of(model).items())
+    assert curve.steps == 12
+    assert len(curve.training_losses) == 4
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path):
+    (start, end), data = ends(), batches()
+    given = {"start": start, "end": end, "data": data, "plan": SHORT}
+    whole = fit_curve(network(0), classification_loss, **given)
+    file = tmp_path / "fit.pt"
+
+    def stop(step, total):
+        assert total == 12
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_curve(network(0), classification_loss, **given, checkpoint=file, progress=stop)
+    steps = []
+    resumed = fit_curve(
+        network(0), classification_loss, **given, checkpoint=file,
+        progress=lambda step, total: steps.append(step),
+    )  # fmt: skip
+    assert steps[0] > 1
+    assert steps[-1] == 12
+    assert torch.equal(resumed.losses, whole.losses)
+    for ours, theirs in zip(resumed.controls, whole.controls, strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    again = fit_curve(
+        network(0), classification_loss, **given, checkpoint=file, progress=lambda *_: 1 / 0
+    )
+    assert torch.equal(again.losses, whole.losses)
+
+
+def test_a_checkpoint_of_another_fit(tmp_path):
+    (start, end), data = ends(), batches()
+    file = tmp_path / "fit.pt"
+    given = {"start": start, "end": end, "data": data, "checkpoint": file}
+    fit_curve(network(0), classification_loss, **given, plan=SHORT)
+    other = CurvePlan(descent=Descent(epochs=4, lr=0.5), points=5)
+    with pytest.raises(ValueError, match=r"another training: its plan.descent.lr is 0.02, here"):
+        fit_curve(network(0), classification_loss, **given, plan=other)
+    with pytest.raises(ValueError, match="another training: its ends is"):
+        fit_curve(
+            network(0), classification_loss, **{**given, "start": end, "end": start}, plan=SHORT
+        )
+    file.write_bytes(b"something of the user's own")
+    with pytest.raises(ValueError, match="holds no state to resume from"):
+        fit_curve(network(0), classification_loss, **given, plan=SHORT)
+    assert file.read_bytes() == b"something of the user's own"
+
+
+def test_ends_that_make_no_curve():
+    start, end = ends()
+    model, data = network(0), batches()
+
+    def fit(**given):
+        return fit_curve(model, classification_loss, **given, data=data, plan=SHORT)
+
+    with pytest.raises(ValueError, match="start and end are equal: there is nothing between"):
+        fit(start=start, end=copy(start))
+    with pytest.raises(ValueError, match=r"start and end differ in the shape of '0.weight'"):
+        fit(start=start, end=end | {"0.weight": torch.zeros(2, 3)})
+    with pytest.raises(ValueError, match=r"end holds a NaN or an infinity in the tensor '4.bias'"):
+        fit(start=start, end=end | {"4.bias": torch.full((2,), math.nan)})
+    partial = [{"0.weight": side["0.weight"]} for side in (start, end)]
+    with pytest.raises(ValueError, match=r"lacks the tensor '0.bias' that the model has"):
+        fit(start=partial[0], end=partial[1])
+    with pytest.raises(ValueError, match="data is empty"):
+        fit_curve(model, classification_loss, start=start, end=end, data=[], plan=SHORT)
+
+
+def test_a_loss_that_is_not_finite_names_the_step():
+    start, end = ends()
+    with pytest.raises(ValueError, match="The loss at step 1 is nan"):
+        fit_curve(
+            network(0), lambda model, batch: classification_loss(model, batch) * math.nan,
+            start=start, end=end, data=batches(), plan=SHORT,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"shape": "spline"}, "shape must be bezier or polyline, got 'spline'"),
+        ({"bends": 0}, "bends must be at least 1, got 0"),
+        ({"points": 1}, "points must be at least 2"),
+    ],
+)
+def test_plans_of_no_curve(options, message):
+    with pytest.raises(ValueError, match=message):
+        CurvePlan(**options)
