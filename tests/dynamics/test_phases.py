@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slipstream.dynamics import find_phases, measure_motion
-from slipstream.dynamics.phases import _best_cuts
+from slipstream.dynamics.phases import _best_cuts, _criteria
 from slipstream.trajectory import Trajectory
 
 
@@ -14,13 +14,20 @@ def run_of(rows, **options):
     return Trajectory.from_weights([{"w": row} for row in weights], **options)
 
 
-def test_speeds_that_jump_are_cut_where_they_jump():
-    lengths = [8.0] * 7 + [2.0] * 5 + [0.5] * 9
+@pytest.mark.parametrize("unit", [1.0, 0.1 + 1e-9], ids=["exact", "rounded"])
+def test_speeds_that_jump_are_cut_where_they_jump(unit):
+    lengths = [8 * unit] * 7 + [2 * unit] * 5 + [unit / 2] * 9
     places = torch.tensor([0.0, *itertools.accumulate(lengths)])[:, None]
     found = find_phases(measure_motion(run_of(places, steps=range(0, 220, 10))))
     assert [(p.start, p.end) for p in found.phases] == [(0, 70), (70, 120), (120, 210)]
-    assert [p.speed for p in found.phases] == pytest.approx([0.8, 0.2, 0.05])
+    assert [p.speed for p in found.phases] == pytest.approx([0.8 * unit, 0.2 * unit, 0.05 * unit])
     assert int(found.criteria.argmin()) == 2
+
+
+def test_what_is_left_of_an_exact_fit_does_not_count():
+    """Among residuals that are all rounding, the smallest is no better than the others."""
+    residuals = torch.tensor([10.0, 1e-20, 1e-28], dtype=torch.float64)
+    assert int(_criteria(residuals, 21, features=1).argmin()) == 1
 
 
 def test_a_change_of_direction_alone_is_seen():
