@@ -6,18 +6,33 @@ from slipstream.dynamics.first_layer import InputBias, with_input_bias
 from slipstream.dynamics.motion import Motion, measure_motion
 from slipstream.dynamics.phases import Phase, Phases, find_phases
 from slipstream.dynamics.principal_path import PrincipalPath, principal_path
+from slipstream.dynamics.tangent_kernel import TangentKernel, tangent_kernel
+from slipstream.dynamics.training_time import (
+    Arrival,
+    PredictionCost,
+    TrainingTime,
+    Trust,
+    predict_training_time,
+)
 
 __all__ = [
+    "Arrival",
     "ComplexityMeter",
     "InputBias",
     "Motion",
     "Phase",
     "Phases",
+    "PredictionCost",
     "PrincipalPath",
+    "TangentKernel",
     "TrainingComplexity",
+    "TrainingTime",
+    "Trust",
     "complexity_of_run",
     "find_phases",
     "measure_motion",
+    "predict_training_time",
     "principal_path",
+    "tangent_kernel",
     "with_input_bias",
 ]

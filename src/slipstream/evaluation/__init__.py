@@ -10,6 +10,7 @@ from slipstream.evaluation.batches import (
     classification_loss,
     device_of,
     inputs_of,
+    squared_loss,
     to_device,
 )
 from slipstream.evaluation.batchnorm import batchnorm_layers, forward_inputs, recalibrate_batchnorm
@@ -38,6 +39,7 @@ __all__ = [
     "inputs_of",
     "probe_determinism",
     "recalibrate_batchnorm",
+    "squared_loss",
     "to_device",
     "weights_in",
 ]

@@ -17,6 +17,37 @@ def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(model(inputs), labels)
 
 
+def squared_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the mean of half the squared distance of `model`'s outputs from the targets.
+
+    Args:
+        model: Maps inputs to outputs with one row for each example.
+        batch: `(inputs, targets)`; targets have the shape of the outputs, or are whole numbers:
+            classes, which stand for unit vectors.
+
+    Returns:
+        `sum (f - y)^2 / (2 n)` over all outputs of the n examples, a 0-dim tensor.
+
+    Raises:
+        ValueError: If targets are neither of the two.
+
+    Example:
+        >>> squared_loss(nn.Identity(), (torch.tensor([[3.0, 1.0]]), torch.tensor([1])))
+        tensor(4.5000)
+    """
+    inputs, targets = batch
+    outputs: Tensor = model(inputs)
+    if not targets.is_floating_point():
+        targets = nn.functional.one_hot(targets, outputs.shape[-1])
+    if targets.shape != outputs.shape:
+        raise ValueError(
+            f"targets must be classes, or have the shape of the outputs, {tuple(outputs.shape)}; "
+            f"theirs is {tuple(targets.shape)}."
+        )
+    total: Tensor = (outputs - targets).square().sum()
+    return total / (2 * len(outputs))
+
+
 def accuracy(model: nn.Module, batch: Batch) -> Tensor:
     """Return the share of a batch `(inputs, labels)` that `model` classifies correctly."""
     inputs, labels = batch

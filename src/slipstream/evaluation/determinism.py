@@ -96,8 +96,13 @@ def _data_suspects(first: _Pass, second: _Pass) -> tuple[str, ...]:
     return ("the data: two passes gave different batches (random augmentation or shuffling)",)
 
 
+def layers_that_drop(model: nn.Module) -> list[str]:
+    """Return the names of the layers that drop something at random in the mode they are in."""
+    return [name for name, m in model.named_modules() if m.training and _drops(m)]
+
+
 def _model_suspects(model: nn.Module) -> tuple[str, ...]:
-    names = [name for name, m in model.named_modules() if m.training and _drops(m)]
+    names = layers_that_drop(model)
     return tuple(f"dropout in train mode at {name or 'the model'}" for name in names) or (
         "the model or the loss: a random operation (two losses on the same batch differ)",
     )
