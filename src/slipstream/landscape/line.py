@@ -138,8 +138,7 @@ def loss_along(
         resume=resume,
         progress=progress,
     )
-    positions = table @ torch.arange(len(corners), dtype=torch.float64)
-    return LossLine(positions, _distances(corners, positions), values)
+    return line_of(corners, table, values)
 
 
 def loss_barrier(
@@ -248,6 +247,12 @@ def polyline(corners: int, points: int) -> Tensor:
         if step:
             rows[number, corner + 1] = step / (points - 1)
     return rows
+
+
+def line_of(corners: Sequence[Weights], table: Tensor, values: Mapping[str, Tensor]) -> LossLine:
+    """Return the values at the points of a polyline as a line."""
+    positions = table @ torch.arange(len(corners), dtype=torch.float64)
+    return LossLine(positions, _distances(corners, positions), values)
 
 
 def above_chord(positions: Tensor, values: Tensor) -> Tensor:
