@@ -3,6 +3,16 @@
 from slipstream.landscape.alignment import AlignedBarriers, align_then_barrier
 from slipstream.landscape.angles import cosine
 from slipstream.landscape.corner_training import Descent
+from slipstream.landscape.curvature import (
+    Curvature,
+    CurvatureAlong,
+    GradientNoise,
+    Sharpness,
+    curvature_along,
+    gradient_noise,
+    measure_curvature,
+    sharpness,
+)
 from slipstream.landscape.curve import Curve, CurvePlan, fit_curve
 from slipstream.landscape.directions import (
     Place,
@@ -12,41 +22,61 @@ from slipstream.landscape.directions import (
     trajectory_plane,
 )
 from slipstream.landscape.evaluator import evaluate_points
+from slipstream.landscape.hessian import hessian_product
 from slipstream.landscape.line import Barrier, LossLine, loss_along, loss_barrier
 from slipstream.landscape.plane import LossPlane, loss_plane
 from slipstream.landscape.points import mix
 from slipstream.landscape.similarity import prediction_agreement, representation_similarity
 from slipstream.landscape.span import Shape, Span, SpanMetrics, evaluate_span
+from slipstream.landscape.spectrum import (
+    HessianSpectrum,
+    HessianTrace,
+    hessian_spectrum,
+    hessian_trace,
+)
 from slipstream.landscape.study import LandscapeStudy, landscape_study, networks_of_transfer
 
 __all__ = [
     "AlignedBarriers",
     "Barrier",
+    "Curvature",
+    "CurvatureAlong",
     "Curve",
     "CurvePlan",
     "Descent",
+    "GradientNoise",
+    "HessianSpectrum",
+    "HessianTrace",
     "LandscapeStudy",
     "LossLine",
     "LossPlane",
     "Place",
     "Plane",
     "Shape",
+    "Sharpness",
     "Span",
     "SpanMetrics",
     "align_then_barrier",
     "cosine",
+    "curvature_along",
     "evaluate_points",
     "evaluate_span",
     "fit_curve",
+    "gradient_noise",
+    "hessian_product",
+    "hessian_spectrum",
+    "hessian_trace",
     "landscape_study",
     "loss_along",
     "loss_barrier",
     "loss_plane",
+    "measure_curvature",
     "mix",
     "networks_of_transfer",
     "plane_through",
     "prediction_agreement",
     "random_plane",
     "representation_similarity",
+    "sharpness",
     "trajectory_plane",
 ]

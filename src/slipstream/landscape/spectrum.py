@@ -1,0 +1,278 @@
+"""The ends of the Hessian's spectrum, and its trace."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from slipstream.evaluation import Batch, Loss
+from slipstream.landscape.hessian import MeanLoss, Mode
+from slipstream.weights import Weights
+
+Progress = Callable[[int, int], object]  # products done, and at most
+
+
+@dataclass(frozen=True, eq=False)
+class HessianSpectrum:
+    """Result of `hessian_spectrum`."""
+
+    eigenvalues: Tensor  # (K,) the largest, in falling order, float64
+    residuals: Tensor  # (K,) |H v - value v|: a true eigenvalue lies that close
+    vectors: tuple[Weights, ...]  # K eigenvectors of norm 1, by parameter
+    lowest: float  # the smallest eigenvalue, which is negative at a saddle
+    lowest_residual: float
+    converged: bool  # whether all residuals are below the tolerance
+    products: int  # Hessian-vector products: passes over the data
+
+
+@dataclass(frozen=True, eq=False)
+class HessianTrace:
+    """Result of `hessian_trace`."""
+
+    trace: float
+    standard_error: float  # of the trace, over the samples
+    samples: Tensor  # (S,) <v, H v> for random signs v, float64
+    products: int
+
+
+def hessian_spectrum(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    weights: Weights | None = None,
+    data: Iterable[Batch],
+    count: int = 1,
+    iterations: int = 100,
+    tolerance: float = 1e-3,
+    seed: int = 0,
+    mode: Mode = "eval",
+    progress: Progress | None = None,
+) -> HessianSpectrum:
+    """Find the largest eigenvalues of the Hessian of the mean loss, and the smallest one.
+
+    Lanczos iteration, each new vector made orthogonal twice to all before it, until
+    `|H v - value v| <= tolerance max |value|` for all that is asked for. Eigenvalues that are
+    exactly equal count once.
+
+    Args:
+        model: Any module; left as it was.
+        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        weights: Where to look, instead of at the model's own tensors.
+        data: Batches, weighted by size, and kept in memory.
+        count: How many of the largest eigenvalues.
+        iterations: At most; each is a product with the Hessian, and keeps a vector in memory.
+        tolerance: Relative to the largest absolute eigenvalue.
+        seed: Of the first vector.
+        mode: `eval`, or `own`: as of `hessian_product`.
+        progress: Called after each product with their number, and the most there can be.
+
+    Returns:
+        Eigenvalues with residuals and vectors, and whether they converged.
+
+    Raises:
+        ValueError: If an argument is out of range, or as of `hessian_product`.
+
+    Source: "An Iteration Method for the Solution of the Eigenvalue Problem of Linear Differential
+    and Integral Operators" (Lanczos, 1950), with full reorthogonalisation.
+
+    Example:
+        >>> model = nn.Linear(3, 1, bias=False)
+        >>> bowl = lambda model, batch: (model.weight.square() * batch).sum() / 2
+        >>> found = hessian_spectrum(model, bowl, data=[torch.tensor([[5.0, -1.0, 2.0]])], count=2)
+        >>> [round(value, 4) for value in (*found.eigenvalues.tolist(), found.lowest)]
+        [5.0, 2.0, -1.0]
+        >>> found.converged, found.products
+        (True, 3)
+    """
+    mean = MeanLoss(model, loss, weights=weights, data=data, mode=mode)
+    return spectrum_of(
+        mean, count=count, iterations=iterations, tolerance=tolerance, seed=seed, progress=progress
+    )
+
+
+def hessian_trace(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    weights: Weights | None = None,
+    data: Iterable[Batch],
+    samples: int = 30,
+    seed: int = 0,
+    mode: Mode = "eval",
+    progress: Progress | None = None,
+) -> HessianTrace:
+    """Estimate the trace of the Hessian of the mean loss: the mean of `<v, H v>`, v random signs.
+
+    Args:
+        model: Any module; left as it was.
+        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        weights: Where to look, instead of at the model's own tensors.
+        data: Batches, weighted by size, and kept in memory.
+        samples: How many vectors, at least 2.
+        seed: Of the vectors.
+        mode: `eval`, or `own`: as of `hessian_product`.
+        progress: Called after each product with their number, and how many there are.
+
+    Returns:
+        The estimate, which is unbiased, and its standard error.
+
+    Raises:
+        ValueError: If `samples` is below 2, or as of `hessian_product`.
+
+    Source: "A Stochastic Estimator of the Trace of the Influence Matrix for Laplacian Smoothing
+    Splines" (Hutchinson, 1990).
+
+    Example:
+        >>> model = nn.Linear(3, 1, bias=False)
+        >>> bowl = lambda model, batch: (model.weight.square() * batch).sum() / 2
+        >>> found = hessian_trace(model, bowl, data=[torch.tensor([[5.0, -1.0, 2.0]])])
+        >>> found.trace, found.standard_error  # exact where the Hessian is diagonal
+        (6.0, 0.0)
+    """
+    mean = MeanLoss(model, loss, weights=weights, data=data, mode=mode)
+    return trace_of(mean, samples=samples, seed=seed, progress=progress)
+
+
+def trace_of(
+    mean: MeanLoss, *, samples: int, seed: int, progress: Progress | None = None
+) -> HessianTrace:
+    """Do what `hessian_trace` says, at one place."""
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, for a standard error, got {samples}.")
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for number in range(samples):
+        signs = torch.randint(2, (mean.size,), generator=generator) * 2 - 1
+        vector = signs.to(mean.device, mean.dtype)
+        values.append(_inner(vector, mean.product(vector)))
+        if progress is not None:
+            progress(number + 1, samples)
+    drawn = torch.tensor(values, dtype=torch.float64)
+    _check_finite(float(drawn.sum()))
+    error = float(drawn.std()) / math.sqrt(samples)
+    return HessianTrace(float(drawn.mean()), error, drawn, samples)
+
+
+def spectrum_of(
+    mean: MeanLoss,
+    *,
+    count: int,
+    iterations: int,
+    tolerance: float,
+    seed: int,
+    progress: Progress | None = None,
+) -> HessianSpectrum:
+    """Do what `hessian_spectrum` says, at one place."""
+    if not 1 <= count <= mean.size:
+        raise ValueError(f"count must be from 1 to {mean.size}, the parameters, got {count}.")
+    if iterations < count:
+        raise ValueError(f"iterations must be at least count, {count}, got {iterations}.")
+    if not tolerance > 0:
+        raise ValueError(f"tolerance must be above 0, got {tolerance}.")
+    most = min(iterations, mean.size)
+    lanczos = _Lanczos(mean, seed)
+    ritz = None
+    while len(lanczos.diagonal) < most:
+        lanczos.step()
+        if progress is not None:
+            progress(len(lanczos.diagonal), most)
+        ritz = lanczos.ritz(tolerance)
+        if len(lanczos.diagonal) >= count and ritz.settled(count):
+            break
+    assert ritz is not None  # there is at least one step
+    return HessianSpectrum(
+        eigenvalues=ritz.values[:count],
+        residuals=ritz.residuals[:count],
+        vectors=tuple(mean.named(lanczos.combine(ritz.vectors[:, n])) for n in range(count)),
+        lowest=float(ritz.values[-1]),
+        lowest_residual=float(ritz.residuals[-1]),
+        converged=ritz.settled(count),
+        products=len(lanczos.diagonal),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Ritz:
+    """Eigenpairs of the tridiagonal matrix of m iterations, values in falling order."""
+
+    values: Tensor  # (m,) float64
+    residuals: Tensor  # (m,)
+    vectors: Tensor  # (m, m), a column each
+    allowed: float  # residual
+
+    def settled(self, count: int) -> bool:
+        ends = torch.cat([self.residuals[:count], self.residuals[-1:]])
+        return bool((ends <= self.allowed).all())
+
+
+class _Lanczos:
+    """The iteration: H Q = Q T with orthonormal Q and tridiagonal T."""
+
+    def __init__(self, mean: MeanLoss, seed: int) -> None:
+        self._mean = mean
+        self._generator = torch.Generator().manual_seed(seed)
+        self.basis: list[Tensor] = []
+        self.diagonal: list[float] = []
+        self.beside: list[float] = []  # below the diagonal
+        self._left = 0.0  # the length of what comes next, before it was normalised
+        self._next = self._fresh()
+
+    def step(self) -> None:
+        """Multiply once, and prepare the next vector."""
+        if self.diagonal:
+            self.beside.append(self._left)
+        vector = self._next
+        self.basis.append(vector)
+        product = self._mean.product(vector)
+        self.diagonal.append(_inner(vector, product))
+        _check_finite(self.diagonal[-1])
+        rest = self._orthogonal(product)
+        self._left = float(rest.norm())
+        scale = max(abs(self.diagonal[-1]), *map(abs, self.beside), float(product.norm()))
+        if self._left > 10 * torch.finfo(rest.dtype).eps * scale:
+            self._next = rest / self._left
+        elif len(self.basis) < self._mean.size:  # H maps this space into itself: look elsewhere
+            self._left = 0.0
+            self._next = self._fresh()
+
+    def ritz(self, tolerance: float) -> _Ritz:
+        """Return the eigenpairs by now."""
+        matrix = torch.diag(torch.tensor(self.diagonal, dtype=torch.float64))
+        if self.beside:
+            off = torch.tensor(self.beside, dtype=torch.float64)
+            matrix += torch.diag(off, 1) + torch.diag(off, -1)
+        values, vectors = torch.linalg.eigh(matrix)  # ascending
+        values, vectors = values.flip(0), vectors.flip(1)
+        residuals = self._left * vectors[-1].abs()
+        return _Ritz(values, residuals, vectors, tolerance * float(values.abs().max()))
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """Return a combination of the basis, (size,), of norm 1."""
+        total = torch.zeros_like(self.basis[0])
+        for coefficient, vector in zip(coefficients.tolist(), self.basis, strict=True):
+            total.add_(vector, alpha=coefficient)
+        return total.div_(total.norm())
+
+    def _fresh(self) -> Tensor:
+        """A random direction orthogonal to the basis."""
+        drawn = torch.randn(self._mean.size, generator=self._generator, dtype=torch.float64)
+        rest = self._orthogonal(drawn.to(self._mean.device, self._mean.dtype))
+        return rest.div_(rest.norm())
+
+    def _orthogonal(self, vector: Tensor) -> Tensor:
+        rest = vector.clone()
+        for _ in range(2):  # twice is enough
+            for known in self.basis:
+                rest.sub_(known, alpha=_inner(known, rest))
+        return rest
+
+
+def _inner(first: Tensor, second: Tensor) -> float:
+    return float(torch.dot(first, second))
+
+
+def _check_finite(value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError("The Hessian holds a NaN or an infinity at these weights.")
