@@ -14,6 +14,7 @@ from slipstream.cli.evaluate import evaluate
 from slipstream.cli.federate import federate
 from slipstream.cli.groups import groups
 from slipstream.cli.importing import import_
+from slipstream.cli.landscape import landscape
 from slipstream.cli.match import match
 from slipstream.cli.modes import modes
 from slipstream.cli.port import port
@@ -63,6 +64,7 @@ for command in (
     *(evaluate, modes, average, compress, federate),
 ):
     app.command(command.__name__.rstrip("_"))(command)
+app.add_typer(landscape, name="landscape")
 
 
 def main() -> None:

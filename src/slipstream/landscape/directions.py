@@ -168,7 +168,9 @@ def random_plane(weights: Weights, *, seed: int = 0) -> Plane:
         )
     generator = torch.Generator().manual_seed(seed)
     directions = [
-        {name: _like_filters(value, generator) for name, value in moving.items()} for _ in range(2)
+        # Sorted: a file may list the same tensors in another order.
+        {name: _like_filters(moving[name], generator) for name in sorted(moving)}
+        for _ in range(2)
     ]
     labels = ("first random direction", "second random direction")
     marks = {"weights": Place(0.0, 0.0, 0.0)}

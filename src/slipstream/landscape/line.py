@@ -56,7 +56,7 @@ class Barrier:
 
     def drop(self, metric: str) -> float:
         """Return how far a metric falls below its chord, for metrics that should be high."""
-        return float((-self._above(metric)).max())
+        return float((0 - self._above(metric)).max())
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain data."""

@@ -49,7 +49,7 @@ class LandscapeStudy:
 
     def drops(self, metric: str) -> Tensor:
         """Return the barriers of a metric that should be high, (N, N): falls below the chord."""
-        return (-self._above(metric)).amax(2)
+        return (0 - self._above(metric)).amax(2)
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the weights as plain data."""

@@ -1,0 +1,15 @@
+"""The list of the commands of `slipstream landscape`."""
+
+import typer
+
+from slipstream.cli.landscape.barrier import barrier
+from slipstream.cli.landscape.line import line
+from slipstream.cli.landscape.plane import plane
+from slipstream.cli.landscape.study import study
+
+landscape = typer.Typer(
+    no_args_is_help=True,
+    help="Measure the loss between and around networks: lines, barriers, planes, a study.",
+)
+for command in (line, barrier, plane, study):
+    landscape.command()(command)

@@ -1,0 +1,136 @@
+"""`slipstream landscape study`."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from slipstream.cli import options
+from slipstream.cli.landscape import networks
+from slipstream.cli.output import write_json, write_table
+from slipstream.cli.progress import steps_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from slipstream.landscape import LandscapeStudy
+
+WHICH = f"A transferred run, whose networks are collected; or two and more. {networks.PLACES}"
+CORNERS = "Three names with commas between: also measure the plane through them."
+TRAINED = "With a transferred run: the end of the target's own training, a run or a file."
+
+
+def study(
+    weights: Annotated[list[str], typer.Argument(help=WHICH)],
+    trained_target: Annotated[str | None, typer.Option(help=TRAINED)] = None,
+    corners: Annotated[str | None, typer.Option(help=CORNERS)] = None,
+    points: networks.Points = 11,
+    plane_points: Annotated[int, typer.Option(min=2, help="Values of x, and of y.")] = 21,
+    split: networks.Split = "test",
+    metric: networks.Metric = "loss",
+    out: networks.Outputs = None,
+    resume: networks.Resume = None,
+    batchnorm_batches: networks.BatchNormBatches = 100,
+    model: options.OtherModel = None,
+    data: options.OtherData = None,
+    loss: options.Loss = None,
+    width: options.Width = None,
+    option: options.Option = None,
+    device: options.Device = "cpu",
+    json: options.AsJson = False,
+) -> None:
+    """Hold networks against each other: barriers between all, agreement, CKA, a plane.
+
+    Example: slipstream landscape study transferred --trained-target trained -o study.png
+    """
+    from slipstream.landscape import landscape_study
+    from slipstream.landscape.similarity import predicted_classes
+    from slipstream.report.landscape import plot_study
+
+    files = networks.check_outputs(out)
+    opened = networks.open_networks(
+        [*weights, *([trained_target] if trained_target else [])], split=split, model=model,
+        batches=batchnorm_batches, data=data, loss=loss, width=width, option=option, device=device,
+    )  # fmt: skip
+    opened = _of_a_transfer(opened, weights, trained_target)
+    with steps_bar("measuring", hidden=json) as bar:
+        found = landscape_study(
+            opened.experiment.model,
+            opened.experiment.loss,
+            weights=opened.weights,
+            points=points,
+            corners=corners.split(",") if corners else None,
+            plane_points=plane_points,
+            predict=predicted_classes if "accuracy" in opened.experiment.metrics else None,
+            resume=resume,
+            progress=bar,
+            **opened.measured,
+        )
+    told = {"split": split, **found.to_json()}
+    if files:
+        figure = plot_study(found, metric=metric, falls=metric == "accuracy")
+        networks.write_outputs(files, data=told, figure=figure)
+    if json:
+        write_json(told)
+    else:
+        _print(found)
+
+
+def _of_a_transfer(
+    opened: networks.Networks, weights: list[str], trained_target: str | None
+) -> networks.Networks:
+    """The networks of a transfer, if the only run is one."""
+    from slipstream.landscape import networks_of_transfer
+    from slipstream.trajectory import Trajectory
+    from slipstream.transfer import load_transfer
+
+    folder = Path(weights[0])
+    if len(weights) > 1 or not (folder / "transfer.json").is_file():
+        if trained_target:
+            raise ValueError("--trained-target goes with one transferred run, and nothing else.")
+        return opened
+    result = load_transfer(folder)
+    source = result.trajectory.description["configuration"].get("source")
+    if source is None or not Path(source, "run.json").is_file():
+        raise ValueError(
+            f"{folder} was transferred from {source}, where there is no run now: go to the folder "
+            "where `slipstream transfer` ran, or name the networks one by one."
+        )
+    trained = list(opened.weights.values())[1] if trained_target else None
+    collected = networks_of_transfer(
+        Trajectory.open(source),
+        result.trajectory,
+        source_to_target=result.source_to_target,
+        trained_target=trained,
+    )
+    return replace(opened, weights=collected)
+
+
+def _print(found: "LandscapeStudy") -> None:
+    values = {metric: found.values(metric).tolist() for metric in found.lines}
+    rows = [
+        [name, *(f"{v[number]:.4f}" for v in values.values())]
+        for number, name in enumerate(_numbered(found))
+    ]
+    write_table(["", *values], rows)
+    for metric in found.lines:
+        falls = metric == "accuracy"
+        what = "fall below" if falls else "rise above"
+        barriers = found.drops(metric) if falls else found.rises(metric)
+        _table(f"{metric}: {what} the chord", found, barriers)
+    if found.agreement is not None:
+        _table("share of examples with the same prediction", found, found.agreement)
+    for layer, value in found.similarity.items():
+        _table(f"linear CKA of {layer}", found, value)
+
+
+def _table(title: str, found: "LandscapeStudy", table: "Tensor") -> None:
+    typer.echo(f"\n{title}")
+    named = zip(_numbered(found), table.tolist(), strict=True)
+    rows = [[name, *(f"{value:.3f}" for value in row)] for name, row in named]
+    write_table(["", *map(str, range(len(rows)))], rows)
+
+
+def _numbered(found: "LandscapeStudy") -> list[str]:
+    return [f"{name} {number}" for number, name in enumerate(found.names)]

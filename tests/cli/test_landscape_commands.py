@@ -1,0 +1,153 @@
+"""The commands say, save and draw what the library finds."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from slipstream.cli.app import app
+from slipstream.landscape import (
+    align_then_barrier,
+    landscape_study,
+    loss_along,
+    loss_plane,
+    networks_of_transfer,
+    plane_through,
+    random_plane,
+    trajectory_plane,
+)
+from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.testbed.setup import rebuild
+from slipstream.trajectory import Trajectory
+from slipstream.transfer import load_transfer
+
+
+def slipstream(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs")
+    small = ["mlp", "--width", "8", "--examples", "300", "--epochs", "2"]
+    for name, seed in (("run", 0), ("other", 1)):
+        slipstream("train", *small, "--seed", seed, "--out", path / name)
+    slipstream("transfer", path / "run", "--target-seed", 1, "--stages", 2, "--out", path / "moved")
+    save_file(Trajectory.open(path / "other").resample(3)[1].weights, path / "mean.safetensors")
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(folder):
+    """What the commands measure with."""
+    run = Trajectory.open(folder / "run")
+    experiment = rebuild(run.description["configuration"])
+    given = {"metrics": experiment.metrics, "data": list(experiment.test)}
+    return experiment, run, Trajectory.open(folder / "other"), given
+
+
+def test_line(folder, parts, tmp_path):
+    experiment, run, other, given = parts
+    out = (tmp_path / "line.svg", tmp_path / "line.json")
+    places = (f"{folder / 'run'}@0", f"end={folder / 'run'}", folder / "mean.safetensors")
+    how = ("--points", 3, "-o", out[0], "-o", out[1])
+    told = json.loads(slipstream("landscape", "line", *places, *how, "--json").stdout)
+    weights = [run[0].weights, run[-1].weights, other.resample(3)[1].weights]
+    found = loss_along(experiment.model, experiment.loss, weights=weights, points=3, **given)
+    assert told["names"] == ["run@0", "end", "mean"]
+    assert told["values"]["loss"] == found.losses.tolist()
+    assert json.loads(out[1].read_text()) == told
+    assert out[0].read_text().startswith("<?xml")
+    text = slipstream("landscape", "line", *places, "--points", 3).stdout
+    assert "test accuracy" in text
+    assert f"{float(found.losses[1]):.4g}" in text
+
+
+def test_barrier(folder, parts):
+    experiment, run, other, given = parts
+    call = ("landscape", "barrier", folder / "run", folder / "other", "--points", 5)
+    told = json.loads(slipstream(*call, "--match", "weights", "--json").stdout)
+    found = align_then_barrier(
+        experiment.model,
+        experiment.loss,
+        source=run[-1].weights,
+        target=other[-1].weights,
+        groups=find_neuron_groups(experiment.model, torch.zeros(1, 1, 8, 8)),
+        points=5,
+        **given,
+    )
+    assert told["as they are"]["height"] == found.before.height
+    assert told["matched"]["drops"]["accuracy"] == found.after.drop("accuracy")
+    alone = json.loads(slipstream(*call, "--json").stdout)
+    assert list(alone) == ["split", "as they are"]
+    assert alone["as they are"]["height"] == pytest.approx(found.before.height)
+    assert "matched" in slipstream(*call, "--match", "activations").stdout
+
+
+def test_planes(folder, parts, tmp_path):
+    experiment, run, other, given = parts
+    middle = other.resample(3)[1].weights
+    file = folder / "mean.safetensors"
+    three = {"run": run[-1].weights, "other": other[-1].weights, "mean": middle}
+    for words, plane in [
+        ([folder / "run"], trajectory_plane(run)),
+        ([folder / "run", "--random", "3"], random_plane(run[-1].weights, seed=3)),
+        ([file, "--model", "mlp", "--width", "8"], random_plane(middle)),
+        ([folder / "run", folder / "other", file], plane_through(three)),
+    ]:
+        how = ("--points", 3, "--resume", tmp_path / f"{len(words)}{words[0]}".replace("/", "-"))
+        told = json.loads(slipstream("landscape", "plane", *words, *how, "--json").stdout)
+        found = loss_plane(experiment.model, experiment.loss, plane=plane, points=3, **given)
+        assert told["values"]["loss"] == found.losses.tolist()
+        assert told["labels"] == list(plane.labels)
+    assert set(told["marks"]) == {"run", "other", "mean"}
+    figure = tmp_path / "plane.png"
+    text = slipstream("landscape", "plane", folder / "run", "--points", 3, "-o", figure).stdout
+    assert "first component" in text
+    assert figure.read_bytes()[1:4] == b"PNG"
+
+
+def test_study_of_a_transfer(folder, parts, tmp_path, monkeypatch):
+    experiment, run, other, given = parts
+    result = load_transfer(folder / "moved")
+    networks = networks_of_transfer(
+        run,
+        result.trajectory,
+        source_to_target=result.source_to_target,
+        trained_target=other[-1].weights,
+    )
+    found = landscape_study(experiment.model, experiment.loss, weights=networks, points=3, **given)
+    call = ("landscape", "study", folder / "moved", "--trained-target", folder / "other")
+    told = json.loads(slipstream(*call, "--points", 3, "--json").stdout)
+    expected = json.loads(json.dumps(found.to_json()))
+    assert told == {"split": "test", **expected}
+    figure, names = tmp_path / "study.png", "source,transferred,oracle"
+    text = slipstream(*call, "--corners", names, "--plane-points", 3, "-o", figure).stdout
+    assert "linear CKA of head" in text
+    assert "permuted source 3" in text
+    few = slipstream("landscape", "study", folder / "run", folder / "other", "--points", 2).stdout
+    assert "other 1" in few
+
+
+def test_mistakes_are_one_line(folder, tmp_path):
+    run, other = folder / "run", folder / "other"
+    for words, message in [
+        (("line", run), "weights must be two or more"),
+        (("line", run, "nowhere"), "There is no run folder or file 'nowhere'"),
+        (("line", run, f"{run}@x"), "must be RUN@STEP"),
+        (("line", run, f"{run}@12345"), "Step 12345 was not kept"),
+        (("line", run, run), "Two networks are called run: write NAME="),
+        (("line", folder / "mean.safetensors", "-o", "a.png"), "Give a run folder, or name a"),
+        (("barrier", run, other, "-o", "a.txt"), "--out must end in one of .png, .svg, .pdf"),
+        (("barrier", run, other, "-o", tmp_path / "no" / "a.png"), "there is no folder"),
+        (("plane", run, other), "use `slipstream landscape line`"),
+        (("study", run, "--trained-target", other), "goes with one transferred run"),
+        (("study", run, other, "--corners", "run,other,x"), "corners must be three of run, other"),
+    ]:
+        result = slipstream("landscape", *words, code=2)
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
