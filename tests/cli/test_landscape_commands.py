@@ -93,13 +93,15 @@ def test_planes(folder, parts, tmp_path):
     middle = other.resample(3)[1].weights
     file = folder / "mean.safetensors"
     three = {"run": run[-1].weights, "other": other[-1].weights, "mean": middle}
-    for words, plane in [
-        ([folder / "run"], trajectory_plane(run)),
-        ([folder / "run", "--random", "3"], random_plane(run[-1].weights, seed=3)),
-        ([file, "--model", "mlp", "--width", "8"], random_plane(middle)),
-        ([folder / "run", folder / "other", file], plane_through(three)),
-    ]:
-        how = ("--points", 3, "--resume", tmp_path / f"{len(words)}{words[0]}".replace("/", "-"))
+    for number, (words, plane) in enumerate(
+        [
+            ([folder / "run"], trajectory_plane(run)),
+            ([folder / "run", "--random", "3"], random_plane(run[-1].weights, seed=3)),
+            ([file, "--model", "mlp", "--width", "8"], random_plane(middle)),
+            ([folder / "run", folder / "other", file], plane_through(three)),
+        ]
+    ):
+        how = ("--points", 3, "--resume", tmp_path / str(number))
         told = json.loads(slipstream("landscape", "plane", *words, *how, "--json").stdout)
         found = loss_plane(experiment.model, experiment.loss, plane=plane, points=3, **given)
         assert told["values"]["loss"] == found.losses.tolist()
