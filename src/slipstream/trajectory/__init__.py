@@ -4,7 +4,7 @@ from slipstream.trajectory.compression import Compression, compress_run, decompr
 from slipstream.trajectory.importing import import_run
 from slipstream.trajectory.layout import Layout, TensorForm
 from slipstream.trajectory.recorder import Recorder
-from slipstream.trajectory.run_files import check_run, read_run
+from slipstream.trajectory.run_files import RunFolder, check_run, is_being_written, read_run
 from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run
 from slipstream.trajectory.schedule import Schedule
 from slipstream.trajectory.trajectory import Snapshot, Trajectory
@@ -13,6 +13,7 @@ __all__ = [
     "Compression",
     "Layout",
     "Recorder",
+    "RunFolder",
     "RunWriter",
     "Schedule",
     "Snapshot",
@@ -23,6 +24,7 @@ __all__ = [
     "create_run",
     "decompress_run",
     "import_run",
+    "is_being_written",
     "read_run",
     "reopen_run",
 ]

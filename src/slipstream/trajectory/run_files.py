@@ -8,6 +8,7 @@ The index is the truth: what it does not list is not there.
 """
 
 import json
+import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from slipstream.trajectory.tensor_file import Place, map_tensors, read_tensor
 
 FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
 DESCRIPTION, INDEX, SNAPSHOTS = "run.json", "snapshots.jsonl", "snapshots"
+_LOCKS = Path("/proc/locks")  # of Linux: who holds which file
+_RECENT = 60  # seconds
 Value = TypeVar("Value")
 
 
@@ -168,6 +171,29 @@ def check_run(path: str | Path) -> list[str]:
         if f"{SNAPSHOTS}/{file.name}" not in listed:
             problems.append(f"{file} is not in the index: its writing was broken off, it may go.")
     return problems
+
+
+def is_being_written(path: str | Path) -> bool:
+    """Return whether a recorder has a run open, without touching its lock.
+
+    Args:
+        path: A run folder.
+
+    Returns:
+        On Linux, whether a process on this machine holds the lock. Elsewhere, whether the
+        run has grown within the last minute.
+    """
+    try:
+        index = (Path(path) / INDEX).stat()
+    except OSError:
+        return False
+    try:
+        locks = [line.split() for line in _LOCKS.read_text(encoding="ascii").splitlines()]
+    except OSError:
+        return time.time() - index.st_mtime < _RECENT
+    # number: FLOCK ADVISORY WRITE process device:device:inode start end
+    held = (lock for lock in locks if lock[1:2] == ["FLOCK"])
+    return any(lock[5].rpartition(":")[2] == str(index.st_ino) for lock in held)
 
 
 def _packed(path: Path) -> bool:

@@ -1,0 +1,172 @@
+"""What a report shows, as plain data: drawn by a browser, by matplotlib, or written as CSV.
+
+A section answers one question with charts, tables and notes. None of them knows how it is drawn.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+
+Numbers = Sequence[float | None]
+_DIGITS = 6  # significant; float32 holds seven
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart."""
+
+    name: str  # written beside the end of the line
+    x: Numbers
+    y: Numbers  # None leaves a gap
+    colour: str
+    low: Numbers = ()  # the band around it
+    high: Numbers = ()
+    dashed: bool = False
+    steps: Sequence[int] = ()  # of the points, where x is none
+    run: int | None = None  # whose line it is, by its number
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines over a common axis."""
+
+    key: str  # what `slipstream plot` calls it
+    title: str
+    reading: str  # one sentence: how to read it
+    x_label: str
+    y_label: str
+    series: Sequence[Series]
+    log: bool = False  # the y axis
+    square: bool = False  # x and y in the same units: a path
+    run: int | None = None  # whose chart it is; None if it is of several
+    kind: str = "lines"
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Small charts with the same axes."""
+
+    key: str
+    title: str
+    reading: str
+    panels: Sequence[Lines]
+    run: int | None = None
+    kind: str = "panels"
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Numbers as colours: a row for each thing, a column for each place."""
+
+    key: str
+    title: str
+    reading: str
+    x_label: str
+    y_label: str
+    label: str  # what the colours mean
+    columns: Sequence[float | str]
+    rows: Sequence[str]  # from the top
+    values: Sequence[Numbers]  # [row][column]
+    log: bool = False  # the colours
+    run: int | None = None
+    kind: str = "heatmap"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A named place in a plane."""
+
+    name: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Contours:
+    """A quantity over a plane, with a path through it."""
+
+    key: str
+    title: str
+    reading: str
+    x_label: str
+    y_label: str
+    label: str
+    x: Numbers
+    y: Numbers
+    values: Sequence[Numbers]  # [y][x]
+    path: Sequence[tuple[float, float]] = ()
+    steps: Sequence[int] = ()  # of the path
+    marks: Sequence[Mark] = ()
+    run: int | None = None
+    kind: str = "contours"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a table shows in one place, and by what it is sorted."""
+
+    text: str
+    value: float | None = None  # a number; None sorts by the text
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table that can be sorted and copied."""
+
+    title: str
+    reading: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    run: int | None = None
+    folded: bool = False  # shown when it is asked for
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence, where there is nothing to draw."""
+
+    text: str
+    command: str = ""  # what to type to get it
+    run: int | None = None
+    kind: str = "note"
+
+
+Chart = Lines | Panels | HeatMap | Contours
+Item = Chart | Table | Note
+
+
+@dataclass(frozen=True)
+class Section:
+    """A question and its answer."""
+
+    key: str
+    question: str
+    items: Sequence[Item]
+
+
+def plain(value: Any) -> Any:
+    """Return content as data for JSON: numbers rounded to six digits, NaN and infinity as None.
+
+    Args:
+        value: Content, tensors, or sequences of them.
+
+    Returns:
+        Dictionaries, lists, texts, numbers and None.
+
+    Example:
+        >>> plain((1 / 3, float("nan"), 12345678, Mark("end", 0.0, 2.0)))
+        [0.333333, None, 12345678, {'name': 'end', 'x': 0.0, 'y': 2.0}]
+    """
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Tensor):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value
