@@ -18,6 +18,7 @@ from slipstream.cli.landscape import landscape
 from slipstream.cli.match import match
 from slipstream.cli.modes import modes
 from slipstream.cli.port import port
+from slipstream.cli.report import report
 from slipstream.cli.show import show
 from slipstream.cli.train import train
 from slipstream.cli.transfer import transfer
@@ -61,7 +62,7 @@ app = typer.Typer(
 )
 for command in (
     *(demo, train, import_, show, groups, match, transfer, port),
-    *(evaluate, modes, average, compress, federate),
+    *(evaluate, modes, average, compress, federate, report),
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(landscape, name="landscape")

@@ -1,7 +1,8 @@
 """From what a user types to a model with its data: of a run, or of the testbed, or their own."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -12,6 +13,10 @@ from slipstream.testbed.setup import Experiment, Setup, rebuild
 from slipstream.trajectory import Snapshot, Trajectory, read_run
 from slipstream.trajectory.tensor_file import map_tensors
 from slipstream.weights import weights_of
+
+if TYPE_CHECKING:
+    from slipstream.report.sections import Landscapes
+    from slipstream.transfer import Comparison
 
 
 def open_experiment(
@@ -59,6 +64,44 @@ def open_experiment(
         raise ValueError("Give a run folder, or name a model with --model.")
     setup = Setup(model, data or "digits", loss, width=width, options=options, seed=seed or 0)
     return setup.build(device=device)
+
+
+def landscapes_of(seconds: float, **given: Any) -> "Landscapes":
+    """Return how the loss around runs is measured, with the models and data that are named.
+
+    Args:
+        seconds: How long a line or a plane may take, about.
+        given: What `open_experiment` takes besides the run.
+
+    Returns:
+        What opens the experiment of a run when it is asked for.
+    """
+    from slipstream.report.sections import Landscapes
+
+    return Landscapes(lambda run: open_experiment(run.path, **given), seconds)
+
+
+def open_comparison(file: Path) -> "Comparison":
+    """Read a comparison of transfer methods that was written as JSON.
+
+    Args:
+        file: What `slipstream demo --json` printed.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: If the file holds no comparison.
+    """
+    from slipstream.transfer import Comparison, Outcome
+
+    try:
+        outcomes = json.loads(file.read_text(encoding="utf-8"))["outcomes"]
+        return Comparison(tuple(Outcome(**{**o, "along": tuple(o["along"])}) for o in outcomes))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} holds no comparison as `slipstream demo --json` prints it: {error!r}."
+        ) from error
 
 
 def open_model(

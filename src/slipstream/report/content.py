@@ -165,6 +165,8 @@ def plain(value: Any) -> Any:
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Tensor):
         return plain(value.tolist())
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):

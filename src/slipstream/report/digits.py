@@ -14,6 +14,7 @@ def measured(value: float | None) -> str:
     """
     if value is None or not math.isfinite(value):
         return "-"
+    value += 0.0  # no minus before a zero
     return f"{value:.4g}" if 1e-4 <= abs(value) < 1e5 or value == 0 else f"{value:.3e}"
 
 

@@ -1,26 +1,32 @@
 """What are its modes? The references of a few groups of weights, and what they explain."""
 
+from collections.abc import Sequence
+
 from slipstream.modes import Modes
-from slipstream.report.content import Cell, HeatMap, Item, Lines, Panels, Series, Table, plain
+from slipstream.report.content import Cell, HeatMap, Item, Lines, Note, Panels, Series, Table, plain
 from slipstream.report.digits import counted
 from slipstream.report.palette import run_colour
 from slipstream.report.recorded_run import Shown
 
 
-def decomposition(shown: Shown) -> list[Item]:
-    """Return the references, what each mode explains of each tensor, and a table.
+def decomposition(runs: Sequence[Shown]) -> list[Item]:
+    """Return the references, what each mode explains of each tensor, and a table, of each run.
 
     Args:
-        shown: A run of three snapshots or more.
+        runs: The runs of the page.
 
     Returns:
-        Two charts and a table.
-
-    Raises:
-        ValueError: If there are too few snapshots, a NaN, or too few weights that move.
+        Charts and tables; a note for each run that is too short, or holds a NaN.
     """
-    modes = shown.run.modes
-    return [_references(modes, shown), _shares(modes, shown), _table(modes, shown)]
+    notes: list[Item] = []
+    able = []
+    for shown in runs:
+        try:
+            able.append((shown.run.modes, shown))
+        except (ValueError, OSError) as error:
+            notes.append(Note(f"{shown.name}: {error}", run=shown.number))
+    makers = (_references, _shares, _table)
+    return [*notes, *(make(modes, shown) for make in makers for modes, shown in able)]
 
 
 def _references(modes: Modes, shown: Shown) -> Panels:

@@ -45,7 +45,7 @@ def facts(runs: Sequence[Shown]) -> Table:
     rows = [[Cell(n), *(Cell(column.get(n, "-")) for column in columns)] for n in names]
     title = "Configuration" if len(runs) == 1 else "Configurations, side by side"
     reading = "What the run keeps of how it was made: with it, it can be made again."
-    return Table(title, reading, ["", *(shown.name for shown in runs)], rows)
+    return Table(title, reading, ["what", *(shown.name for shown in runs)], rows)
 
 
 def curves(runs: Sequence[Shown]) -> list[Lines]:
@@ -61,7 +61,7 @@ def _curve(kind: str, named: Sequence[tuple[Shown, str]]) -> Lines:
     for shown, name in named:
         part, _ = _split(name)
         points = [(e.step, e.metrics[name]) for e in shown.run.folder.entries if name in e.metrics]
-        points = points[:-1 : math.ceil(len(points) / _POINTS)] + points[-1:]
+        points = points[: -1 : math.ceil(len(points) / _POINTS)] + points[-1:]
         label = " ".join(filter(None, [shown.name if several else "", part])) or kind
         colour = run_colour(shown.number) if several else SPLITS.get(part, BLACK)
         series.append(
@@ -74,16 +74,16 @@ def _curve(kind: str, named: Sequence[tuple[Shown, str]]) -> Lines:
                 run=shown.number,
             )
         )
-    shown = kind.replace("_", " ")
+    words = kind.replace("_", " ")
     low = any(word in kind for word in _LOW)
     good = "lower is better" if low else "higher is better" if kind in _HIGH else "as recorded"
-    reading = f"The {shown} at the snapshots that have it, {good}."
+    reading = f"The {words} at the snapshots that have it, {good}."
     if several and any(line.dashed for line in series):
         reading += " Dashed: on the training data."
     above = [value for line in series for value in line.y if value is not None]
     # Losses fall over decades; where one is 0 or below, there is no logarithm.
     log = low and bool(above) and min(above) > 0 and max(above) > 20 * min(above)
-    return Lines(kind, shown.capitalize(), reading, "step", shown, series, log=log)
+    return Lines(kind, words.capitalize(), reading, "step", words, series, log=log)
 
 
 def _values(runs: Sequence[Shown]) -> Table:
@@ -95,7 +95,9 @@ def _values(runs: Sequence[Shown]) -> Table:
             ends = [entries[0].metrics[name], entries[-1].metrics[name]]
             found = [*ends, best.metrics[name] if best else None]
             cells = [Cell(measured(value), value) for value in found]
-            at = Cell(f"{shown.run.clock} {best.step}" if best else "-", best and best.step)
+            at = Cell(
+                f"{shown.run.clock} {best.step}" if best else "-", best.step if best else None
+            )
             rows.append([Cell(shown.name), Cell(name.replace("_", " ")), *cells, at])
     reading = "The best is the lowest loss or the highest accuracy; it was looked for afterwards."
     header = ["run", "metric", "first", "last", "best", "best at"]
@@ -125,10 +127,12 @@ def _described(shown: Shown) -> dict[str, str]:
         "size": decimal(sum(entry.bytes for entry in entries)),
         "created": _when(description.get("created")),
     }
-    found |= _flat(run.configuration)
     if run.is_transfer:
-        plan = description["provenance"]["transfer"]
-        found |= {n: _text(v) for n, v in plan.items() if n != "signs"}
+        setup = {n: v for n, v in run.configuration.items() if n != "training"}
+        plan = {n: v for n, v in description["provenance"]["transfer"].items() if n != "signs"}
+        found |= _flat(setup) | _flat(plan)
+    else:
+        found |= _flat(run.configuration)
     if description.get("seed") is not None:
         found.setdefault("seed", str(description["seed"]))
     versions = description.get("versions") or {}

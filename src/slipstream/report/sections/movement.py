@@ -15,19 +15,23 @@ def movement(runs: Sequence[Shown]) -> list[Item]:
     """Return the paths, the speeds of layers and of the whole, and the phases.
 
     Args:
-        runs: Runs of two snapshots or more.
+        runs: The runs of the page.
 
     Returns:
-        Charts of each run, and charts that compare them.
-
-    Raises:
-        ValueError: If a run holds a NaN, or nothing in it moves.
+        Charts of each run, and charts that compare them; a note for each run that holds a NaN, or
+        does not move.
     """
     items: list[Item] = []
-    items += [path(shown) for shown in runs if len(shown.run.sampled) > 2]
-    items += [layers(shown) for shown in runs]
-    items += [speeds(runs), distances(runs), phases(runs)]
-    for shown in runs:
+    reasons = {shown.number: _reason(shown) for shown in runs}
+    items += [reason for reason in reasons.values() if reason]
+    able = [shown for shown in runs if reasons[shown.number] is None]
+    items += [path(shown) for shown in able if len(shown.run.sampled) > 2]
+    items += [layers(shown) for shown in able]
+    for clock in dict.fromkeys(shown.run.clock for shown in able):
+        alike = [shown for shown in able if shown.run.clock == clock]
+        items += [speeds(alike), distances(alike)]
+    items += [phases(able)] if able else []
+    for shown in able:
         chosen, whole = len(shown.run.sampled), len(shown.run.trajectory)
         if chosen < whole:
             text = f"{shown.name}: {chosen} of its {counted(whole)} snapshots, evenly chosen."
@@ -96,9 +100,8 @@ def speeds(runs: Sequence[Shown]) -> Lines:
     )
     above = [value for line in series for value in line.y]
     log = all(value is not None and value > 0 for value in above)
-    return Lines(
-        "speed", "Speed of all weights", reading, _clock(runs), "speed", series, log=log
-    )
+    title = f"Speed of all weights{_of(runs)}"
+    return Lines("speed", title, reading, runs[0].run.clock, "speed", series, log=log)
 
 
 def distances(runs: Sequence[Shown]) -> Lines:
@@ -108,8 +111,8 @@ def distances(runs: Sequence[Shown]) -> Lines:
         for shown in runs
     ]
     reading = "The Euclidean distance of all weights from the first snapshot."
-    title = "Distance from the start"
-    return Lines("distance", title, reading, _clock(runs), "distance", series)
+    title = f"Distance from the start{_of(runs)}"
+    return Lines("distance", title, reading, runs[0].run.clock, "distance", series)
 
 
 def phases(runs: Sequence[Shown]) -> Table:
@@ -137,8 +140,18 @@ def phases(runs: Sequence[Shown]) -> Table:
         "Speed and direction stay much the same within a phase. A cosine near 1 goes straight on, "
         "one near 0 turns at right angles; straightness is the distance by the length of the path."
     )
-    header = ["run", "phase", _clock(runs) + "s", "speed", "cosine", "path length", "straightness"]
+    header = ["run", "phase", "from and to", "speed", "cosine", "path length", "straightness"]
     return Table("Phases", reading, header, rows)
+
+
+def _reason(shown: Shown) -> Note | None:
+    """Why nothing can be said of the motion of a run."""
+    try:
+        if not shown.run.motion.squared_moves.any():
+            return Note(f"{shown.name}: no weight ever moves.", run=shown.number)
+    except (ValueError, OSError) as error:
+        return Note(f"{shown.name}: {error}", run=shown.number)
+    return None
 
 
 def _series(shown: Shown, steps: Sequence[int], values: Tensor) -> Series:
@@ -147,9 +160,8 @@ def _series(shown: Shown, steps: Sequence[int], values: Tensor) -> Series:
     return Series(name, list(steps), plain(values), colour, run=shown.number)
 
 
-def _clock(runs: Sequence[Shown]) -> str:
-    clocks = dict.fromkeys(shown.run.clock for shown in runs)
-    return " or ".join(clocks)
+def _of(runs: Sequence[Shown]) -> str:
+    return " of transferred runs" if runs[0].run.is_transfer and not runs[0].alone else ""
 
 
 def _title(text: str, shown: Shown) -> str:

@@ -1,0 +1,252 @@
+"""Where did it end? The loss on straight lines to and between the ends, and over a plane."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
+
+from slipstream.evaluation import Batch
+from slipstream.landscape import Barrier, LossPlane, loss_barrier, loss_plane, trajectory_plane
+from slipstream.report.content import (
+    Cell,
+    Contours,
+    Item,
+    Lines,
+    Mark,
+    Note,
+    Series,
+    Table,
+    plain,
+)
+from slipstream.report.digits import measured
+from slipstream.report.palette import run_colour
+from slipstream.report.recorded_run import RecordedRun, Shown
+from slipstream.testbed.setup import Experiment, rebuild
+from slipstream.weights import Weights
+
+MOST_PAIRS = 6  # of runs, between whose ends the loss is measured
+_LINE, _PLANE = 25, 25  # points, if there is time
+_FEWEST = 5
+
+
+def from_configuration(run: RecordedRun) -> Experiment:
+    """Rebuild model, data and loss from what `slipstream train` kept in the run."""
+    return rebuild(run.configuration)
+
+
+@dataclass(frozen=True)
+class Landscapes:
+    """How the loss around a run is measured: with which model and data, and for how long."""
+
+    open: Callable[[RecordedRun], Experiment] = from_configuration
+    seconds: float = 20.0  # for each line or plane, about
+    batches: int = 4  # of the validation data
+    calibration: int = 2  # of training data, for the statistics of BatchNorm
+
+    def some(self, data: Iterable[Batch]) -> list[Batch]:
+        """Return the batches of validation data that count here."""
+        return list(islice(data, self.batches))
+
+    def barrier(self, experiment: Experiment, start: Weights, end: Weights) -> Barrier:
+        """Measure the straight line between two weights, in as many points as there is time for."""
+        points = min(_LINE, self._affordable(experiment, start, end))
+        return self._line(experiment, start, end, points)
+
+    def plane(self, experiment: Experiment, run: RecordedRun) -> LossPlane:
+        """Measure the plane of a run's path, in as many points as there is time for."""
+        plane = trajectory_plane(run.sampled)
+        end = run.sampled[-1].weights
+        affordable = math.isqrt(self._affordable(experiment, end, end))
+        return loss_plane(
+            experiment.model,
+            experiment.loss,
+            plane=plane,
+            data=self.some(experiment.validation),
+            points=max(_FEWEST, min(_PLANE, affordable)),
+            calibration=list(islice(experiment.train, self.calibration)),
+        )
+
+    def _affordable(self, experiment: Experiment, start: Weights, end: Weights) -> int:
+        """How many points the time is enough for, by that of two of them."""
+        self._line(experiment, start, end, 2)  # the first time is never like the others
+        begin = time.perf_counter()
+        self._line(experiment, start, end, 2)
+        each = (time.perf_counter() - begin) / 2
+        return max(_FEWEST, int(self.seconds / each))
+
+    def _line(self, experiment: Experiment, start: Weights, end: Weights, points: int) -> Barrier:
+        return loss_barrier(
+            experiment.model,
+            experiment.loss,
+            start=start,
+            end=end,
+            data=self.some(experiment.validation),
+            metrics=experiment.metrics,
+            points=points,
+            calibration=list(islice(experiment.train, self.calibration)),
+        )
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A straight line that was measured."""
+
+    name: str
+    colour: str
+    barrier: Barrier
+    run: int | None
+
+
+def ending(runs: Sequence[Shown], *, landscapes: Landscapes | None) -> list[Item]:
+    """Return lines from start to end, lines between the ends, and the plane of each path.
+
+    Args:
+        runs: Runs with snapshots.
+        landscapes: How to measure; None if it was not asked for.
+
+    Returns:
+        Charts and a table, or notes that say why there are none.
+    """
+    if landscapes is None:
+        text = "The loss around the run was not measured."
+        return [Note(text, f"slipstream report {runs[0].run.path} --landscape")]
+    experiments: dict[int, Experiment] = {}
+    items: list[Item] = []
+    for shown in runs:
+        try:
+            experiments[shown.number] = landscapes.open(shown.run)
+        except (ValueError, OSError, ModuleNotFoundError) as error:
+            items.append(Note(f"{shown.name}: {error}", run=shown.number))
+    known = [shown for shown in runs if shown.number in experiments]
+    own = [own_line(shown, experiments[shown.number], landscapes) for shown in known]
+    pairs = [
+        _Way(
+            f"{a.name} to {b.name}",
+            run_colour(number),
+            landscapes.barrier(experiments[a.number], _end(a), _end(b)),
+            None,
+        )
+        for number, (a, b) in enumerate(_pairs(known))
+    ]
+    planes = [_plane(shown, experiments[shown.number], landscapes) for shown in known]
+    return [*items, *lines(own, pairs), *planes, *([barriers(own, pairs)] if own else [])]
+
+
+def own_line(shown: Shown, experiment: Experiment, landscapes: Landscapes) -> _Way:
+    """Measure the straight line from the start of a run to its end."""
+    start = shown.run.trajectory[0].weights
+    barrier = landscapes.barrier(experiment, start, _end(shown))
+    return _Way(shown.name, run_colour(shown.number), barrier, shown.number)
+
+
+def lines(own: Sequence[_Way], pairs: Sequence[_Way] = ()) -> list[Lines]:
+    """Return lines as charts: those from start to end, and those between ends."""
+    charts = []
+    if own:
+        charts.append(
+            _lines(
+                "line",
+                "From start to end in a straight line",
+                "The validation loss on the way from the first snapshot (0) to the last (1); a "
+                "hill above the line between the two is a barrier that the run went around.",
+                own,
+            )
+        )
+    if pairs:
+        charts.append(
+            _lines(
+                "barrier",
+                "Between the ends",
+                "The validation loss on the way from the end of one run (0) to that of another "
+                "(1); without a hill they lie in the same valley.",
+                pairs,
+            )
+        )
+    return charts
+
+
+def barriers(own: Sequence[_Way], pairs: Sequence[_Way] = ()) -> Table:
+    """Return the heights of the barriers on lines."""
+    rows = [
+        [
+            Cell(kind),
+            Cell(way.name),
+            Cell(measured(way.barrier.height), way.barrier.height),
+            *_drop(way.barrier),
+        ]
+        for kind, ways in (("start to end", own), ("between ends", pairs))
+        for way in ways
+    ]
+    accuracy = ["fall in accuracy"] if "accuracy" in own[0].barrier.line.values else []
+    reading = "How far the loss rises above the line between its two ends, and the accuracy falls."
+    header = ["line", "run", "height of the barrier", *accuracy]
+    return Table("Barriers", reading, header, rows)
+
+
+def plane(shown: Shown, found: LossPlane) -> Contours:
+    """Return a measured plane as a chart, with the path of the run in it."""
+    path = found.plane.path
+    places = [] if path is None else plain(path)
+    inside = f" The plane holds {sum(found.plane.shares):.0%} of it." if found.plane.shares else ""
+    marks = [Mark("start", *places[0]), Mark("end", *places[-1])] if places else []
+    return Contours(
+        "plane",
+        "The loss around the path" if shown.alone else f"The loss around the path: {shown.name}",
+        "Colours are the validation loss in the plane through the end that holds most of the "
+        f"motion; the line is the path of the run.{inside}",
+        found.plane.labels[0],
+        found.plane.labels[1],
+        "loss",
+        plain(found.x),
+        plain(found.y),
+        plain(found.losses.T),
+        [(x, y) for x, y in places],
+        shown.run.sampled.steps,
+        marks,
+        run=shown.number,
+    )
+
+
+def _plane(shown: Shown, experiment: Experiment, landscapes: Landscapes) -> Item:
+    try:
+        return plane(shown, landscapes.plane(experiment, shown.run))
+    except ValueError as error:
+        return Note(f"{shown.name} has no plane: {error}", run=shown.number)
+
+
+def _lines(key: str, title: str, reading: str, ways: Sequence[_Way]) -> Lines:
+    series = [
+        Series(
+            way.name if len(ways) > 1 else "",
+            plain(way.barrier.line.positions),
+            plain(way.barrier.line.losses),
+            way.colour,
+            run=way.run,
+        )
+        for way in ways
+    ]
+    values = [value for line in series for value in line.y if value is not None]
+    log = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
+    return Lines(key, title, reading, "position on the line", "validation loss", series, log=log)
+
+
+def _drop(barrier: Barrier) -> list[Cell]:
+    if "accuracy" not in barrier.line.values:
+        return []
+    drop = barrier.drop("accuracy")
+    return [Cell(measured(drop), drop)]
+
+
+def _pairs(runs: Sequence[Shown]) -> list[tuple[Shown, Shown]]:
+    """Pairs of runs of the same layout."""
+    alike = [
+        (a, b)
+        for a, b in combinations(runs, 2)
+        if a.run.folder.layout.tensors == b.run.folder.layout.tensors
+    ]
+    return alike[:MOST_PAIRS]
+
+
+def _end(shown: Shown) -> Weights:
+    return shown.run.trajectory[-1].weights
