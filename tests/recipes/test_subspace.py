@@ -79,15 +79,20 @@ def test_a_line_learns_at_all_of_its_points():
 def test_the_ensemble_is_the_mean_of_the_probabilities():
     model, data = network(), batches()
     line = train_subspace(model, classification_loss, data=data, plan=SubspacePlan(descent=SHORT))
-    together = line.ensemble(model, data=data)
-    model.eval()
+    metrics = {"accuracy": accuracy, "loss": classification_loss}
+    found = evaluate(line.ensemble(model), metrics, data=data)
     alone = []
     for corner in line.corners:
-        model.load_state_dict(corner)
-        alone.append(torch.cat([model(x).softmax(-1) for x, _ in data]).detach())
-    torch.testing.assert_close(together, (alone[0] + alone[1]) / 2)
-    middle = line.ensemble(model, data=data, positions=[0.5])
-    assert middle.shape == (30, 2)
+        other = network()
+        other.load_state_dict(corner)
+        other.eval()
+        alone.append(torch.cat([other(x).softmax(-1) for x, _ in data]).detach())
+    mean, labels = (alone[0] + alone[1]) / 2, torch.cat([labels for _, labels in data])
+    assert found["loss"] == pytest.approx(float(nn.functional.nll_loss(mean.log(), labels)))
+    assert found["accuracy"] == pytest.approx(float((mean.argmax(-1) == labels).float().mean()))
+    middle = evaluate(line.ensemble(model, positions=[0.5]), metrics, data=data)
+    one = evaluate(model, metrics, weights=line.midpoint, data=data)
+    assert middle == pytest.approx(one)
 
 
 def test_the_first_corner_starts_at_the_model_and_the_others_elsewhere():

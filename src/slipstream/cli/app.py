@@ -18,6 +18,7 @@ from slipstream.cli.landscape import landscape
 from slipstream.cli.match import match
 from slipstream.cli.modes import modes
 from slipstream.cli.port import port
+from slipstream.cli.recipe.commands import recipe
 from slipstream.cli.report import report
 from slipstream.cli.show import show
 from slipstream.cli.train import train
@@ -66,6 +67,7 @@ for command in (
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(landscape, name="landscape")
+app.add_typer(recipe, name="recipe")
 
 
 def main() -> None:

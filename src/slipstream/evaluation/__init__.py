@@ -16,22 +16,21 @@ from slipstream.evaluation.batches import (
 from slipstream.evaluation.batchnorm import batchnorm_layers, forward_inputs, recalibrate_batchnorm
 from slipstream.evaluation.borrowing import eval_mode, weights_in
 from slipstream.evaluation.determinism import DeterminismProbe, probe_determinism
-from slipstream.evaluation.ensembles import class_probabilities, ensemble
+from slipstream.evaluation.ensembles import Ensemble
 from slipstream.evaluation.means import evaluate, gradient
 
 __all__ = [
     "Batch",
     "DeterminismProbe",
+    "Ensemble",
     "Loss",
     "Metric",
     "accuracy",
     "batch_size",
     "batches_of_epoch",
     "batchnorm_layers",
-    "class_probabilities",
     "classification_loss",
     "device_of",
-    "ensemble",
     "eval_mode",
     "evaluate",
     "forward_inputs",

@@ -1,57 +1,66 @@
-"""What several networks predict together."""
+"""Several networks that answer together, as one module."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from slipstream.evaluation.batches import Batch, inputs_of, sized_batches
-from slipstream.evaluation.borrowing import eval_mode, weights_in
-from slipstream.weights import Weights
+from slipstream.weights import Weights, check_shapes
 
-
-def class_probabilities(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the softmax of what `model` says of the inputs of a batch: (examples, classes)."""
-    outputs: Tensor = model(inputs_of(batch))
-    return outputs.softmax(-1)
+Average = Literal["probabilities", "outputs"]
 
 
-def ensemble(
-    model: nn.Module,
-    *,
-    members: Sequence[Weights],
-    data: Iterable[Batch],
-    predict: Callable[[nn.Module, Batch], Tensor] = class_probabilities,
-) -> Tensor:
-    """Return the mean of what the model predicts with the weights of each member, in eval mode.
+class Ensemble(nn.Module):
+    """A model that answers with the weights of several members, and averages the answers.
 
-    Args:
-        model: Any module; left as it was.
-        members: Weights of the model, each with BatchNorm statistics of its own.
-        data: Batches; passed over once for each member, so in the same order each time.
-        predict: Maps the model and a batch to a prediction for each example.
-
-    Returns:
-        The mean prediction for every example of `data`, in order: (examples, ...).
-
-    Raises:
-        ValueError: If there is no member, or `data` is empty.
+    Averaged probabilities come out as their logarithm, log mean_i softmax f(x; w_i), so that losses
+    and metrics for one classifier take the ensemble as it is. It is for evaluation: members are not
+    trained.
 
     Example:
         >>> members = [{"weight": torch.tensor([[w]])} for w in (1.0, 3.0)]
-        >>> batches, model = [torch.ones(2, 1)], nn.Linear(1, 1, bias=False)
-        >>> ensemble(model, members=members, data=batches, predict=lambda model, x: model(x))
-        tensor([[2.],
-                [2.]])
+        >>> both = Ensemble(nn.Linear(1, 1, bias=False), members, average="outputs")
+        >>> both(torch.ones(1, 1))
+        tensor([[2.]])
     """
-    if not members:
-        raise ValueError("members is empty: an ensemble needs the weights of one network or more.")
 
-    def predicted(weights: Weights) -> Tensor:
-        with weights_in(model, weights), eval_mode(model), torch.no_grad():
-            return torch.cat([predict(model, batch) for batch, _ in sized_batches(model, data)])
+    def __init__(
+        self, model: nn.Module, members: Sequence[Weights], *, average: Average = "probabilities"
+    ) -> None:
+        """Take the members as they are, without a copy.
 
-    total = predicted(members[0])
-    for weights in members[1:]:
-        total += predicted(weights)
-    return total / len(members)
+        Args:
+            model: What the weights belong to; its last axis are the classes.
+            members: Weights of the model, each with BatchNorm statistics of its own.
+            average: Whether to average class probabilities, or what the model gives out.
+
+        Raises:
+            ValueError: If there is no member, or one does not fit the model.
+        """
+        super().__init__()
+        if not members:
+            raise ValueError("members is empty: an ensemble needs the weights of a network.")
+        if average not in ("probabilities", "outputs"):
+            raise ValueError(f"average must be probabilities or outputs, got {average!r}.")
+        own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+        own |= dict(model.named_buffers(remove_duplicate=False))
+        for member in members:
+            check_shapes(member, {name: tuple(value.shape) for name, value in own.items()})
+        self.model = model
+        self._average = average
+        self._members = [
+            {name: value.detach().to(own[name]) for name, value in member.items()}
+            for member in members
+        ]
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """Return the mean answer, in the shape of one."""
+        outputs = [functional_call(self.model, own, inputs, named) for own in self._members]
+        if self._average == "outputs":
+            return torch.stack(outputs).mean(0)
+        logs = torch.stack([output.log_softmax(-1) for output in outputs])
+        return logs.logsumexp(0) - math.log(len(outputs))

@@ -1,12 +1,13 @@
 """A line, a curve or a simplex of networks: what is to be trained, and what came of it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, class_probabilities, ensemble
+from slipstream.evaluation import Ensemble
+from slipstream.evaluation.ensembles import Average
 from slipstream.landscape.corner_training import Descent
 from slipstream.landscape.span import Position, Shape, Span
 from slipstream.weights import Weights
@@ -88,22 +89,18 @@ class Subspace:
         self,
         model: nn.Module,
         *,
-        data: Iterable[Batch],
         positions: Sequence[Position] | None = None,
-        predict: Callable[[nn.Module, Batch], Tensor] = class_probabilities,
-    ) -> Tensor:
-        """Return the mean prediction of several points of the subspace, in eval mode.
+        average: Average = "probabilities",
+    ) -> Ensemble:
+        """Return the ensemble of several points of the subspace, a module like any other.
 
         Args:
-            model: What runs; left as it was.
-            data: Batches in an order that stays.
+            model: What the weights belong to.
             positions: Which points; by default the ends of a line or a curve, or all corners.
-            predict: Maps the model and a batch to a prediction for each example; class
-                probabilities by default.
+            average: Whether to average class probabilities, or what the model gives out.
 
         Returns:
-            The mean over the points, for every example of `data`: (examples, ...).
+            A module that answers with the mean over the points; see `Ensemble`.
         """
         chosen = self.span.shape.positions(2) if positions is None else positions
-        members = [self.at(position) for position in chosen]
-        return ensemble(model, members=members, data=data, predict=predict)
+        return Ensemble(model, [self.at(position) for position in chosen], average=average)

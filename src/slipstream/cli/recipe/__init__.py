@@ -1,0 +1,1 @@
+"""`slipstream recipe`: ways to train, a file for each."""

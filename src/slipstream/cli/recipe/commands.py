@@ -1,0 +1,12 @@
+"""The list of recipes: a new one is a file beside this, and a line here."""
+
+import typer
+
+from slipstream.cli.recipe.subspace import subspace
+
+recipe = typer.Typer(
+    no_args_is_help=True,
+    help="Train in another way: several networks in one run, and what else there is.",
+)
+for command in (subspace,):
+    recipe.command()(command)

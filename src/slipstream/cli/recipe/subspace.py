@@ -1,0 +1,117 @@
+"""`slipstream recipe subspace`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from slipstream.cli import options
+from slipstream.cli.output import write_json, write_table
+from slipstream.cli.progress import steps_bar
+from slipstream.cli.train import MODEL
+
+if TYPE_CHECKING:
+    from slipstream.recipes import Subspace
+    from slipstream.testbed.setup import Experiment
+
+SHAPE = "A line between 2 corners, a quadratic curve, or a simplex of --corners."
+REPULSION = "How strongly corners are pushed towards right angles."
+LAYERWISE = "Let each layer draw a position of its own."
+POINTS = "Where it is measured: positions from end to end, or along an edge of a simplex."
+WARM_UP = "Share of the epochs over which the rate rises."
+
+
+def subspace(
+    network: Annotated[str, typer.Argument(help=MODEL)] = "mlp",
+    data: options.Data = "digits",
+    loss: options.Loss = None,
+    out: Annotated[Path, typer.Option(help="The run folder to make.")] = Path("subspace"),
+    width: options.Width = None,
+    option: options.Option = None,
+    examples: Annotated[int | None, typer.Option(help="Train on the first ones only.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Examples in a batch.")] = 128,
+    shape: Annotated[Literal["line", "curve", "simplex"], typer.Option(help=SHAPE)] = "line",
+    corners: Annotated[int, typer.Option(help="Of a simplex, 2 to 6; 3 if not given.")] = 0,
+    repulsion: Annotated[float, typer.Option(help=REPULSION)] = 1.0,
+    layerwise: Annotated[bool, typer.Option("--layerwise", help=LAYERWISE)] = False,
+    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 100,
+    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option()] = "sgd",
+    lr: Annotated[float, typer.Option(help="Learning rate, before it falls to 0.")] = 0.1,
+    momentum: Annotated[float, typer.Option(help="Momentum of sgd.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4,
+    warm_up: Annotated[float, typer.Option(help=WARM_UP)] = 0.05,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and positions.")] = 0,
+    points: Annotated[int, typer.Option(min=2, help=POINTS)] = 5,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    device: options.Device = "cpu",
+    json: options.AsJson = False,
+) -> None:
+    """Train a line, a curve or a simplex of networks in one run, and record their midpoint.
+
+    Example: slipstream recipe subspace mlp --shape simplex --corners 3 --out simplex
+    """
+    from slipstream.landscape import Descent
+    from slipstream.recipes import SubspacePlan, train_subspace
+    from slipstream.testbed.setup import Setup
+    from slipstream.weights import weights_of
+
+    further = options.network_options(option)
+    setup = Setup(network, data, loss, width, further, examples, batch_size, seed)
+    descent = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
+    plan = SubspacePlan(shape, corners, repulsion, layerwise, descent)
+    experiment = setup.build(device=device)
+    with steps_bar("training", hidden=json) as bar:
+        found = train_subspace(
+            experiment.model,
+            experiment.loss,
+            data=experiment.train,
+            plan=plan,
+            initial=[
+                weights_of(setup.build(seed=seed + corner, device=device).model)
+                for corner in range(plan.corners)
+            ],
+            validation=experiment.validation,
+            metrics=experiment.metrics,
+            run_folder=out,
+            configuration={"setup": asdict(setup)},
+            overwrite=overwrite,
+            resume=resume,
+            progress=bar,
+        )
+    measured = measure(experiment, found, points=points)
+    if json:
+        cost = {"steps": found.steps, "seconds": found.seconds, "cosine": found.cosine}
+        write_json({"path": str(out), **cost, "losses": found.losses, **measured})
+        return
+    typer.echo(f"{found.steps} steps in {found.seconds:.1f} s; recorded in {out}")
+    typer.echo(f"cosine of the angle between corners: {found.cosine:.2f}")
+    columns = [f"{part} {name}" for part in measured for name in experiment.metrics]
+    rows = [
+        [way, *(f"{measured[part][way][n]:.4f}" for part in measured for n in experiment.metrics)]
+        for way in measured["validation"]
+    ]
+    write_table(["", *columns], rows)
+
+
+def measure(
+    experiment: "Experiment", found: "Subspace", *, points: int
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the metrics of the midpoint, the worst point and the ensemble: part, way, name."""
+    from slipstream.evaluation import evaluate
+    from slipstream.landscape import evaluate_span
+
+    model, metrics = experiment.model, experiment.metrics
+    measured = {}
+    for part in ("validation", "test"):
+        data = experiment.part(part)
+        along = evaluate_span(model, metrics, span=found.span, data=data, points=points)
+        worst = {name: along.worst(name, highest=name == "accuracy") for name in metrics}
+        measured[part] = {
+            "midpoint": evaluate(model, metrics, weights=found.midpoint, data=data),
+            f"worst of {len(along.positions)}": worst,
+        }
+        if "accuracy" in metrics:
+            measured[part]["ensemble"] = evaluate(found.ensemble(model), metrics, data=data)
+    return measured
