@@ -89,6 +89,7 @@ def test_a_linear_model_is_predicted_exactly(loss, way, steps_before, linearisat
         max_steps=30,
         warm_up=steps_before,
         linearisations=linearisations,
+        tolerance=0.0,
         **settings(way),
     )
     torch.testing.assert_close(found.losses, real, rtol=1e-10, atol=1e-12)
@@ -105,7 +106,7 @@ def test_the_closed_form_is_the_iteration_and_is_taken_where_it_holds():
     def other_loss(model, batch):  # the same, but not known to be
         return squared_loss(model, batch)
 
-    how = {"data": DATA, "thresholds": [0.1], "lr": 0.3, "max_steps": 600, "linearisations": 2}
+    how = {"data": DATA, "thresholds": [0.1], "lr": 0.3, "max_steps": 600, "tolerance": 0}
     closed, iterated = (
         predict_training_time(network(), loss, **how) for loss in (squared_loss, other_loss)
     )
@@ -132,7 +133,7 @@ def test_one_step_of_any_network_has_the_right_slope(way):
         small = way | {"lr": lambda step, scale=scale, rate=rate: scale * rate(step)}
         real = real_losses(network(), classification_loss, steps=4, **small)
         found = predict_training_time(
-            network(), classification_loss, data=DATA, thresholds=[0.0], max_steps=4,
+            network(), classification_loss, data=DATA, thresholds=[1e-9], max_steps=4,
             probe_steps=2, **settings(small),
         )  # fmt: skip
         errors.append(float((found.losses - real).abs().max()))
@@ -162,7 +163,7 @@ def test_model_and_weights_stay_as_they_were():
     before = copy(weights_of(model))
     given = displace(before, {"0.bias": torch.ones(8, dtype=DTYPE)})
     kept = copy(given)
-    how = {"data": DATA, "thresholds": [0.5], "lr": 0.1, "warm_up": 2, "linearisations": 2}
+    how = {"data": DATA, "thresholds": [0.5], "lr": 0.1, "warm_up": 2}
     there = predict_training_time(model, classification_loss, weights=given, **how)
     assert all(torch.equal(before[name], value) for name, value in weights_of(model).items())
     assert all(torch.equal(kept[name], value) for name, value in given.items())
@@ -178,7 +179,7 @@ def test_frozen_parameters_do_not_move():
         model[0].requires_grad_(False)
     real = real_losses(plain, classification_loss, steps=20)
     found = predict_training_time(
-        frozen, classification_loss, data=DATA, thresholds=[0.0], lr=0.05, max_steps=20
+        frozen, classification_loss, data=DATA, thresholds=[1e-9], lr=0.05, max_steps=20
     )
     torch.testing.assert_close(found.losses, real, rtol=1e-10, atol=1e-12)  # linear in the head
 
@@ -192,14 +193,14 @@ def test_real_targets_and_one_output():
         return (model(batch[0]) - batch[1]).square().mean() / 2
 
     data = [(EXAMPLES.inputs, targets)]
-    how = {"data": data, "thresholds": [0.0], "lr": 0.1, "max_steps": 20}
+    how = {"data": data, "thresholds": [1e-9], "lr": 0.1, "max_steps": 20}
     found = predict_training_time(model, half_squares, **how)
     result = train(model, half_squares, data=data, epochs=21, lr=0.1, momentum=0.0)
     assert found.losses.tolist() == pytest.approx(result.losses, rel=1e-10)
 
 
 def test_smoothing_averages_the_latest_losses():
-    how = {"data": DATA, "thresholds": [0.0], "lr": 0.05, "max_steps": 20, "batch_size": 5}
+    how = {"data": DATA, "thresholds": [1e-9], "lr": 0.05, "max_steps": 20, "batch_size": 5}
     raw, smooth = (
         predict_training_time(linear(), classification_loss, smoothing=n, **how).losses
         for n in (1, 4)
@@ -209,7 +210,7 @@ def test_smoothing_averages_the_latest_losses():
 
 
 def test_separate_outputs_are_exact_where_outputs_share_nothing():
-    how = {"data": DATA, "thresholds": [0.0], "lr": 0.05, "max_steps": 20}
+    how = {"data": DATA, "thresholds": [1e-9], "lr": 0.05, "max_steps": 20}
     full, separate = (
         predict_training_time(linear(), squared_loss, outputs=kind, **how).losses
         for kind in ("full", "separate")
@@ -296,6 +297,7 @@ INPUTS, LABELS = EXAMPLES.inputs, EXAMPLES.labels
         bad(match="batch_size must be at least 1, got 0", batch_size=0),
         bad(match="smoothing must be at least 1, got 0", smoothing=0),
         bad(match="linearisations must be at least 1, got 0", linearisations=0),
+        bad(match="tolerance must not be negative", tolerance=-0.1),
         bad(match="warm_up must be at least 0, got -1", warm_up=-1),
         bad(match="data is empty", data=[]),
         bad(match="targets must be classes from 0 to 2.* one is 5", data=[(INPUTS, LABELS + 5)]),

@@ -18,6 +18,7 @@ from slipstream.cli.landscape import landscape
 from slipstream.cli.match import match
 from slipstream.cli.modes import modes
 from slipstream.cli.port import port
+from slipstream.cli.predict import predict
 from slipstream.cli.recipe.commands import recipe
 from slipstream.cli.report import report
 from slipstream.cli.show import show
@@ -63,7 +64,7 @@ app = typer.Typer(
 )
 for command in (
     *(demo, train, import_, show, groups, match, transfer, port),
-    *(evaluate, modes, average, compress, federate, report),
+    *(evaluate, modes, average, compress, federate, report, predict),
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(landscape, name="landscape")

@@ -170,7 +170,7 @@ class SquaredDescent:
             yield from found.tolist()
 
     def after(self, steps: int) -> tuple[Tensor, Combination]:
-        """Return how far the outputs are after some steps, (N, C), and the weights."""
+        """Return the outputs after some steps, (N, C), and the weights."""
         gone = 1 - self._factors.pow(steps)
         # The sum of the factors' powers, (1 - factor^t) / (1 - factor); t where lambda is 0.
         shares = self._rate * self._values / self._examples
@@ -179,7 +179,7 @@ class SquaredDescent:
         moved = self._vectors @ (-gone * self._parts)
         outputs = self._kernel.outputs
         return (
-            self._kernel.joined(moved).to(outputs),
+            outputs + self._kernel.joined(moved).to(outputs),
             Combination(1.0, 0.0, self._kernel.joined(dual).to(outputs)),
         )
 

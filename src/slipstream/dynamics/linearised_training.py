@@ -4,20 +4,14 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from slipstream.dynamics.descent import Descent, Walk
-from slipstream.dynamics.function_space import (
-    Combination,
-    OutputLoss,
-    SquaredDescent,
-    Start,
-    follow,
-)
+from slipstream.dynamics.function_space import OutputLoss
 from slipstream.dynamics.jacobians import Network
+from slipstream.dynamics.linearisation import Linearisation, Place
 from slipstream.dynamics.tangent_kernel import Outputs, TangentKernel, tangent_kernel
 from slipstream.evaluation import (
     Batch,
@@ -27,6 +21,7 @@ from slipstream.evaluation import (
     squared_loss,
     to_device,
 )
+from slipstream.weights import load_weights_
 
 Say = Callable[[str, int, int], None]
 _DIVERGED = 1e3  # times the loss at the start
@@ -62,15 +57,6 @@ class Curve:
         return not math.isfinite(self.raw[-1]) or self.raw[-1] > _DIVERGED * self.raw[0]
 
 
-@dataclass(frozen=True)
-class End:
-    """Where a linearised network got to."""
-
-    outputs: Tensor  # (N, C)
-    place: Combination
-    speed: Combination | None  # None without momentum
-
-
 @dataclass
 class LinearisedTraining:
     """A model whose own tensors may be changed, and what it is trained on."""
@@ -81,6 +67,7 @@ class LinearisedTraining:
     outputs_kind: Outputs
     dtype: torch.dtype | None
     memory: int
+    tolerance: float  # of a linearisation's gap, at a level
     say: Say
     kernel_seconds: float = 0.0
     gaps: list[float] = field(default_factory=list)  # of each linearisation, at its end
@@ -96,6 +83,7 @@ class LinearisedTraining:
         outputs: Outputs,
         dtype: torch.dtype | None,
         memory: int,
+        tolerance: float,
         say: Say,
     ) -> "LinearisedTraining":
         """Gather the data, and check that the loss is one of outputs and targets."""
@@ -113,26 +101,26 @@ class LinearisedTraining:
             outputs,
             dtype,
             memory,
+            tolerance,
             say,
         )
         training._check_loss()
         return training
 
-    @property
-    def network(self) -> Network:
+    def _network(self) -> Network:
         """The model as it is now."""
         return Network.of(self.walk.model, dtype=self.dtype)
 
     def outputs(self) -> Tensor:
         """Return the outputs (N, C) of the model as it is now."""
-        network = self.network
+        network = self._network()
         return torch.cat([network.outputs(x).reshape(len(x), -1) for x, _ in self.batches])
 
     def loss(self) -> float:
         """Return the loss over the data of the model as it is now."""
         return self.output_loss.value(self.outputs()).item()
 
-    def linearise(self) -> TangentKernel:
+    def kernel(self) -> TangentKernel:
         """Return the kernel of the model as it is now."""
         kernel = tangent_kernel(
             self.walk.model,
@@ -145,20 +133,10 @@ class LinearisedTraining:
         self.kernel_seconds += kernel.seconds
         return kernel
 
-    def start(self, kernel: TangentKernel, velocity: dict[str, Tensor], *, step: int) -> Start:
-        """Return where the linearised network sets out: here, and as fast as the optimiser is."""
-        network = self.network
-        return Start(
-            kernel.outputs,
-            step,
-            velocity=self._image(network, velocity) if velocity else None,
-            image=self._image(network, network.trained) if self.walk.descent.weight_decay else None,
-        )
-
     def descend(
         self, kernel: TangentKernel, curve: Curve, *, levels: list[float], steps: int
     ) -> None:
-        """Train from here, with a new linearisation wherever the loss has fallen to a level.
+        """Train from here; where the loss falls to a level, see whether to linearise anew.
 
         Args:
             kernel: Of the model as it is now.
@@ -166,60 +144,52 @@ class LinearisedTraining:
             levels: Falling losses; the last one is where to stop.
             steps: Where to stop at the latest.
         """
-        velocity = dict(self.walk.velocity)
         curve.add(self.output_loss.value(kernel.outputs).item())
-        new = kernel
+        here = self.linearisation(kernel, self.walk.velocity, step=curve.steps)
+        coming, first = self._losses(here, curve, steps), curve.steps
         for level in levels:
             if curve.means[-1] <= level:
                 continue
-            if self.gaps:
-                new = self.linearise()
-            start = self.start(new, velocity, step=curve.steps)
-            end = self._follow(new, start, curve, level=level, steps=steps)
-            velocity = self._move(end, velocity)
-            if not curve.diverged:
-                real = self.outputs()
-                self.gaps.append(ratio(real - end.outputs, end.outputs - start.outputs))
-                # The linearised loss is the closed form's; what comes next sets out from the real.
-                if level is not levels[-1] and curve.means[-1] <= level:
-                    curve.correct(self.output_loss.value(real).item())
-            if curve.diverged or curve.steps >= steps:
+            self._append(coming, curve, level=level, steps=steps)
+            if curve.diverged:
+                self.gaps.append(math.inf)
                 return
+            place = here.place(curve.steps - first, momentum=bool(self.walk.descent.momentum))
+            gap = self._gap(place, here.kernel.outputs)
+            if level == levels[-1] or curve.steps >= steps:
+                self.gaps.append(gap)
+                return
+            if gap > self.tolerance:
+                self.gaps.append(gap)
+                here = self.linearisation(self.kernel(), place.velocity, step=curve.steps)
+                coming, first = self._losses(here, curve, steps), curve.steps
+                curve.correct(self.output_loss.value(here.kernel.outputs).item())
 
-    def _follow(
-        self, kernel: TangentKernel, start: Start, curve: Curve, *, level: float, steps: int
-    ) -> End:
-        """Append losses until one is at the level."""
+    def linearisation(
+        self, kernel: TangentKernel, velocity: dict[str, Tensor], *, step: int
+    ) -> Linearisation:
+        """Return the linearisation of the model as it is now."""
+        inputs = [x for x, _ in self.batches]
+        return Linearisation(
+            self._network(), kernel, self.output_loss, inputs=inputs, velocity=velocity, step=step
+        )
+
+    def _losses(self, here: Linearisation, curve: Curve, steps: int) -> Iterator[float]:
         descent, left = self.walk.descent, steps - curve.steps
-        if self.closed_form:
-            residual = self.output_loss.slope(kernel.outputs)[1] * len(kernel.outputs)
-            squared = SquaredDescent(kernel, residual, rate=descent.rate(0))
-            taken = self._append(squared.losses(left), curve, level=level, steps=steps)
-            moved, place = squared.after(taken)
-            return End(kernel.outputs + moved, place, None)
-        paths = follow(kernel, self.output_loss, start=start, descent=descent, steps=left)
-        latest = [next(paths)]
+        return here.losses(descent, steps=left, closed_form=self.closed_form)
 
-        def losses() -> Iterator[float]:
-            yield latest[0].loss
-            for path in paths:
-                latest[0] = path
-                yield path.loss
-
-        self._append(losses(), curve, level=level, steps=steps)
-        path = latest[0]
-        return End(path.outputs, path.place, path.speed if descent.momentum else None)
-
-    def _append(self, losses: Iterator[float], curve: Curve, *, level: float, steps: int) -> int:
-        """Append losses but the first, which is there; return how many."""
-        next(losses)
-        before = curve.steps
+    def _append(self, losses: Iterator[float], curve: Curve, *, level: float, steps: int) -> None:
+        """Append losses until one is at the level."""
         for value in losses:
             curve.add(value)
             self.say("descent", curve.steps, steps)
             if curve.means[-1] <= level or curve.diverged:
-                break
-        return curve.steps - before
+                return
+
+    def _gap(self, place: Place, before: Tensor) -> float:
+        """Put weights into the model, and return how far its outputs are from the predicted."""
+        load_weights_(self.walk.model, place.weights)
+        return ratio(self.outputs() - place.outputs, place.outputs - before)
 
     @property
     def closed_form(self) -> bool:
@@ -232,33 +202,6 @@ class LinearisedTraining:
             and not descent.weight_decay
             and descent.is_full(len(self.walk.data[0]))
         )
-
-    @torch.no_grad()
-    def _move(self, end: End, velocity: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Put the weights at the end into the model; return the velocity there."""
-        network = self.network
-        places = self._pull(network, end.place)
-        speeds = self._pull(network, end.speed) if end.speed else {}
-        found = {}
-        for name, weight in self.walk.model.named_parameters():
-            if name not in network.trained:
-                continue
-            first, fast = network.trained[name].clone(), velocity.get(name)
-            found[name] = _combined(end.speed, first, fast, speeds.get(name))
-            weight.copy_(_combined(end.place, first, fast, places[name]))
-        return found if end.speed else {}
-
-    def _image(self, network: Network, direction: dict[str, Tensor]) -> Tensor:
-        return torch.cat([network.image(direction, x) for x, _ in self.batches])
-
-    def _pull(self, network: Network, at: Combination) -> dict[str, Tensor]:
-        ends = list(accumulate(len(x) for x, _ in self.batches))
-        total: dict[str, Tensor] = {}
-        for (x, _), end in zip(self.batches, ends, strict=True):
-            dual = at.dual[end - len(x) : end]
-            for name, value in network.pull(dual, x).items():
-                total[name] = total[name] + value if name in total else value
-        return total
 
     def _check_loss(self) -> None:
         """Raise unless the loss is a function of the outputs."""
@@ -279,18 +222,6 @@ def ratio(part: Tensor, whole: Tensor) -> float:
     """Return the length of a part relative to that of the whole; 0 if both are nothing."""
     length = float(whole.norm())
     return float(part.norm()) / length if length else 0.0
-
-
-def _combined(
-    at: Combination | None, weight: Tensor, velocity: Tensor | None, pulled: Tensor | None
-) -> Tensor:
-    """The tensor that a combination stands for."""
-    found = torch.zeros_like(weight) if pulled is None else pulled
-    if at is not None:
-        found = found.add(weight, alpha=at.weights)
-        if velocity is not None:
-            found = found.add(velocity.to(weight), alpha=at.velocity)
-    return found
 
 
 def _pairs(data: Iterable[Batch], device: torch.device) -> list[tuple[Tensor, Tensor]]:

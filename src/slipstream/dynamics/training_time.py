@@ -18,6 +18,8 @@ from slipstream.evaluation import Batch, Loss, weights_in
 from slipstream.weights import Weights, copy, load_weights_, weights_of
 
 Status = Literal["reached", "not reached", "unstable"]
+Verdict = Literal["good", "fair", "poor"]
+_GOOD, _FAIR = 0.05, 0.2  # path errors
 PROBE_SHARE = 0.05  # of the predicted steps
 _PROBE_STEPS = 10  # if no number of steps is predicted
 _COMPARED = 16  # examples whose kernel is computed twice, to see it drift
@@ -45,6 +47,13 @@ class Trust:
     real_loss: float  # over the data, after them
     predicted_loss: float  # by the first linearisation
 
+    @property
+    def verdict(self) -> Verdict:
+        """`good`, `fair` or `poor`, by the path error; the documentation has errors measured."""
+        if self.path_error < _GOOD:
+            return "good"
+        return "fair" if self.path_error < _FAIR else "poor"
+
 
 @dataclass(frozen=True)
 class PredictionCost:
@@ -70,19 +79,19 @@ class TrainingTime:
     status: Status  # `unstable` if the linearised network diverges: the learning rate is too large
     stable_lr: float  # learning rates from here on are unstable at the start
     warm_up: int  # real steps at the head of `losses`
-    linearisations: int  # that were made; fewer than asked for if the loss fell past some
+    linearisations: int  # that were made
     method: Literal["closed form", "iteration"]
     trust: Trust
     cost: PredictionCost
 
     def __str__(self) -> str:
-        lines = [
-            f"loss {one.loss:.4g}: "
-            + ("not reached" if one.steps is None else f"{one.steps} steps")
-            + ("" if one.seconds is None else f", {one.seconds:.3g} s")
-            for one in self.arrivals
-        ]
-        return "\n".join([f"{self.status} ({self.method})", *lines])
+        status = self.status
+        if status == "unstable":
+            status += f": rates are stable below {self.stable_lr:.3g} at the start"
+        return (
+            f"{status}\n{self.linearisations} linearisations, {self.cost.seconds:.3g} s; "
+            f"path error {self.trust.path_error:.2g}: {self.trust.verdict}"
+        )
 
 
 def predict_training_time(
@@ -100,7 +109,8 @@ def predict_training_time(
     max_steps: int = 10_000,
     smoothing: int = 1,
     warm_up: int = 0,
-    linearisations: int = 1,
+    linearisations: int = 16,
+    tolerance: float = 0.02,
     probe_steps: int | None = None,
     outputs: Outputs = "full",
     dtype: torch.dtype | None = None,
@@ -113,9 +123,9 @@ def predict_training_time(
     takes place in the space of outputs: with the kernel `Theta = J J^T` and the gradient `g` of
     the loss by the outputs, a step is `v <- m v + Theta g`, `f <- f - eta v`. The prediction is
     as good as the linearisation: good for wide networks and small changes, late where features
-    are learned. With several `linearisations` the network is linearised again, at the weights
-    that are predicted, each time the loss has fallen by the same factor. `Trust` says how far to
-    believe it.
+    are learned. Therefore the network at the predicted weights is looked at again and again, each
+    time the loss has fallen by the same factor; where its outputs are not the predicted ones, it
+    is linearised anew. `Trust` says how far to believe the prediction.
 
     Args:
         model: What would be trained, in the mode it would be trained in: no dropout, and BatchNorm
@@ -133,7 +143,10 @@ def predict_training_time(
         max_steps: When to give up.
         smoothing: Steps over which the loss is averaged, the latest ones.
         warm_up: Real steps, on a copy, before the network is linearised.
-        linearisations: How often it is linearised; each costs a kernel.
+        linearisations: How often it is linearised at most; each costs a kernel. 1 is the method of
+            the paper. The loss falls by the same factor from each time it is looked at to the next.
+        tolerance: How far outputs may be from the predicted ones, relative to the way they went,
+            before the network is linearised anew.
         probe_steps: Real steps on a copy, for `Trust` and the time of a step; a twentieth of the
             predicted ones if not given, 10 if none are predicted.
         outputs: `separate` neglects what passes between outputs, and takes a C-th of the memory.
@@ -150,6 +163,7 @@ def predict_training_time(
             example by example.
 
     Example:
+        >>> from slipstream.evaluation import squared_loss
         >>> model = nn.Linear(1, 1, bias=False)
         >>> data = [(torch.tensor([[1.0]]), torch.tensor([[2.0]]))]
         >>> weights = {"weight": torch.zeros(1, 1)}  # the loss is 2, and falls by 3/4 a step
@@ -166,6 +180,8 @@ def predict_training_time(
     descent = Descent(lr, momentum, weight_decay, batch_size, seed)
     steps = descent.last_step(max_steps)
     _check_counts(steps, smoothing, warm_up, linearisations, probe_steps)
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
     with weights_in(model, copy({**weights_of(model), **(weights or {})})):
         training = LinearisedTraining.of(
             model,
@@ -175,13 +191,14 @@ def predict_training_time(
             outputs=outputs,
             dtype=dtype,
             memory=memory,
+            tolerance=tolerance,
             say=progress or _silent,
         )
         levels = _levels(training.loss(), thresholds, count=linearisations)
         started = time.perf_counter()
         curve = _warm_up(training, warm_up, window=smoothing)
         warmed = time.perf_counter()
-        kernel, at_start = training.linearise(), copy(weights_of(model))
+        kernel, at_start = training.kernel(), copy(weights_of(model))
         training.descend(kernel, curve, levels=levels, steps=steps)
         critical = sharpness(kernel, training.output_loss)
         followed = time.perf_counter()
@@ -245,7 +262,7 @@ def _warm_up(training: LinearisedTraining, steps: int, *, window: int) -> Curve:
 def _trust(training: LinearisedTraining, kernel: TangentKernel, *, steps: int) -> Trust:
     """Take real steps from where the model is, and compare with the linearised network."""
     walk, first = training.walk, training.walk.data[0][:_COMPARED]
-    start = training.start(kernel, walk.velocity, step=walk.step)
+    start = training.linearisation(kernel, walk.velocity, step=walk.step).start(walk.descent)
     *_, predicted = follow(
         kernel, training.output_loss, start=start, descent=walk.descent, steps=steps
     )
