@@ -4,16 +4,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import cos, pi
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json, write_table
+from slipstream.cli.output import write_json
 from slipstream.cli.progress import pieces_bar
-
-if TYPE_CHECKING:
-    from slipstream.dynamics import TrainingTime
 
 START = "A run folder; training would go on from a snapshot of it."
 STEP = "The snapshot's step; the last if not given."
@@ -88,24 +85,7 @@ def predict(
     if json:
         write_json(asdict(found) | {"losses": found.losses.tolist()})
     else:
-        show(found)
-
-
-def show(found: "TrainingTime") -> None:
-    """Write a prediction for people."""
-    first = float(found.losses[0])
-    rows = [
-        [
-            f"{one.loss:.4g}",
-            f"{one.loss / first:.0%}",
-            f"not within {len(found.losses) - 1}" if one.steps is None else str(one.steps),
-            "" if one.seconds is None else f"{one.seconds:.3g}",
-        ]
-        for one in found.arrivals
-    ]
-    typer.echo(f"loss at the start: {first:.4g}")
-    write_table(["loss", "of the start", "steps", "seconds"], rows)
-    typer.echo(str(found))
+        typer.echo(str(found))
 
 
 def first_examples(batches: Iterable[Any], count: int) -> list[Any]:

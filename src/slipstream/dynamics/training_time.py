@@ -85,13 +85,19 @@ class TrainingTime:
     cost: PredictionCost
 
     def __str__(self) -> str:
-        status = self.status
-        if status == "unstable":
-            status += f": rates are stable below {self.stable_lr:.3g} at the start"
-        return (
-            f"{status}\n{self.linearisations} linearisations, {self.cost.seconds:.3g} s; "
-            f"path error {self.trust.path_error:.2g}: {self.trust.verdict}"
+        first = float(self.losses[0])
+        lines = [f"loss {first:.4g} at the start"]
+        for one in self.arrivals:
+            steps = f"not within {len(self.losses) - 1}" if one.steps is None else f"{one.steps}"
+            seconds = "" if one.seconds is None else f", {one.seconds:.3g} s"
+            lines.append(f"loss {one.loss:.4g} ({one.loss / first:.0%}): {steps} steps{seconds}")
+        if self.status == "unstable":
+            lines.append(f"unstable: at the start, rates are stable below {self.stable_lr:.3g}")
+        lines.append(
+            f"trust: {self.trust.verdict} (path error {self.trust.path_error:.2g}); "
+            f"linearised {self.linearisations} times in {self.cost.seconds:.3g} s"
         )
+        return "\n".join(lines)
 
 
 def predict_training_time(

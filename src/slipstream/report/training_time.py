@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING
 
 from slipstream.dynamics import TrainingTime
+from slipstream.report.palette import BLUE, GREY, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_CURVE, _LEVEL, _REAL = "#0072B2", "#999999", "#D55E00"
 
 
 def plot_training_time(found: TrainingTime) -> "Figure":
@@ -23,11 +22,11 @@ def plot_training_time(found: TrainingTime) -> "Figure":
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
-    axes.plot(found.losses.tolist(), color=_CURVE, linewidth=1.8, label="predicted")
+    axes.plot(found.losses.tolist(), color=BLUE, linewidth=1.8, label="predicted")
     for arrival in found.arrivals:
-        axes.axhline(arrival.loss, color=_LEVEL, linewidth=0.8, linestyle="--")
+        axes.axhline(arrival.loss, color=GREY, linewidth=0.8, linestyle="--")
         if arrival.steps is not None:
-            axes.plot(arrival.steps, arrival.loss, "o", color=_CURVE, markersize=5)
+            axes.plot(arrival.steps, arrival.loss, "o", color=BLUE, markersize=5)
             axes.annotate(
                 f"{arrival.steps} steps",
                 (arrival.steps, arrival.loss),
@@ -38,7 +37,7 @@ def plot_training_time(found: TrainingTime) -> "Figure":
             )
     if found.trust.steps:
         at = found.warm_up + found.trust.steps
-        axes.plot(at, found.trust.real_loss, "x", color=_REAL, label="real")
+        axes.plot(at, found.trust.real_loss, "x", color=VERMILLION, label="real")
         axes.legend(frameon=False, fontsize=8)
     axes.set_yscale("log")
     axes.set_xlabel("step")
