@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.evaluation import classification_loss, evaluate
-from slipstream.landscape import CurvePlan, Descent, fit_curve
+from slipstream.evaluation import accuracy, classification_loss, evaluate
+from slipstream.landscape import CurvePlan, Descent, Shape, Span, barrier_along, fit_curve
 from slipstream.weights import copy, interpolate, weights_of
 
 SHORT = CurvePlan(descent=Descent(epochs=4, lr=0.02), points=5)
@@ -47,10 +47,14 @@ def test_it_goes_around_a_hill(shape, bends):
     curve = fit_curve(
         Point(0.0, 0.0), ring_loss, start=start, end=end, data=[torch.ones(1)], plan=plan
     )
-    assert curve.straight_height == pytest.approx(0.98**0 * (0.99**2) - 0.01**2, abs=0.02)
-    assert curve.height < 0.2 * curve.straight_height
+    assert curve.straight.height == pytest.approx(0.99**2 - 0.01**2)  # (0.1^2 - 1)^2 in the middle
+    assert curve.along.height < 0.2 * curve.straight.height
     assert len(curve.controls) == bends + 2
-    assert curve.losses[0] == curve.straight[0]
+    assert curve.along.line.losses[0] == curve.straight.line.losses[0]
+    assert curve.straight.line.distances[-1] == pytest.approx(2)
+    places = torch.stack([curve.at(i / 40)["w"] for i in range(41)]).double()
+    length = places.diff(dim=0).norm(dim=1).sum()
+    assert curve.along.line.distances[-1] == pytest.approx(float(length), rel=1e-5)
     assert curve.at(0.5)["w"].norm() == pytest.approx(1, abs=0.2)
 
 
@@ -69,15 +73,22 @@ def test_the_ends_are_kept_to_the_bit_and_the_bend_starts_on_the_line():
     torch.testing.assert_close(
         unmoved.controls[1]["0.weight"], interpolate(start, end, 0.5)["0.weight"]
     )
-    torch.testing.assert_close(unmoved.losses, unmoved.straight, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        unmoved.along.line.losses, unmoved.straight.line.losses, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_losses_are_those_of_the_weights_it_gives():
     (start, end), data = ends(), batches()
     model = network(0)
     before = copy(weights_of(model))
-    curve = fit_curve(model, classification_loss, start=start, end=end, data=data, plan=SHORT)
-    for position, loss in zip(curve.positions.tolist(), curve.losses.tolist(), strict=True):
+    curve = fit_curve(
+        model, classification_loss, start=start, end=end, data=data, plan=SHORT,
+        metrics={"accuracy": accuracy},
+    )  # fmt: skip
+    line = curve.along.line
+    assert set(line.values) == {"loss", "accuracy"}
+    for position, loss in zip(line.positions.tolist(), line.losses.tolist(), strict=True):
         found = evaluate(
             model, {"loss": classification_loss}, weights=curve.at(position), data=data
         )
@@ -107,13 +118,13 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path):
     )  # fmt: skip
     assert steps[0] > 1
     assert steps[-1] == 12
-    assert torch.equal(resumed.losses, whole.losses)
+    assert torch.equal(resumed.along.line.losses, whole.along.line.losses)
     for ours, theirs in zip(resumed.controls, whole.controls, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     again = fit_curve(
         network(0), classification_loss, **given, checkpoint=file, progress=lambda *_: 1 / 0
     )
-    assert torch.equal(again.losses, whole.losses)
+    assert torch.equal(again.along.line.losses, whole.along.line.losses)
 
 
 def test_a_checkpoint_of_another_fit(tmp_path):
@@ -161,6 +172,28 @@ def test_a_loss_that_is_not_finite_names_the_step():
             network(0), lambda model, batch: classification_loss(model, batch) * math.nan,
             start=start, end=end, data=batches(), plan=SHORT,
         )  # fmt: skip
+
+
+def test_ends_may_be_the_parameters_alone():
+    model, data = network(0), batches()
+    own = [{n: v for n, v in side.items() if "running" not in n} for side in ends()]
+    curve = fit_curve(
+        model, classification_loss, start=own[0], end=own[1], data=data, plan=SHORT
+    )
+    assert "1.running_mean" in curve.at(0.5)
+    full = fit_curve(
+        model, classification_loss, **dict(zip(("start", "end"), ends(), strict=True)), data=data,
+        plan=SHORT,
+    )  # fmt: skip
+    assert torch.equal(full.at(0.5)["4.weight"], curve.at(0.5)["4.weight"])
+
+
+def test_a_barrier_is_along_a_line():
+    corners = tuple(weights_of(network(seed)) for seed in range(3))
+    with pytest.raises(ValueError, match="span must be a line or a curve"):
+        barrier_along(
+            network(0), classification_loss, span=Span(Shape("simplex", 3), corners), data=batches()
+        )
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from slipstream.landscape.curvature import (
     measure_curvature,
     sharpness,
 )
-from slipstream.landscape.curve import Curve, CurvePlan, fit_curve
+from slipstream.landscape.curve import Curve, CurvePlan, barrier_along, fit_curve
 from slipstream.landscape.directions import (
     Place,
     Plane,
@@ -57,6 +57,7 @@ __all__ = [
     "Span",
     "SpanMetrics",
     "align_then_barrier",
+    "barrier_along",
     "cosine",
     "curvature_along",
     "evaluate_points",

@@ -1,6 +1,6 @@
 """A curve of low loss between two solutions: its ends are held, its bends trained."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -8,17 +8,19 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss
+from slipstream.evaluation import Batch, Loss, Metric
 from slipstream.evaluation.determinism import batch_digest
 from slipstream.landscape.checkpoint import Checkpoint
 from slipstream.landscape.corner_training import CornerTraining, Descent
-from slipstream.landscape.line import above_chord
+from slipstream.landscape.line import Barrier, LossLine, learned, with_loss
 from slipstream.landscape.span import Calibration, Shape, Span, evaluate_span
 from slipstream.weights import (
     Weights,
     check_same_layout,
     copy,
+    difference,
     first_nonfinite,
+    inner,
     interpolate,
     parameter_names,
 )
@@ -50,9 +52,8 @@ class Curve:
 
     plan: CurvePlan
     span: Span  # start, bends, end
-    positions: Tensor  # (points,) from 0 to 1, float64
-    straight: Tensor  # (points,) loss on the straight line at these positions, float64
-    losses: Tensor  # (points,) loss on the curve
+    straight: Barrier  # on the straight line from start to end
+    along: Barrier  # on the curve
     training_losses: tuple[float, ...]  # mean of each epoch, at random positions
     steps: int
     seconds: float  # of the training
@@ -61,16 +62,6 @@ class Curve:
     def controls(self) -> tuple[Weights, ...]:
         """The weights that make the curve: start, bends, end."""
         return self.span.corners
-
-    @property
-    def straight_height(self) -> float:
-        """How far the loss rises above the chord between the ends, on the straight line."""
-        return float(above_chord(self.positions, self.straight).max())
-
-    @property
-    def height(self) -> float:
-        """How far the loss rises above the chord between the ends, on the curve."""
-        return float(above_chord(self.positions, self.losses).max())
 
     def at(self, position: float) -> dict[str, Tensor]:
         """Return the weights at a position from 0 to 1, BatchNorm's statistics recalibrated."""
@@ -86,6 +77,8 @@ def fit_curve(
     data: Iterable[Batch],
     plan: CurvePlan | None = None,
     calibration: Iterable[Batch] | None = None,
+    measured_on: Iterable[Batch] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     checkpoint: str | Path | None = None,
     progress: Callable[[int, int | None], object] | None = None,
 ) -> Curve:
@@ -105,8 +98,9 @@ def fit_curve(
         end: Weights at position 1; same layout.
         data: Batches to train on; if it has a method `epoch(number)`, that gives those of an epoch.
         plan: What to fit and how.
-        calibration: Batches for BatchNorm's statistics, and to measure the loss on; by default
-            `data`.
+        calibration: Batches for BatchNorm's statistics; by default `data`.
+        measured_on: Batches to measure the loss on along the curve; by default `data`.
+        metrics: What else to measure along the curve: name to a function of model and batch.
         checkpoint: A file to keep the state in; if it is there, the fit goes on from it.
         progress: Called after each step with the steps done and their final number, if known.
 
@@ -141,26 +135,67 @@ def fit_curve(
         if (state := kept.read()) is not None:
             training.load_state_dict(state)
     training.run(data, checkpoint=kept, progress=progress)
+    trained = training.corners()
     for i in bends:
-        corners[i] |= training.corners()[i]
-    batches = data if calibration is None else calibration
-    own = Calibration(model, loss, batches)
+        corners[i] |= {name: trained[i][name] for name in start}
+    own = Calibration(model, loss, data if calibration is None else calibration)
+    batches = data if measured_on is None else measured_on
     span = Span(shape, tuple(corners), own)
+    line = Span(Shape("simplex", 2), (corners[0], corners[-1]), own)
     straight, along = (
-        evaluate_span(model, {"loss": loss}, span=way, data=batches, points=plan.points)
-        for way in (Span(Shape("simplex", 2), (corners[0], corners[-1]), own), span)
+        barrier_along(model, loss, span=way, data=batches, metrics=metrics, points=plan.points)
+        for way in (line, span)
     )
-    positions = torch.linspace(0, 1, plan.points, dtype=torch.float64)
     return Curve(
-        plan,
-        span,
-        positions,
-        straight.values["loss"],
-        along.values["loss"],
-        tuple(training.losses),
-        training.step,
-        training.seconds,
+        plan, span, straight, along, tuple(training.losses), training.step, training.seconds
     )
+
+
+def barrier_along(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    span: Span,
+    data: Iterable[Batch],
+    metrics: Mapping[str, Metric] | None = None,
+    points: int = 25,
+    progress: Callable[[int, int], object] | None = None,
+) -> Barrier:
+    """Measure how far the loss rises along a curve or a line, above the chord of its two ends.
+
+    Args:
+        model: Any module; left as it was.
+        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        span: A curve, a polyline, or a simplex of two corners.
+        data: Batches; every point sees the same ones, in eval mode.
+        metrics: What else to measure: name to a function of the model and a batch.
+        points: Evaluations, both ends included.
+        progress: Called with the number of points done, and of all.
+
+    Returns:
+        Loss and metrics at evenly spread positions, with the length of the way there.
+
+    Raises:
+        ValueError: If the span is no line or curve, `data` is empty, or `points` is below 2.
+    """
+    if span.shape.name == "simplex" and span.shape.corners > 2:
+        raise ValueError(f"span must be a line or a curve, got {span.shape}.")
+    chosen = with_loss(loss, metrics)
+    found = evaluate_span(model, chosen, span=span, data=data, points=points, progress=progress)
+    rows = [span.shape.coefficients(position) for position in found.positions]
+    table = torch.tensor(rows, dtype=torch.float64)
+    positions = torch.tensor(found.positions, dtype=torch.float64)
+    return Barrier(LossLine(positions, _distances(span, table), found.values))
+
+
+def _distances(span: Span, table: Tensor) -> Tensor:
+    """The length of the way from point to point, from the inner products of the corners."""
+    corners = [learned(corner) for corner in span.corners]
+    sides = [difference(corner, corners[0]) for corner in corners[1:]]
+    gram = torch.tensor([[inner(a, b) for b in sides] for a in sides], dtype=torch.float64)
+    moved = table.diff(dim=0)[:, 1:]  # coefficients sum to 1: the first corner drops out
+    lengths = torch.einsum("pi,ij,pj->p", moved, gram, moved).clamp_min(0).sqrt()
+    return torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
 
 
 def _check_ends(model: nn.Module, start: Weights, end: Weights) -> None:

@@ -3,13 +3,14 @@
 import typer
 
 from slipstream.cli.landscape.barrier import barrier
+from slipstream.cli.landscape.curve import curve
 from slipstream.cli.landscape.line import line
 from slipstream.cli.landscape.plane import plane
 from slipstream.cli.landscape.study import study
 
 landscape = typer.Typer(
     no_args_is_help=True,
-    help="Measure the loss between and around networks: lines, barriers, planes, a study.",
+    help="Measure the loss between and around networks: lines, barriers, curves, planes, a study.",
 )
-for command in (line, barrier, plane, study):
+for command in (line, barrier, curve, plane, study):
     landscape.command()(command)
