@@ -177,9 +177,7 @@ def test_a_loss_that_is_not_finite_names_the_step():
 def test_ends_may_be_the_parameters_alone():
     model, data = network(0), batches()
     own = [{n: v for n, v in side.items() if "running" not in n} for side in ends()]
-    curve = fit_curve(
-        model, classification_loss, start=own[0], end=own[1], data=data, plan=SHORT
-    )
+    curve = fit_curve(model, classification_loss, start=own[0], end=own[1], data=data, plan=SHORT)
     assert "1.running_mean" in curve.at(0.5)
     full = fit_curve(
         model, classification_loss, **dict(zip(("start", "end"), ends(), strict=True)), data=data,
