@@ -172,15 +172,18 @@ def against_plain(mnist: str, cifar10: str) -> list[dict[str, Any]]:
     return found
 
 
-MEMORY = {"Conv8": (conv8, {"width": 1.0, "batchnorm": False}, (3, 32, 32)),
-          "MLP": (mlp, {"width": 1024, "hidden_layers": 3}, (784,))}  # fmt: skip
+MEMORY = {  # a network, its options, the shape of an input, numbers of stages
+    "Conv8": (conv8, {"width": 1.0, "batchnorm": False}, (3, 32, 32), (1, 5, 10)),
+    "Conv8, width 0.5": (conv8, {"width": 0.5, "batchnorm": False}, (3, 32, 32), (1, 5, 10, 30)),
+    "MLP": (mlp, {"width": 1024, "hidden_layers": 3}, (784,), (1, 5, 10, 30)),
+}
 
 
 def peak(name: str, stages: int) -> None:
     """In a process of its own: print the peak less what was held before, the model, the pairs."""
     import tempfile
 
-    make, options, shape = MEMORY[name]
+    make, options, shape, _ = MEMORY[name]
     torch.manual_seed(0)
     models = [make(**options) for _ in range(3)]
     run = Trajectory.from_weights([copy(weights_of(m)) for m in models[:2]])
@@ -216,8 +219,8 @@ def _resident(field: str) -> int:
 def memory() -> list[dict[str, Any]]:
     """Measure the peak for growing numbers of stages, a process each."""
     found = []
-    for name in MEMORY:
-        for stages in (1, 5, 10, 30):
+    for name, (*_, numbers) in MEMORY.items():
+        for stages in numbers:
             command = [sys.executable, __file__, "--peak", name, str(stages)]
             # What is freed goes back at once: the resident set is what is held, not what was.
             environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}

@@ -30,7 +30,7 @@ from slipstream.weights import Weights, weights_of
 
 METHODS = (
     "identity", "weights", "activations", "procrustes", "sign-mask", "fgmt", "weights-signed",
-    "fgmt-signed", "auto",
+    "activations-signed", "fgmt-signed", "auto",
 )  # fmt: skip
 STAGES = 10
 BUDGET = 3 * STAGES  # gradients of `fgmt-signed`

@@ -23,7 +23,7 @@ WITH_GRADIENTS: dict[Regime, tuple[PortMethod, ...]] = {
     "continued lineage": ("identity", "sign-mask", "identity-signed"),
     "independent": (
         *("identity", "weights", "sign-mask"),
-        *("identity-signed", "weights-signed", "fgmt-signed"),
+        *("identity-signed", "weights-signed", "activations-signed", "fgmt-signed"),
     ),
 }
 # A matching that moves a smaller share of the neurons has found the identity.

@@ -70,7 +70,9 @@ class Workbench:
             permutation = cast("Permutation", self.carrier("activations"))
             return match_rotations(start=permutation, **self._shown())
         if coordinates == "fgmt":
-            first, plan = Permutation.identity(self.groups), self.plan.transfer()
+            # Gradients of a transformer say little from where nothing corresponds yet.
+            first = cast("Permutation", self.carrier("activations"))
+            plan = self.plan.transfer()
             *_, last = methods.fgmt(self.networks, self.line, self.networks.start, first, plan)
             return last.source_to_target
         shapes = {name: tuple(value.shape) for name, value in self.problem.to_base.items()}
@@ -86,10 +88,13 @@ class Workbench:
     def _shown(self) -> dict[str, Any]:
         """Both bases and what they are shown, to compare what their neurons compute."""
         model, data = self.asked("model", self.model), self.asked("data", self.data)
+        theirs, own = self.problem.from_base, self.problem.to_base
+        # A head of another size has no counterpart, and nothing is matched behind it.
+        fits = [n for n in own if n in theirs and theirs[n].shape == own[n].shape]
         return {
             "model": model,
-            "source": complete(model, self.problem.from_base, "from_base"),
-            "target": complete(model, self.problem.to_base, "to_base"),
+            "source": complete(model, {**own, **{n: theirs[n] for n in fits}}, "from_base"),
+            "target": complete(model, own, "to_base"),
             "data": BatchStream(data).take(self.plan.stages * self.plan.batches_per_gradient),
             "groups": self.groups,
             "forward": self.loss or forward_inputs,
