@@ -185,7 +185,7 @@ class Product:
             places = torch.nonzero(move.differs(self._move, axis))
             if not len(places):
                 continue
-            few = places.shape[1] == 1 and 3 * len(places) < self._length(axis)
+            few = places.shape[1] == 1 and 3 * len(places) < 2 * self._length(axis)
             # An axis that lists the block's neurons or their parents is compared whole.
             if changed or not few or self._split(axis) or isinstance(pairs[0][0], LowRank):
                 return None
