@@ -8,7 +8,9 @@ import typer
 from typer.core import TyperGroup
 
 from slipstream.cli.average import average
+from slipstream.cli.complexity import complexity
 from slipstream.cli.compress import compress
+from slipstream.cli.curvature import curvature
 from slipstream.cli.demo import demo
 from slipstream.cli.evaluate import evaluate
 from slipstream.cli.federate import federate
@@ -17,6 +19,7 @@ from slipstream.cli.importing import import_
 from slipstream.cli.landscape import landscape
 from slipstream.cli.match import match
 from slipstream.cli.modes import modes
+from slipstream.cli.motion import motion
 from slipstream.cli.port import port
 from slipstream.cli.predict import predict
 from slipstream.cli.recipe.commands import recipe
@@ -65,6 +68,7 @@ app = typer.Typer(
 for command in (
     *(demo, train, import_, show, groups, match, transfer, port),
     *(evaluate, modes, average, compress, federate, report, predict),
+    *(motion, curvature, complexity),
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(landscape, name="landscape")

@@ -1,6 +1,7 @@
 """What commands write to the standard output: lines for people, or JSON for machines."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,8 +11,16 @@ from rich.table import Table
 
 
 def write_json(value: Any) -> None:
-    """Write JSON."""
-    typer.echo(json.dumps(value, indent=1))
+    """Write JSON; what is no finite number becomes null, as JSON has none of these."""
+    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from slipstream.evaluation import evaluate
 from slipstream.testbed.setup import Setup
-from slipstream.testbed.training import OptimizerName, ScheduleName, train
+from slipstream.testbed.training import OptimizerName, ScheduleName, rate_factor, train
 from slipstream.trajectory import Recorder, Schedule
 
 
@@ -25,6 +25,16 @@ class TrainingPlan:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}.")
+
+    def rates(self, steps: int) -> list[float]:
+        """Return the learning rate of each of so many steps in all.
+
+        Example:
+            >>> [round(rate, 4) for rate in TrainingPlan(lr=0.2, schedule="cosine").rates(4)]
+            [0.2, 0.1707, 0.1, 0.0293]
+        """
+        factor = rate_factor(self.schedule, steps)
+        return [self.lr * factor(step) for step in range(steps)]
 
 
 @dataclass(frozen=True)

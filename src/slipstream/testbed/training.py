@@ -78,7 +78,8 @@ def train(
     chosen = _optimizer(model, optimizer, lr=lr, momentum=momentum, weight_decay=weight_decay)
     if on_optimizer:
         on_optimizer(chosen)
-    scheduler = LambdaLR(chosen, _schedule(schedule, data, epochs=epochs))
+    total_steps = epochs * len(data) if isinstance(data, Sized) else None
+    scheduler = LambdaLR(chosen, rate_factor(schedule, total_steps))
     start, steps, losses = time.perf_counter(), 0, []
     device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -115,15 +116,26 @@ def _optimizer(
     raise ValueError(f"optimizer must be sgd, adam or adamw, got {name!r}.")
 
 
-def _schedule(name: str, data: Iterable[Batch], *, epochs: int) -> Callable[[int], float]:
-    """The factor on the learning rate at every step."""
-    if name == "constant":
+def rate_factor(schedule: ScheduleName, steps: int | None) -> Callable[[int], float]:
+    """Return what the learning rate is multiplied with at every step, counted from 0.
+
+    Args:
+        schedule: `constant`, or `cosine` from 1 to 0.
+        steps: How many there are, if that is known.
+
+    Returns:
+        A function of the step.
+
+    Raises:
+        ValueError: If the schedule is none of these, or needs to know the number of steps.
+    """
+    if schedule == "constant":
         return lambda step: 1.0
-    if name != "cosine":
-        raise ValueError(f"schedule must be constant or cosine, got {name!r}.")
-    if not isinstance(data, Sized):
+    if schedule != "cosine":
+        raise ValueError(f"schedule must be constant or cosine, got {schedule!r}.")
+    if steps is None:
         raise ValueError("The cosine schedule needs data that knows its length in batches.")
-    total = max(1, epochs * len(data))
+    total = max(1, steps)
     return lambda step: (1 + math.cos(math.pi * step / total)) / 2
 
 
