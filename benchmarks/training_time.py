@@ -442,6 +442,7 @@ def text_of(results: list[Result], facts: dict[str, Any]) -> str:
     header = ("", "steps to 10%", *(f"once, {s}" for s in shares), "time")
     header += (*(f"anew, {s}" for s in shares), "time", "kernels")
     names = ("", *(f"at {s}" for s in shares), "within 20%", "never", "Spearman", "time")
+    cheap = [r for r in results if 2 * r.predictions[anew].seconds < r.seconds]
     learned = [result.learned for result in results if result.learned is not None]
     return "\n".join(
         [
@@ -469,6 +470,11 @@ def text_of(results: list[Result], facts: dict[str, Any]) -> str:
             '"the prediction\'s time" is all of the training.',
             "",
             table(names, way_rows(results)),
+            "",
+            f"The same over the {len(cheap)} fine-tunings that take more than twice as long as "
+            "their prediction (linearised anew): only there is anything to be gained.",
+            "",
+            table(names, way_rows(cheap)),
             "",
             "## Trust",
             "",

@@ -4,7 +4,8 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from cases import CASES
-from slipstream.dynamics import tangent_kernel
+from slipstream.dynamics import predict_training_time, tangent_kernel
+from slipstream.evaluation import classification_loss
 from slipstream.weights import copy, displace, weights_of
 
 # MaxPool3d has no batching rule in torch.func: its error is tested below.
@@ -51,6 +52,36 @@ def test_little_memory_gives_the_same_in_more_pieces(name, kind):
     assert_same(pieces.blocks, whole.blocks)
     assert done == [(n + 1, len(done)) for n in range(len(done))]
     assert name == "mlp" or len(done) > 3
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 5, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.head(self.layer(x).mean(1))
+
+
+def test_fused_attention_goes_the_same_way():
+    model, inputs = Attending().double().eval(), torch.randn(3, 5, 4, dtype=torch.float64)
+    rows = []
+    for output in model(inputs).flatten():
+        slopes = torch.autograd.grad(output, list(model.parameters()), retain_graph=True)
+        rows.append(torch.cat([slope.flatten() for slope in slopes]))
+    flat = torch.stack(rows)
+    assert_same(tangent_kernel(model, data=[inputs]).blocks[0], flat @ flat.T)
+    found = predict_training_time(
+        model,
+        classification_loss,
+        data=[(inputs, torch.tensor([0, 1, 1]))],
+        thresholds=[0.1],
+        lr=1e-3,
+        weight_decay=0.1,
+        max_steps=20,
+    )
+    assert found.trust.path_error < 0.02
 
 
 def test_only_layers_with_one_vector_and_one_use_are_taken_apart():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cases import CASES
-from slipstream.dynamics import predict_training_time
+from slipstream.dynamics import Trust, predict_training_time
 from slipstream.evaluation import classification_loss, squared_loss
 from slipstream.testbed import Examples, train
 from slipstream.weights import copy, displace, weights_of
@@ -252,6 +252,16 @@ def test_seconds_come_from_the_steps_that_were_taken():
     assert (without.cost.step, without.arrivals[0].seconds) == (None, None)
     share = predict_training_time(linear(), squared_loss, **how)
     assert share.trust.steps == math.ceil(steps / 20)
+
+
+def test_the_verdict_is_that_of_the_path_error():
+    for error, verdict in ((0.0, "good"), (0.019, "good"), (0.02, "fair"), (0.05, "poor")):
+        assert Trust(error, 0, 0.0, 0.0, 0.0, 0.0).verdict == verdict
+    far = predict_training_time(
+        network(), classification_loss, data=DATA, thresholds=[0.1], lr=1.0, linearisations=1
+    )
+    assert far.trust.verdict == "poor"
+    assert "trust: poor" in str(far)
 
 
 def test_progress_names_what_is_done():

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slipstream.evaluation.determinism import layers_that_drop
@@ -83,7 +85,9 @@ class Network:
     def __call__(self, trained: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
         """Return the outputs, as the model shapes them."""
         given = (self.cast(inputs),)
-        found = functional_call(self.model, {**self.fixed, **self.trained, **trained}, given)
+        tensors = {**self.fixed, **self.trained, **trained}
+        with _unfused():
+            found = functional_call(self.model, tensors, given)
         if not isinstance(found, Tensor):
             raise ValueError(
                 f"The model must return a tensor, one row for each example; it returns a "
@@ -243,6 +247,18 @@ def _holds(network: Network, name: str, layer: Layer, inputs: Tensor) -> bool:
 def _close(first: Tensor, second: Tensor) -> bool:
     scale = float(second.abs().max())
     return torch.allclose(first, second, rtol=1e-3, atol=1e-3 * scale if scale else 1e-12)
+
+
+@contextmanager
+def _unfused() -> Generator[None]:
+    """Compute attention step by step: fused, it has no batching rule and no second derivative."""
+    fast = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

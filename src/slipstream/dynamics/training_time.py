@@ -19,7 +19,7 @@ from slipstream.weights import Weights, copy, load_weights_, weights_of
 
 Status = Literal["reached", "not reached", "unstable"]
 Verdict = Literal["good", "fair", "poor"]
-_GOOD, _FAIR = 0.05, 0.2  # path errors
+_GOOD, _FAIR = 0.02, 0.05  # path errors
 PROBE_SHARE = 0.05  # of the predicted steps
 _PROBE_STEPS = 10  # if no number of steps is predicted
 _COMPARED = 16  # examples whose kernel is computed twice, to see it drift
