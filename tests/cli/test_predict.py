@@ -62,6 +62,15 @@ def test_from_a_run_at_its_last_step(tmp_path):
     assert "10%" in said.stdout
 
 
+def test_what_diverges_is_valid_json():
+    text = slipstream("predict", *NETWORK, "--lr", 1e6, "--json").stdout
+    said = json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    assert said["status"] == "unstable"
+    assert said["trust"]["path_error"] is None
+    plain = slipstream("predict", *NETWORK, "--lr", 1e6).stdout
+    assert f"rates are stable below {said['stable_lr']:.3g}" in plain
+
+
 def test_mistakes_are_one_line():
     for words, message in [
         (("--lr", -1), "lr must be positive, got -1.0"),

@@ -124,6 +124,18 @@ def test_the_closed_form_is_the_iteration_and_is_taken_where_it_holds():
         assert found.method == "iteration"
 
 
+def test_examples_that_move_nothing_do_not_disturb_the_closed_form():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3, bias=False).to(DTYPE)
+    inputs = EXAMPLES.inputs.clone()
+    inputs[4] = 0  # a row of zeros in the kernel: its eigenvalue is 0, not nearly so
+    found = predict_training_time(
+        model, squared_loss, data=[(inputs, EXAMPLES.labels)], thresholds=[0.3], lr=0.1
+    )
+    assert found.method == "closed form"
+    assert found.trust.path_error < 1e-10
+
+
 @ways
 def test_one_step_of_any_network_has_the_right_slope(way):
     """The linearisation is exact to first order: the error of a step is quadratic in the rate."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from math import cos, pi
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,9 +83,23 @@ def predict(
     if figure is not None:
         plot_training_time(found).savefig(figure, dpi=150)
     if json:
-        write_json(asdict(found) | {"losses": found.losses.tolist()})
+        write_json(finite(asdict(found) | {"losses": found.losses.tolist()}))
     else:
         typer.echo(str(found))
+
+
+def finite(value: Any) -> Any:
+    """Return plain data with None for what is infinite or no number: JSON has neither.
+
+    Example:
+        >>> finite({"losses": [1.0, float("inf")]})
+        {'losses': [1.0, None]}
+    """
+    if isinstance(value, dict):
+        return {name: finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def first_examples(batches: Iterable[Any], count: int) -> list[Any]:

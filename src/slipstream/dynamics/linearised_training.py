@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.dynamics.descent import Descent, Walk
-from slipstream.dynamics.function_space import OutputLoss
+from slipstream.dynamics.function_space import OutputLoss, sharpness
 from slipstream.dynamics.jacobians import Network
 from slipstream.dynamics.linearisation import Linearisation, Place
 from slipstream.dynamics.tangent_kernel import Outputs, TangentKernel, tangent_kernel
@@ -71,6 +71,7 @@ class LinearisedTraining:
     say: Say
     kernel_seconds: float = 0.0
     gaps: list[float] = field(default_factory=list)  # of each linearisation, at its end
+    sharpest: float = 0.0  # of the linearisations
 
     @classmethod
     def of(
@@ -120,7 +121,7 @@ class LinearisedTraining:
         """Return the loss over the data of the model as it is now."""
         return self.output_loss.value(self.outputs()).item()
 
-    def kernel(self) -> TangentKernel:
+    def _kernel(self) -> TangentKernel:
         """Return the kernel of the model as it is now."""
         kernel = tangent_kernel(
             self.walk.model,
@@ -134,19 +135,18 @@ class LinearisedTraining:
         return kernel
 
     def descend(
-        self, kernel: TangentKernel, curve: Curve, *, levels: list[float], steps: int
+        self, first: Linearisation, curve: Curve, *, levels: list[float], steps: int
     ) -> None:
         """Train from here; where the loss falls to a level, see whether to linearise anew.
 
         Args:
-            kernel: Of the model as it is now.
+            first: The linearisation to begin with.
             curve: Gets the losses; holds those of real steps before.
             levels: Falling losses; the last one is where to stop.
             steps: Where to stop at the latest.
         """
-        curve.add(self.output_loss.value(kernel.outputs).item())
-        here = self.linearisation(kernel, self.walk.velocity, step=curve.steps)
-        coming, first = self._losses(here, curve, steps), curve.steps
+        curve.add(self.output_loss.value(first.kernel.outputs).item())
+        here, coming, since = first, self._losses(first, curve, steps), curve.steps
         for level in levels:
             if curve.means[-1] <= level:
                 continue
@@ -154,22 +154,22 @@ class LinearisedTraining:
             if curve.diverged:
                 self.gaps.append(math.inf)
                 return
-            place = here.place(curve.steps - first, momentum=bool(self.walk.descent.momentum))
+            place = here.place(curve.steps - since, momentum=bool(self.walk.descent.momentum))
             gap = self._gap(place, here.kernel.outputs)
             if level == levels[-1] or curve.steps >= steps:
                 self.gaps.append(gap)
                 return
             if gap > self.tolerance:
                 self.gaps.append(gap)
-                here = self.linearisation(self.kernel(), place.velocity, step=curve.steps)
-                coming, first = self._losses(here, curve, steps), curve.steps
+                here = self.linearisation(place.velocity, step=curve.steps)
+                coming, since = self._losses(here, curve, steps), curve.steps
                 curve.correct(self.output_loss.value(here.kernel.outputs).item())
 
-    def linearisation(
-        self, kernel: TangentKernel, velocity: dict[str, Tensor], *, step: int
-    ) -> Linearisation:
+    def linearisation(self, velocity: dict[str, Tensor], *, step: int) -> Linearisation:
         """Return the linearisation of the model as it is now."""
+        kernel = self._kernel()
         inputs = [x for x, _ in self.batches]
+        self.sharpest = max(self.sharpest, sharpness(kernel, self.output_loss))
         return Linearisation(
             self._network(), kernel, self.output_loss, inputs=inputs, velocity=velocity, step=step
         )

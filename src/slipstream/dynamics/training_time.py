@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.dynamics.descent import Descent, Rate
-from slipstream.dynamics.function_space import follow, sharpness
+from slipstream.dynamics.function_space import follow
+from slipstream.dynamics.linearisation import Linearisation
 from slipstream.dynamics.linearised_training import Curve, LinearisedTraining, ratio
-from slipstream.dynamics.tangent_kernel import MEMORY, Outputs, TangentKernel, tangent_kernel
+from slipstream.dynamics.tangent_kernel import MEMORY, Outputs, tangent_kernel
 from slipstream.evaluation import Batch, Loss, weights_in
 from slipstream.weights import Weights, copy, load_weights_, weights_of
 
@@ -77,7 +78,7 @@ class TrainingTime:
     losses: Tensor  # (steps + 1,) smoothed loss after 0, 1, ... steps; float64
     arrivals: tuple[Arrival, ...]  # in the order of the thresholds
     status: Status  # `unstable` if the linearised network diverges: the learning rate is too large
-    stable_lr: float  # learning rates from here on are unstable at the start
+    stable_lr: float  # learning rates from here on are unstable where it was linearised
     warm_up: int  # real steps at the head of `losses`
     linearisations: int  # that were made
     method: Literal["closed form", "iteration"]
@@ -92,7 +93,7 @@ class TrainingTime:
             seconds = "" if one.seconds is None else f", {one.seconds:.3g} s"
             lines.append(f"loss {one.loss:.4g} ({one.loss / first:.0%}): {steps} steps{seconds}")
         if self.status == "unstable":
-            lines.append(f"unstable: at the start, rates are stable below {self.stable_lr:.3g}")
+            lines.append(f"unstable: constant rates are stable below {self.stable_lr:.3g}")
         lines.append(
             f"trust: {self.trust.verdict} (path error {self.trust.path_error:.2g}); "
             f"linearised {self.linearisations} times in {self.cost.seconds:.3g} s"
@@ -204,9 +205,9 @@ def predict_training_time(
         started = time.perf_counter()
         curve = _warm_up(training, warm_up, window=smoothing)
         warmed = time.perf_counter()
-        kernel, at_start = training.kernel(), copy(weights_of(model))
-        training.descend(kernel, curve, levels=levels, steps=steps)
-        critical = sharpness(kernel, training.output_loss)
+        at_start = copy(weights_of(model))
+        first = training.linearisation(training.walk.velocity, step=warm_up)
+        training.descend(first, curve, levels=levels, steps=steps)
         followed = time.perf_counter()
         load_weights_(model, at_start)
         status = _status(curve, levels[-1])
@@ -214,7 +215,7 @@ def predict_training_time(
         if probe_steps is None:
             share = math.ceil(PROBE_SHARE * (curve.steps - warm_up))
             probe_steps = min(left, share if status == "reached" else _PROBE_STEPS)
-        trust = _trust(training, kernel, steps=probe_steps)
+        trust = _trust(training, first, steps=probe_steps)
         probed = time.perf_counter()
     times = training.walk.seconds
     step = statistics.median(times) if times else None
@@ -222,7 +223,7 @@ def predict_training_time(
         losses=torch.tensor(curve.means, dtype=torch.float64),
         arrivals=tuple(_arrival(curve, one, step) for one in thresholds),
         status=status,
-        stable_lr=2 * (1 + momentum) / critical if critical else math.inf,
+        stable_lr=2 * (1 + momentum) / sharpest if (sharpest := training.sharpest) else math.inf,
         warm_up=warm_up,
         linearisations=len(training.gaps),
         method="closed form" if training.closed_form else "iteration",
@@ -265,10 +266,10 @@ def _warm_up(training: LinearisedTraining, steps: int, *, window: int) -> Curve:
     return curve
 
 
-def _trust(training: LinearisedTraining, kernel: TangentKernel, *, steps: int) -> Trust:
+def _trust(training: LinearisedTraining, linearised: Linearisation, *, steps: int) -> Trust:
     """Take real steps from where the model is, and compare with the linearised network."""
     walk, first = training.walk, training.walk.data[0][:_COMPARED]
-    start = training.linearisation(kernel, walk.velocity, step=walk.step).start(walk.descent)
+    kernel, start = linearised.kernel, linearised.start(walk.descent)
     *_, predicted = follow(
         kernel, training.output_loss, start=start, descent=walk.descent, steps=steps
     )
