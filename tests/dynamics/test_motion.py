@@ -145,3 +145,12 @@ def test_bad_input_is_told():
         principal_path(run_of([[1.0], [1.0]]), components=1)
     with pytest.raises(ValueError, match=r"parts\['a'\] names 'v', which has no motion"):
         measure_motion(run_of([[1.0], [2.0]])).merged({"a": ["v"]})
+
+
+def test_a_long_random_walk_has_the_shares_that_theory_gives():
+    """Of N steps in many dimensions the k-th component takes 6 / (pi k)^2 of the variance."""
+    generator = torch.Generator().manual_seed(0)
+    steps = torch.randn(150, 4000, generator=generator, dtype=torch.float64)
+    path = principal_path(run_of(steps.cumsum(0)), components=3)
+    expected = torch.tensor([6 / (math.pi * k) ** 2 for k in (1, 2, 3)], dtype=torch.float64)
+    torch.testing.assert_close(path.shares, expected, rtol=0.05, atol=0)
