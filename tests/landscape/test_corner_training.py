@@ -161,6 +161,7 @@ def test_it_resumes_bit_for_bit(optimizer, layerwise):
     first = make(classifier(), optimizer=optimizer, layerwise=layerwise)
     first.run(data, on_epoch=lambda done: states.append(_frozen(first.state_dict())))
     second = make(classifier(), optimizer=optimizer, layerwise=layerwise)
+    torch.manual_seed(99)  # what the process has drawn by then must not matter
     second.load_state_dict(states[2])
     second.run(data)
     assert same(whole.corners(), second.corners())
@@ -272,6 +273,14 @@ def test_a_loss_that_is_not_finite_names_the_step():
     )  # fmt: skip
     with pytest.raises(ValueError, match="The loss at step 5 is nan: try a smaller lr"):
         training.run(batches())
+
+
+def test_a_loss_that_is_no_mean():
+    with pytest.raises(ValueError, match=r"a 0-dim tensor; its shape is \(6,\)"):
+        CornerTraining(
+            classifier(), lambda model, batch: model(batch[0]).sum(-1), shape=Shape("simplex", 2),
+            corners=starts(classifier(), 2), trained=range(2), descent=PLAIN,
+        ).run(batches())  # fmt: skip
 
 
 def test_data_that_run_out():

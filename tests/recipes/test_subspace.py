@@ -327,3 +327,23 @@ def test_fresh_weights_are_those_of_the_layers():
     attention = nn.MultiheadAttention(4, 2)
     drawn = fresh_weights(attention, seed=1)
     assert not torch.equal(drawn["in_proj_weight"], attention.in_proj_weight)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_it_trains_resumes_and_measures(tmp_path):
+    model, data = network().cuda(), batches()
+    plan = SubspacePlan("simplex", descent=SHORT)
+
+    def stop(step, total):
+        if step == 11:
+            raise KeyboardInterrupt
+
+    given = {"data": data, "plan": plan, "run_folder": tmp_path / "run"}
+    with pytest.raises(KeyboardInterrupt):
+        train_subspace(model, classification_loss, **given, progress=stop)
+    found = train_subspace(model, classification_loss, **given, resume=True)
+    assert all(value.is_cuda for value in found.midpoint.values())
+    evaluate(found.ensemble(model), {"accuracy": accuracy}, data=data)
+    loaded = load_subspace(tmp_path / "run", model=model, loss=classification_loss, data=data)
+    middle = evaluate(model, {"loss": classification_loss}, weights=loaded.midpoint, data=data)
+    assert math.isfinite(middle["loss"])

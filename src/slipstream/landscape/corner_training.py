@@ -126,12 +126,14 @@ class CornerTraining:
         for number, corner in enumerate(corners):
             own = {name: corner[name] for name in self._parameters if name in corner}
             check_same_layout(self._parameters, own, names=("the model", f"corner {number}"))
-        self._trained = list(trained)
-        self._held = [i for i in range(shape.corners) if i not in self._trained]
-        self._free = {
-            n: nn.Parameter(self._stack(corners, n, self._trained)) for n in self._parameters
-        }
-        self._fixed = {n: self._stack(corners, n, self._held) for n in self._parameters}
+        held = [i for i in range(shape.corners) if i not in trained]
+        # On the device, as they pick coefficients in every step.
+        device = device_of(model)
+        self._trained = torch.tensor(list(trained), device=device)
+        self._held = torch.tensor(held, dtype=torch.int64, device=device)
+        stacked = {n: self._stack(corners, n, trained) for n in self._parameters}
+        self._free = {name: nn.Parameter(value) for name, value in stacked.items()}
+        self._fixed = {n: self._stack(corners, n, held) for n in self._parameters}
         self._optimizer = descent.build(list(self._free.values()))
         self._layers = {n: layer_of(n) if layerwise else "" for n in self._parameters}
         self._repulsion = repulsion
@@ -148,11 +150,12 @@ class CornerTraining:
 
     def corners(self) -> list[dict[str, Tensor]]:
         """Return copies of all corners as they are now, with the buffers that they share."""
-        shared = {n: v for n, v in self._buffers.items() if n in weights_of(self._model)}
+        persistent = weights_of(self._model)
+        shared = {name: value for name, value in self._buffers.items() if name in persistent}
         found: list[dict[str, Tensor]] = [{} for _ in range(self._shape.corners)]
         for name in self._parameters:
             for kept, places in ((self._free, self._trained), (self._fixed, self._held)):
-                for value, i in zip(kept[name].detach(), places, strict=True):
+                for value, i in zip(kept[name].detach(), places.tolist(), strict=True):
                     found[i][name] = value.clone()
         return [own | copy(shared) for own in found]
 
@@ -251,39 +254,44 @@ class CornerTraining:
 
     def _update(self, batch: Batch, generator: np.random.Generator) -> float:
         """One step; returns the loss at the point it was taken at."""
-        drawn = {
-            layer: self._shape.draw(generator) for layer in dict.fromkeys(self._layers.values())
-        }
-        shares = {name: drawn[layer] for name, layer in self._layers.items()}
+        shares = self._draw(generator)
         self._put(shares)
         value = self._loss(self._model, batch)
+        if value.dim() > 0:
+            raise ValueError(
+                f"loss must return the batch's mean, a 0-dim tensor; its shape is "
+                f"{tuple(value.shape)}."
+            )
         found = value.item()
         if not math.isfinite(found):
             raise ValueError(f"The loss at step {self.step + 1} is {found}: try a smaller lr.")
-        slopes = torch.autograd.grad(
-            value,
-            [p for p in self._parameters.values() if p.requires_grad],
-            materialize_grads=True,
-        )
-        rest = iter(slopes)
-        for name, parameter in self._parameters.items():
-            if parameter.requires_grad:
-                slope = next(rest)
-                own = slope.new_tensor([shares[name][i] for i in self._trained])
-                self._free[name].grad = own.view(-1, *[1] * slope.dim()) * slope
+        learning = {name: p for name, p in self._parameters.items() if p.requires_grad}
+        slopes = torch.autograd.grad(value, list(learning.values()), materialize_grads=True)
+        for name, slope in zip(learning, slopes, strict=True):
+            own = shares[name][self._trained].to(slope)
+            self._free[name].grad = own.view(-1, *[1] * slope.dim()) * slope
         if self._repulsion:
             self._repel(generator)
         self._optimizer.step()
         return found
 
-    def _put(self, shares: Mapping[str, Sequence[float]]) -> None:
+    def _draw(self, generator: np.random.Generator) -> dict[str, Tensor]:
+        """The coefficients of each parameter, (corners,): one draw for each layer, or for all."""
+        device = device_of(self._model)
+        drawn = {
+            layer: torch.tensor(self._shape.draw(generator), dtype=torch.float64, device=device)
+            for layer in dict.fromkeys(self._layers.values())
+        }
+        return {name: drawn[layer] for name, layer in self._layers.items()}
+
+    def _put(self, shares: Mapping[str, Tensor]) -> None:
         """Let the model's parameters be the point with these coefficients."""
         with torch.no_grad():
             for name, parameter in self._parameters.items():
-                free, fixed = self._free[name], self._fixed[name]
-                point = torch.tensordot(self._some(shares[name], self._trained, free), free, 1)
-                if self._held:
-                    point += torch.tensordot(self._some(shares[name], self._held, free), fixed, 1)
+                free, fixed, row = self._free[name], self._fixed[name], shares[name]
+                point = torch.tensordot(row[self._trained].to(free), free, 1)
+                if len(fixed):
+                    point += torch.tensordot(row[self._held].to(fixed), fixed, 1)
                 parameter.data = point
 
     def _repel(self, generator: np.random.Generator) -> None:
@@ -293,10 +301,6 @@ class CornerTraining:
             for value, slope in zip(self._repelled, slopes, strict=True):
                 if value.grad is not None:
                     value.grad[i] += self._repulsion * slope
-
-    @staticmethod
-    def _some(shares: Sequence[float], places: Sequence[int], like: Tensor) -> Tensor:
-        return like.new_tensor([shares[i] for i in places])
 
     def _stack(self, corners: Sequence[Weights], name: str, places: Sequence[int]) -> Tensor:
         """The values of some corners: (corners, *shape)."""

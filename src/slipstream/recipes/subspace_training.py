@@ -4,7 +4,8 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,6 @@ def train_subspace(
     """
     plan = plan or SubspacePlan()
     corners = _starts(model, plan, initial)
-    own = Calibration(model, loss, data if calibration is None else calibration)
     training = CornerTraining(
         model,
         loss,
@@ -110,21 +110,16 @@ def train_subspace(
         layerwise=plan.layerwise,
         repulsion=plan.repulsion,
     )
-
-    def result() -> Subspace:
-        found = training.corners()
-        span = Span(plan.family, tuple(map(own, found)), own)
-        losses, angle = tuple(training.losses), mean_cosine(found)
-        return Subspace(plan, span, losses, angle, training.step, training.seconds)
-
+    batches = data if calibration is None else calibration
+    task = _Task(model, plan, training, Calibration(model, loss, batches))
     if run_folder is None:
         training.run(data, progress=progress)
-        return result()
+        return task.result()
     folder = Path(run_folder)
+    if resume and is_finished(folder):
+        return _finished(folder, task)
     start = batch_digest([dict(corner) for corner in corners]).hex()
     checkpoint = Checkpoint(folder / UNFINISHED, {"plan": asdict(plan), "start": start})
-    if resume and is_finished(folder):
-        return _finished(folder, plan, own)
     state = checkpoint.read() if resume else None
     if state is not None:
         training.load_state_dict(state)
@@ -138,18 +133,7 @@ def train_subspace(
         resume=state is not None,
         step=training.step,
     )
-
-    def keep(done: EpochDone) -> None:
-        middle = Span(plan.family, tuple(training.corners()), own).midpoint
-        found = {"cosine": mean_cosine(training.corners())}
-        if done.epoch:
-            found["train_loss"] = done.loss
-        if validation is not None and metrics:
-            there = evaluate(model, metrics, weights=middle, data=validation)
-            found |= {f"validation_{name}": value for name, value in there.items()}
-        with weights_in(model, middle):
-            recorder.record(step=done.step, epoch=done.epoch, metrics=found)
-
+    keep = partial(task.record, recorder=recorder, validation=validation, metrics=metrics)
     with recorder:
         if state is None:
             clear(folder)
@@ -157,10 +141,48 @@ def train_subspace(
         if recorder.last_kept is None:
             keep(EpochDone(0, 0, math.nan))
         training.run(data, checkpoint=checkpoint, on_epoch=keep, progress=progress)
-    subspace = result()
-    save_subspace(subspace, folder)
+    result = task.result()
+    save_subspace(result, folder)
     checkpoint.path.unlink()
-    return subspace
+    return result
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A subspace in the making."""
+
+    model: nn.Module
+    plan: SubspacePlan
+    training: CornerTraining
+    calibration: Calibration
+
+    def result(self) -> Subspace:
+        """What has been trained so far, the corners with BatchNorm statistics of their own."""
+        found = self.training.corners()
+        span = Span(self.plan.family, tuple(map(self.calibration, found)), self.calibration)
+        losses, angle = tuple(self.training.losses), mean_cosine(found)
+        steps, seconds = self.training.step, self.training.seconds
+        return Subspace(self.plan, span, losses, angle, steps, seconds)
+
+    def record(
+        self,
+        done: EpochDone,
+        *,
+        recorder: Recorder,
+        validation: Iterable[Batch] | None,
+        metrics: Mapping[str, Metric] | None,
+    ) -> None:
+        """Keep the midpoint at the end of an epoch."""
+        corners = self.training.corners()
+        middle = Span(self.plan.family, tuple(corners), self.calibration).midpoint
+        found = {"cosine": mean_cosine(corners)}
+        if done.epoch:
+            found["train_loss"] = done.loss
+        if validation is not None and metrics:
+            there = evaluate(self.model, metrics, weights=middle, data=validation)
+            found |= {f"validation_{name}": value for name, value in there.items()}
+        with weights_in(self.model, middle):
+            recorder.record(step=done.step, epoch=done.epoch, metrics=found)
 
 
 def mean_cosine(corners: Sequence[Weights]) -> float:
@@ -193,10 +215,10 @@ def _starts(
     return list(initial)
 
 
-def _finished(folder: Path, plan: SubspacePlan, calibration: Calibration) -> Subspace:
+def _finished(folder: Path, task: _Task) -> Subspace:
     """What an earlier call has finished."""
-    found = read(folder, calibration=calibration)
-    if found.plan != plan:
+    found = read(folder, calibration=task.calibration)
+    if found.plan != task.plan:
         raise ValueError(
             f"{folder} holds a finished subspace of another plan, {found.plan}. Give another path."
         )
