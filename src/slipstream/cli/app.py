@@ -27,6 +27,7 @@ from slipstream.cli.report import report
 from slipstream.cli.show import show
 from slipstream.cli.train import train
 from slipstream.cli.transfer import transfer
+from slipstream.cli.view import view
 
 MISTAKE, INTERRUPTED = 2, 130  # exit codes: of a wrong argument or file, and of Ctrl-C
 
@@ -67,8 +68,8 @@ app = typer.Typer(
 )
 for command in (
     *(demo, train, import_, show, groups, match, transfer, port),
-    *(evaluate, modes, average, compress, federate, report, predict),
-    *(motion, curvature, complexity),
+    *(evaluate, modes, average, compress, federate, predict),
+    *(motion, curvature, complexity, report, view),
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(landscape, name="landscape")

@@ -14,10 +14,9 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from slipstream.report.content import Section, plain
-from slipstream.report.palette import ON_DARK, run_colour
+from slipstream.report.palette import ON_DARK, RUNS, run_colour
 from slipstream.report.recorded_run import Shown
-
-_PARTS = ("script", "style")
+from slipstream.report.sections import QUESTIONS
 
 
 def page_of(title: str, runs: Sequence[Shown], sections: Sequence[Section]) -> str:
@@ -43,7 +42,7 @@ def page_of(title: str, runs: Sequence[Shown], sections: Sequence[Section]) -> s
             style=Markup(asset("page.css")),
             plotly=Markup(plotly),
             script=Markup(script),
-            settings=settings(len(runs)),
+            settings=settings(),
             runs=legend(runs),
             sections=sections,
             body=Markup("\n".join(section_html(section, runs=len(runs)) for section in sections)),
@@ -76,9 +75,24 @@ def legend(runs: Sequence[Shown]) -> list[dict[str, Any]]:
     ]
 
 
-def settings(runs: int) -> Markup:
-    """Return what the page's script must know."""
-    return embedded({"on_dark": ON_DARK, "runs": runs, "columns": _columns(runs)})
+def view_html(root: str) -> str:
+    """Return the page of the live view over a folder; its parts come from the server.
+
+    Args:
+        root: How the folder is called; shown as text.
+
+    Returns:
+        HTML.
+    """
+    questions = list(QUESTIONS.items())
+    known = embedded({"on_dark": ON_DARK, "runs": RUNS, "questions": questions})
+    template = _environment().get_template("view.html")
+    return template.render(root=root, questions=questions, settings=known)
+
+
+def settings() -> Markup:
+    """Return what the script of a report must know."""
+    return embedded({"on_dark": ON_DARK})
 
 
 def embedded(value: Any) -> Markup:

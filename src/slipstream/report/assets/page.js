@@ -85,7 +85,7 @@ const Page = (() => {
     }
     const height = size.height || usual(width);
     const drawn = layout(height, {
-      hovermode: "x unified",
+      hovermode: "x unified", hoverdistance: -1, // the nearest snapshot, however far
       xaxis: axis(size.bare ? "" : chart.x_label, { showgrid: false, showline: true, ticks: "outside", nticks: size.bare ? 4 : 0 }),
       yaxis: axis(size.bare ? "" : chart.y_label, { tickformat: "~g", nticks: size.bare ? 5 : 0 }),
     });
@@ -381,7 +381,7 @@ const Page = (() => {
 
   function toggle(number, on) {
     if (on) hidden.delete(number); else hidden.add(number);
-    for (const item of document.querySelectorAll("[data-run]")) item.hidden = hidden.has(Number(item.dataset.run));
+    settle(document);
     redraw();
   }
 
@@ -421,5 +421,10 @@ const Page = (() => {
 
   setTheme("system");
   adopt(document);
-  return { adopt, hidden, redraw };
+  /* Hides in `root` what is of runs that are switched off. */
+  function settle(root) {
+    for (const item of root.querySelectorAll("[data-run]")) item.hidden = hidden.has(Number(item.dataset.run));
+  }
+
+  return { adopt, hidden, settle };
 })();

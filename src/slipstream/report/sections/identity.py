@@ -48,6 +48,13 @@ def facts(runs: Sequence[Shown]) -> Table:
     return Table(title, reading, ["what", *(shown.name for shown in runs)], rows)
 
 
+def last_metrics(entries: Sequence[Entry]) -> dict[str, float]:
+    """Return the metrics of the last snapshot that has some: those that a list has room for."""
+    metrics = next((entry.metrics for entry in reversed(entries) if entry.metrics), {})
+    names = sorted(metrics, key=lambda n: (_split(n)[1] != "accuracy", _split(n)[0] == "train", n))
+    return {name.removeprefix("validation_").replace("_", " "): metrics[name] for name in names[:2]}
+
+
 def curves(runs: Sequence[Shown]) -> list[Lines]:
     """Return a chart for each metric, its parts of the data and all runs in it."""
     named = [(shown, name) for shown in runs for name in _metric_names(shown.run.folder.entries)]

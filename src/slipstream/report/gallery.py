@@ -1,0 +1,153 @@
+"""A folder of runs: what is in it now, and sections about some of them, each made once."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from slipstream.report.digits import measured
+from slipstream.report.page import section_html
+from slipstream.report.recorded_run import MODES, RecordedRun, fingerprint, shown
+from slipstream.report.sections import Extras, build_section
+from slipstream.report.sections.identity import last_metrics
+from slipstream.trajectory import is_being_written
+from slipstream.trajectory.run_files import DESCRIPTION
+
+_DEPTH = 5  # folders below the root
+_KEPT = 300  # sections
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A line of the list of runs, as plain data."""
+
+    id: str  # the path below the root
+    state: str  # recording, complete, empty or damaged
+    snapshots: int
+    step: int | None  # of the last snapshot
+    metrics: str  # of the last snapshot that has some
+    changed: float  # seconds since the epoch
+    fingerprint: str
+    problem: str = ""
+
+
+@dataclass
+class Gallery:
+    """The runs below a folder; what was computed is kept in memory, and never written to disk."""
+
+    root: Path
+    modes: int = MODES
+    extras: Extras = field(default_factory=Extras)
+    _opened: dict[str, tuple[str, RecordedRun | str]] = field(default_factory=dict)
+    _made: OrderedDict[tuple[Any, ...], str] = field(default_factory=OrderedDict)
+    _lock: Lock = field(default_factory=Lock)  # sections are made in several threads
+
+    def __post_init__(self) -> None:
+        if not self.root.is_dir():
+            raise FileNotFoundError(f"{self.root} is no folder: name one with run folders in it.")
+
+    def listed(self) -> list[Listed]:
+        """Return what is in the folder now, by name; only what changed is read again."""
+        found = sorted(_runs_below(self.root))
+        known = {identity: self._opened[identity] for identity in found if identity in self._opened}
+        self._opened.clear()
+        self._opened.update(known)
+        return [self._listed(identity) for identity in found]
+
+    def fingerprints(self, ids: Sequence[str]) -> tuple[str, ...]:
+        """Return what changes whenever one of these runs does.
+
+        Args:
+            ids: Of runs in the list.
+
+        Returns:
+            A text for each.
+
+        Raises:
+            KeyError: If there is no such run.
+        """
+        return tuple(self._mark(identity) for identity in ids)
+
+    def section(self, key: str, ids: Sequence[str]) -> str:
+        """Return one section about some runs as HTML, made anew only when they have changed.
+
+        Args:
+            key: Of the question.
+            ids: Of runs in the list, at least one.
+
+        Returns:
+            HTML.
+
+        Raises:
+            KeyError: If there is no such run.
+            ValueError: If a run is damaged.
+        """
+        marks = self.fingerprints(ids)
+        address = (key, tuple(ids), marks)
+        html = self._made.get(address)
+        if html is None:
+            runs = shown([self._run(identity) for identity in ids])
+            html = section_html(build_section(key, runs, self.extras), runs=len(runs))
+        with self._lock:
+            self._made[address] = html
+            self._made.move_to_end(address)
+            while len(self._made) > _KEPT:
+                self._made.popitem(last=False)
+        return html
+
+    def _listed(self, identity: str) -> Listed:
+        mark = self._mark(identity)
+        changed = _changed(self.root / identity)
+        try:
+            run = self._run(identity)
+        except ValueError as error:
+            return Listed(identity, "damaged", 0, None, "", changed, mark, str(error))
+        entries = run.folder.entries
+        state = "recording" if run.growing else "complete" if entries else "empty"
+        metrics = ", ".join(f"{n} {measured(v)}" for n, v in last_metrics(entries).items())
+        step = entries[-1].step if entries else None
+        return Listed(identity, state, len(entries), step, metrics, changed, mark)
+
+    def _run(self, identity: str) -> RecordedRun:
+        mark = self._mark(identity)
+        if self._opened.get(identity, ("",))[0] != mark:
+            self._opened[identity] = (mark, self._open(identity))
+        opened = self._opened[identity][1]
+        if isinstance(opened, str):
+            raise ValueError(opened)
+        return opened
+
+    def _open(self, identity: str) -> RecordedRun | str:
+        try:
+            return RecordedRun.open(self.root / identity, modes=self.modes)
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    def _mark(self, identity: str) -> str:
+        path = self.root / identity
+        inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.root))
+        if not inside or not (path / DESCRIPTION).is_file():
+            raise KeyError(f"There is no run {identity!r} below {self.root}.")
+        return fingerprint(path) + ("+" if is_being_written(path) else "")
+
+
+def _runs_below(root: Path) -> Iterator[str]:
+    for folder, names, files in os.walk(root):
+        here = Path(folder).relative_to(root)
+        if DESCRIPTION in files:
+            yield here.as_posix()
+            names.clear()  # a run holds no runs
+        elif len(here.parts) >= _DEPTH:
+            names.clear()
+        names[:] = [name for name in names if not name.startswith(".")]
+
+
+def _changed(path: Path) -> float:
+    return max(
+        ((path / name).stat().st_mtime for name in (DESCRIPTION, "snapshots.jsonl")
+         if (path / name).exists()),
+        default=0.0,
+    )  # fmt: skip
