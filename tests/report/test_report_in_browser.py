@@ -163,8 +163,7 @@ def test_a_phone_shows_all_without_scrolling_sideways(browser, address):
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
         page.set_viewport_size({"width": 844, "height": 390})
         page.wait_for_function(
-            "[...document.querySelectorAll('.js-plotly-plot')].every("
-            "p => p.querySelector('.main-svg').clientWidth === p.clientWidth)"
+            "() => document.querySelector('.main-svg').width.baseVal.value > 390"
         )
         assert page.evaluate("document.documentElement.scrollWidth") <= 844
 

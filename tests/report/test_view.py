@@ -159,4 +159,4 @@ def test_the_view_in_a_browser(folder):
         page.locator("#run td", has_text="complete").wait_for()
 
         page.set_viewport_size(phone)
-        page.wait_for_function("document.documentElement.scrollWidth <= 390")
+        page.wait_for_function("() => document.documentElement.scrollWidth <= 390")
