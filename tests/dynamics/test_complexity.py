@@ -322,6 +322,9 @@ def test_bad_input_is_told():
         ComplexityMeter(model, layer="gone")
     with pytest.raises(ValueError, match="does not have the bias of '0'"):
         ComplexityMeter(model).attach(torch.optim.SGD([model[2].bias], lr=0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(RuntimeError, match="attached to an optimizer already"):
+        ComplexityMeter(model).attach(optimizer).attach(optimizer)
     with pytest.raises(ValueError, match="No step was measured"):
         ComplexityMeter(model).result()
     with ComplexityMeter(model), pytest.raises(ValueError, match=r"no gradient by torch\.int64"):
@@ -349,3 +352,14 @@ def test_the_input_bias_starts_as_the_same_function():
     assert torch.equal(wrapped(x), model(x))
     assert isinstance(wrapped.input, InputBias)
     assert wrapped.input.bias.dtype == torch.float64
+
+
+@pytest.mark.gpu
+def test_it_runs_where_the_model_is():
+    model = with_input_bias(network(), [4]).cuda()
+    found, run = trained(model, squared, [(x.cuda(), y.cuda()) for x, y in examples(5)])
+    assert found.violations == ()
+    assert found.identity_error < 1e-9
+    assert found.moves.device.type == "cpu"
+    again = complexity_of_run(model, squared, run, examples(5), learning_rate=0.05)
+    torch.testing.assert_close(again.slopes, found.slopes)

@@ -487,3 +487,12 @@ def test_bad_input_is_told():
     ]:
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.gpu
+def test_it_runs_where_the_model_is():
+    model, data = network(), examples()
+    expected = measure_curvature(model, classification_loss, data=data)
+    found = measure_curvature(model.cuda(), classification_loss, data=data)
+    for name in ("loss", "gradient_norm", "largest", "trace", "sharpness", "noise_scale"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name))

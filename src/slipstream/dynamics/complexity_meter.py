@@ -62,7 +62,7 @@ class ComplexityMeter:
         self._gradient: Tensor | None = None  # of the bias, summed over backward passes since then
         self._steps: list[_Step] = []
         self._broken: dict[str, int] = {}  # in words, with the number of steps; 0 is all
-        self._examined = False
+        self._examined = self._attached = False
         self._start()
         self._hooks: list[RemovableHandle] = [
             model.register_forward_pre_hook(self._enter),
@@ -81,7 +81,11 @@ class ComplexityMeter:
 
         Raises:
             ValueError: If the optimiser does not have the bias.
+            RuntimeError: If the meter is attached already.
         """
+        if self._attached:
+            raise RuntimeError("This meter is attached to an optimizer already.")
+        self._attached = True
         group = _group_of(optimizer, self._layer)
         self._broken |= dict.fromkeys(broken_by_optimizer(optimizer, group), 0)
         self._start()

@@ -58,10 +58,9 @@ def find_phases(motion: Motion, *, most: int = 6, shortest: int = SHORTEST) -> P
     Raises:
         ValueError: If an argument is below 1, there are fewer than `shortest` moves, or none moves.
 
-    Source: the optimal partition of "A Cluster Method for Grouping Means in the Analysis of
-    Variance" (Scott, Knott, 1974) is found as in "Algorithms for the Optimal Identification of
-    Segment Neighborhoods" (Auger, Lawrence, 1989); the criterion is that of "Estimating the Number
-    of Change-Points via Schwarz' Criterion" (Yao, 1988).
+    Source: "Algorithms for the Optimal Identification of Segment Neighborhoods" (Auger, Lawrence,
+    1989) for the cuts, "Estimating the Number of Change-Points via Schwarz' Criterion" (Yao, 1988)
+    for their number.
 
     Example:
         >>> from slipstream.dynamics import measure_motion

@@ -158,7 +158,7 @@ def sharpness(
         ValueError: If `radius` is not above 0, or as of `hessian_product`.
 
     Source: "Sharpness-Aware Minimization for Efficiently Improving Generalization" (Foret et al.,
-    2021), equation 2, without the weights' own norm.
+    2021), equation 2 with p = 2.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
