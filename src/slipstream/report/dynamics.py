@@ -12,6 +12,7 @@ from slipstream.report.palette import BLUE, GREY, SKY, VERMILLION
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _NAMED = 40  # parts whose names fit beside each other
@@ -120,7 +121,8 @@ def _draw_speed(axes: "Axes", whole: Motion) -> None:
     axes.stairs(speeds.numpy(), list(whole.steps), color=BLUE, linewidth=1.5, baseline=None)
     if bool((speeds > 0).any()):
         axes.set_yscale("log", nonpositive="mask")
-        axes.minorticks_off()
+        _plain_ticks(axes.yaxis)
+    axes.set_xlim(whole.steps[0], whole.steps[-1])
     axes.set_title("speed of all weights, by step", fontsize=9, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelbottom=False)
@@ -146,13 +148,13 @@ def _draw_map(figure: "Figure", axes: "Axes", motion: Motion) -> None:
         list(motion.steps), rows.tolist(), speeds.numpy(), cmap="cividis", norm=norm
     )
     axes.invert_yaxis()
-    axes.set_xlim(motion.steps[0], motion.steps[-1])
     every = -(-len(motion.names) // _NAMED)
     axes.set_yticks(range(0, len(motion.names), every), motion.names[::every], fontsize=7)
     axes.set_xlabel("step")
     axes.set_title("speed, relative to the weights", fontsize=9, loc="left")
     bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.6, pad=0.02)
-    bar.ax.minorticks_off()
+    if norm is not None:
+        _plain_ticks(bar.ax.xaxis)
 
 
 def _draw_path(axes: "Axes", path: PrincipalPath) -> None:
@@ -161,7 +163,7 @@ def _draw_path(axes: "Axes", path: PrincipalPath) -> None:
     axes.plot(x.tolist(), heights.tolist(), color=BLUE, linewidth=1, marker=".", markersize=4)
     axes.plot(x[:1].tolist(), heights[:1].tolist(), "o", color=VERMILLION, markersize=7)
     axes.plot(x[-1:].tolist(), heights[-1:].tolist(), "*", color=VERMILLION, markersize=12)
-    axes.set_aspect("equal", adjustable="box", anchor="N")
+    axes.set_aspect("equal", adjustable="datalim")
     shares = [f"{share:.0%}" for share in path.shares.tolist()]
     axes.set_xlabel(f"first component, {shares[0]}")
     axes.set_ylabel(f"second component, {shares[1]}" if len(shares) > 1 else "")
@@ -179,6 +181,15 @@ def _draw_value(
         low, high = (values - spread).tolist(), (values + spread).tolist()
         axes.fill_between(found.steps, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain_ticks(axis: "Axis") -> None:
+    """Numbers that fit beside each other on a logarithmic axis of about a decade or of many."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _thinned(values: Tensor, *, last: bool = False) -> tuple[Sequence[float], Sequence[float]]:
