@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from common import machine, machine_line, table, write
@@ -140,9 +141,17 @@ def resnet(cifar10: str) -> dict[str, Any]:
 
 
 def trained(
-    build: Callable[[], nn.Module], examples: Examples, seed: int, *, epochs: int, batch: int
+    build: Callable[[], nn.Module],
+    examples: Examples,
+    seed: int,
+    *,
+    epochs: int,
+    batch: int,
+    kept: Path | None,
 ) -> dict[str, Tensor]:
-    """Train a network with Adam, the learning rate falling to 0."""
+    """Train a network with Adam, the learning rate falling to 0; or read the one that is kept."""
+    if kept is not None and kept.is_file():
+        return load_file(kept)
     model = network(build, seed)
     batches = examples.batches(batch, seed=seed)
     train(
@@ -154,16 +163,24 @@ def trained(
         lr=1e-3,
         schedule="cosine",
     )
-    return copy(weights_of(model))
+    weights = copy(weights_of(model))
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        save_file(weights, kept)
+    return weights
 
 
 def barriers(
-    name: str, data: DataSplit, layers: int, *, epochs: int, batch: int
+    name: str, data: DataSplit, layers: int, *, epochs: int, batch: int, work: Path | None
 ) -> list[dict[str, Any]]:
     """Measure barriers between the networks of three seeds, before and after matching weights."""
     inputs = data.test.inputs[0].numel()
     build = partial(mlp, inputs=inputs, width=512, hidden_layers=layers)
-    ends = [trained(build, data.train, seed, epochs=epochs, batch=batch) for seed in SEEDS]
+    files = [work and work / f"{name}-{layers}-{epochs}-{seed}.safetensors" for seed in SEEDS]
+    ends = [
+        trained(build, data.train, seed, epochs=epochs, batch=batch, kept=kept)
+        for seed, kept in zip(SEEDS, files, strict=True)
+    ]
     model, test = build(), list(data.test.batches(500))
     groups = find_neuron_groups(model, inputs_of(test[0])[:4])
     rows = []
@@ -271,14 +288,16 @@ def measure(part: str, arguments: argparse.Namespace) -> Any:
         return [
             row
             for layers in arguments.layers
-            for row in barriers("MNIST", data, layers, epochs=arguments.epochs, batch=256)
+            for row in barriers(
+                "MNIST", data, layers, epochs=arguments.epochs, batch=256, work=arguments.work
+            )
         ]
     digits = load_data("digits")
     if part == "digits":
         return [
             row
             for layers in arguments.layers
-            for row in barriers("digits", digits, layers, epochs=60, batch=32)
+            for row in barriers("digits", digits, layers, epochs=60, batch=32, work=arguments.work)
         ]
     return {"plane": planes, "small": small}[part](digits)
 
@@ -289,8 +308,9 @@ def main() -> None:
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--mnist", help="folder of MNIST")
     parser.add_argument("--cifar10", help="folder of CIFAR-10")
-    parser.add_argument("--epochs", type=int, default=10, help="on MNIST")
+    parser.add_argument("--epochs", type=int, default=8, help="on MNIST")
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--work", type=Path, help="keep trained networks here, to go on from")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,5 +1,7 @@
 """Metrics at many points: batched, one at a time, plain, and in a file."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -119,17 +121,71 @@ class Branching(nn.Module):
         return x * 2 if x.sum() > 0 else x
 
 
-@pytest.mark.parametrize(("build", "shape"), [(Recurrent, (4, 2)), (Branching, (6,))])
+class SlowlyBatched(nn.Module):
+    """Has an operator that vmap runs in a slow loop, and warns of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.head(x)
+        return x * functional.multi_margin_loss(x, torch.zeros(len(x), dtype=torch.int64))
+
+
+class Remembering(nn.Module):
+    """Uses its weight behind the back of functional_call, which then changes nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+        self.held = [self.head.weight]
+
+    def forward(self, x):
+        return functional.linear(x, self.held[0], self.head.bias)
+
+
+class Normed(nn.Sequential):
+    """BatchNorm without a convolution, which alone would rule batching out."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("build", "shape"),
+    [
+        (Recurrent, (4, 2)),
+        (Branching, (6,)),
+        (SlowlyBatched, (6,)),
+        (Remembering, (6,)),
+        (Normed, (6,)),
+    ],
+)
 def test_models_that_cannot_be_batched_are_measured_one_at_a_time(build, shape):
     torch.manual_seed(0)
     model = build().double()
     corners = [copy(weights_of(build().double())) for _ in range(2)]
     data = [(torch.randn(5, *shape, dtype=torch.float64), torch.arange(5) % 3)]
+    # Statistics that are right at the last point, where batched and single values are compared.
+    corners[1] |= recalibrate_batchnorm(model, weights=corners[1], data=data)
     table = polyline(2, 6)
-    found = evaluate_points(
-        model, BOTH, corners=corners, coefficients=table, data=data, memory=1 << 30
-    )
-    wanted = plain(model, corners, table, data)
+    seen = []
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        found = evaluate_points(
+            model,
+            BOTH,
+            corners=corners,
+            coefficients=table,
+            data=data,
+            calibration=data,
+            memory=1 << 30,
+            progress=lambda done, total: seen.append(done),
+        )
+    assert not heard
+    assert seen == [1, 2, 3, 4, 5, 6]
+    wanted = plain(model, corners, table, data, data)
     for metric in BOTH:
         assert torch.allclose(found[metric], wanted[metric], rtol=1e-12)
 
@@ -221,6 +277,8 @@ def test_a_file_of_other_inputs_is_refused(tmp_path):
             evaluate_points(model, BOTH, **{**given, **changed})
     with pytest.raises(ValueError, match="other metrics"):
         evaluate_points(model, {"loss": classification_loss}, **given)
+    with pytest.raises(FileNotFoundError):
+        evaluate_points(model, BOTH, **{**given, "resume": tmp_path / "nowhere" / "points"})
     file.write_bytes(b"something else")
     with pytest.raises(ValueError, match="holds no computed points"):
         evaluate_points(model, BOTH, **given)

@@ -1,6 +1,7 @@
 """Metrics at many points of weight space: batched where that is faster, one at a time elsewhere."""
 
 import math
+import warnings
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -116,9 +117,9 @@ def _fill(
 ) -> None:
     bench.probe(corners.at(table[:1]))
     size = bench.chunk_size(corners.nbytes, memory)
-    measure: Callable[[Weights], dict[str, Tensor]] = bench.one_by_one
-    if size >= _WORTH_BATCHING and bench.can_batch(corners.at(table[:size])):
-        measure = bench.together
+    measure: Callable[[Weights], dict[str, Tensor]] = bench.together
+    if size < _WORTH_BATCHING or not bench.can_batch(corners.at(table[:size])):
+        measure, size = bench.one_by_one, 1
     try:
         # Chunks begin at multiples of their size, so that resumed ones are rounded alike.
         for start in range(store.done, len(table), size):
@@ -184,8 +185,10 @@ class _Bench(nn.Module):
         last = {name: value[-1:] for name, value in points.items()}
         batch, size = self.batches[0]
         try:
-            several = self._on(batch, points)
-        except (RuntimeError, ValueError, TypeError, NotImplementedError, AttributeError):
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", UserWarning)  # so vmap says that it is a slow loop
+                several = self._on(batch, points)
+        except (RuntimeError, ValueError, TypeError, AttributeError, UserWarning):
             return False  # an error of the model itself comes again, one at a time
         alone = self.one_by_one(last, batches=[(batch, size)])
         return all(_alike(float(several[name][-1]), float(alone[name])) for name in self.metrics)

@@ -31,6 +31,8 @@ class PointStore:
         self._written = time.monotonic()
         if path is not None and path.exists():
             self._read(path)
+        else:
+            self.save()  # a folder that is not there should be told before the work
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Keep the values of the next points, (points,) by metric."""

@@ -100,7 +100,7 @@ def _of_a_transfer(
     trained = list(opened.weights.values())[1] if trained_target else None
     collected = networks_of_transfer(
         Trajectory.open(source),
-        result.trajectory,
+        result.trajectory[: result.chosen + 1],
         source_to_target=result.source_to_target,
         trained_target=trained,
     )
