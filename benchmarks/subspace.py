@@ -177,26 +177,26 @@ def curve_between(
 
 
 def subspaces(bench: Bench) -> Iterator[tuple[str, dict[str, float]]]:
-    """Lines, curves and simplices; the line also without repulsion."""
-    plans = {
-        "line": SubspacePlan("line"),
-        "line, no repulsion": SubspacePlan("line", repulsion=0.0),
-        "line, layer by layer": SubspacePlan("line", layerwise=True),
-        "curve": SubspacePlan("curve"),
-        "simplex of 3": SubspacePlan("simplex", corners=3),
-    }
-    for name, plan in plans.items():
-        found = train_subspace(
-            bench.model,
-            classification_loss,
-            data=bench.train,
-            plan=replace(plan, descent=replace(bench.case.descent, seed=bench.seed)),
-            initial=[
-                weights_of(bench.network(bench.seed + corner * OTHER))
-                for corner in range(plan.corners)
-            ],
-        )
-        yield from judged(bench, found, name)
+    """Lines, curves and simplices, with and without repulsion."""
+    for repulsion in (1.0, 0.0):
+        plans = {
+            "line": SubspacePlan("line", repulsion=repulsion),
+            "line, layer by layer": SubspacePlan("line", repulsion=repulsion, layerwise=True),
+            "curve": SubspacePlan("curve", repulsion=repulsion),
+            "simplex of 3": SubspacePlan("simplex", corners=3, repulsion=repulsion),
+        }
+        for name, plan in plans.items():
+            found = train_subspace(
+                bench.model,
+                classification_loss,
+                data=bench.train,
+                plan=replace(plan, descent=replace(bench.case.descent, seed=bench.seed)),
+                initial=[
+                    weights_of(bench.network(bench.seed + corner * OTHER))
+                    for corner in range(plan.corners)
+                ],
+            )
+            yield from judged(bench, found, f"{name}, beta {repulsion:g}")
 
 
 def judged(bench: Bench, found: Subspace, name: str) -> Iterator[tuple[str, dict[str, float]]]:
@@ -209,42 +209,85 @@ def judged(bench: Bench, found: Subspace, name: str) -> Iterator[tuple[str, dict
     yield f"{name}: ensemble with the midpoint", bench.judge_together([*members, found.midpoint])
 
 
-def rows_of(seeds: list[dict[str, dict[str, float]]]) -> list[list[str]]:
-    """A row for each way: means over the seeds."""
+def rows_of_ways(seeds: list[dict[str, dict[str, float]]]) -> list[list[str]]:
+    """A row for each way that is no subspace: means over the seeds."""
     rows = []
     for name in seeds[0]:
-        if "barrier" in name:
+        if "beta" in name or "barrier" in name:
             continue
-        own = [seed[name] for seed in seeds]
-        less = [100 * (seed[name]["accuracy"] - seed["standard"]["accuracy"]) for seed in seeds]
-        cosines = [result["cosine"] for result in own if "cosine" in result]
         rows.append(
             [
                 name,
-                spread([100 * result["accuracy"] for result in own], "{:.1f}"),
-                spread(less, "{:+.1f}") if name != "standard" else "",
-                spread([result["loss"] for result in own], "{:.3f}"),
+                accuracies(seeds, name),
+                beside(seeds, name) if name != "standard" else "",
+                spread([seed[name]["loss"] for seed in seeds], "{:.3f}"),
                 "2" if name.startswith("two") else "2.5" if "between two" in name else "1",
-                spread(cosines, "{:.2f}") if cosines else "",
             ]
         )
     return rows
 
 
+def rows_of_subspaces(seeds: list[dict[str, dict[str, float]]]) -> list[list[str]]:
+    """A row for each subspace: means over the seeds."""
+    rows = []
+    for name in seeds[0]:
+        if not name.endswith(": midpoint") or "beta" not in name:
+            continue
+        own = name.partition(":")[0]
+        ends = next(other for other in seeds[0] if other.startswith(f"{own}: ensemble of"))
+        rows.append(
+            [
+                own,
+                accuracies(seeds, name),
+                beside(seeds, name),
+                spread([seed[name]["loss"] for seed in seeds], "{:.3f}"),
+                beside(seeds, f"{own}: worst point"),
+                beside(seeds, ends),
+                beside(seeds, f"{own}: ensemble with the midpoint"),
+                spread([seed[name]["cosine"] for seed in seeds], "{:.2f}"),
+            ]
+        )
+    return rows
+
+
+def accuracies(seeds: list[dict[str, dict[str, float]]], name: str) -> str:
+    """Test accuracy in per cent."""
+    return spread([100 * seed[name]["accuracy"] for seed in seeds], "{:.1f}")
+
+
+def beside(seeds: list[dict[str, dict[str, float]]], name: str) -> str:
+    """Test accuracy less that of the standard network of the same seed, in points."""
+    return spread(
+        [100 * (seed[name]["accuracy"] - seed["standard"]["accuracy"]) for seed in seeds], "{:+.1f}"
+    )
+
+
 def text_of(name: str, case: Case, seeds: list[dict[str, dict[str, float]]]) -> str:
-    """The table of a case."""
-    header = ("", "test accuracy, %", "beside standard", "test loss", "trainings", "cosine")
+    """The tables of a case."""
     straight, curved = (
         spread([seed[f"barrier of the training loss: {way}"]["loss"] for seed in seeds], "{:.3f}")
         for way in ("straight", "curve")
     )
     noise = f"{case.noise:.0%} of the training labels at random" if case.noise else "clean labels"
+    ways = ("", "test accuracy, %", "beside standard", "test loss", "trainings")
+    subspaces = (
+        "",
+        "midpoint, %",
+        "midpoint",
+        "its test loss",
+        "worst point",
+        "ensemble of the ends",
+        "with the midpoint",
+        "cosine",
+    )
     return "\n".join(
         [
             f"\n## {name}\n",
             f"{case.network} {dict(case.options)}, {noise}, {case.descent.epochs} epochs, "
             f"{len(seeds)} seeds: mean ± sample standard deviation.\n",
-            table(header, rows_of(seeds)),
+            table(ways, rows_of_ways(seeds)),
+            "\nOne training each; test accuracy of the midpoint, then points beside standard:\n",
+            table(subspaces, rows_of_subspaces(seeds)),
             f"\nBetween two independent networks the training loss rises by {straight} on the "
             f"straight line, by {curved} on a quadratic curve fitted in half as many epochs.",
         ]
