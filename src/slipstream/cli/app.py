@@ -20,6 +20,7 @@ from slipstream.cli.landscape import landscape
 from slipstream.cli.match import match
 from slipstream.cli.modes import modes
 from slipstream.cli.motion import motion
+from slipstream.cli.plot import plot
 from slipstream.cli.port import port
 from slipstream.cli.predict import predict
 from slipstream.cli.recipe.commands import recipe
@@ -69,7 +70,7 @@ app = typer.Typer(
 for command in (
     *(demo, train, import_, show, groups, match, transfer, port),
     *(evaluate, modes, average, compress, federate, predict),
-    *(motion, curvature, complexity, report, view),
+    *(motion, curvature, complexity, report, view, plot),
 ):
     app.command(command.__name__.rstrip("_"))(command)
 app.add_typer(landscape, name="landscape")

@@ -3,22 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from slipstream.report.palette import METHODS
 from slipstream.transfer.comparison import TARGET_START, TRAINED_TARGET, Comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Okabe and Ito's palette, told apart by colour-blind readers; a method keeps its colour everywhere.
-COLOURS = {
-    "naive": "#999999",
-    "random": "#E69F00",
-    "oracle": "#000000",
-    "gmt": "#56B4E9",
-    "fgmt": "#0072B2",
-    "fgmt-signed": "#D55E00",
-    TARGET_START: "#CC79A7",
-    TRAINED_TARGET: "#009E73",
-}
 
 
 def plot_along(comparison: Comparison, path: str | Path, *, metric: str = "accuracy") -> None:
@@ -40,7 +29,7 @@ def plot_along(comparison: Comparison, path: str | Path, *, metric: str = "accur
     last = 0
     for name in comparison.names:
         series = [[stage[metric] for stage in o.along] for o in comparison.of(name) if o.along]
-        colour = COLOURS.get(name)
+        colour = METHODS.get(name)
         if series:
             stages = list(zip(*series, strict=True))
             means = [sum(values) / len(values) for values in stages]
@@ -52,8 +41,8 @@ def plot_along(comparison: Comparison, path: str | Path, *, metric: str = "accur
     for name in (TARGET_START, TRAINED_TARGET):
         if name in comparison.names:
             level, _ = comparison.mean(name, lambda outcome: outcome.metrics[metric])
-            axes.axhline(level, color=COLOURS[name], linewidth=1, linestyle="--")
-            labels.append((level, f"{name} (test)", COLOURS[name]))
+            axes.axhline(level, color=METHODS[name], linewidth=1, linestyle="--")
+            labels.append((level, f"{name} (test)", METHODS[name]))
     _label(axes, labels, x=last)
     axes.set_xlabel("stage of the transfer")
     axes.set_ylabel(f"{metric} on validation data")

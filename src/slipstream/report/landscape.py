@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from slipstream.landscape import AlignedBarriers, Barrier, LandscapeStudy, LossLine, LossPlane
+from slipstream.report.palette import run_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart by colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _LEVELS = 25
 _DECADES = 4  # of the loss above its lowest that contours show: beyond is one colour
 
@@ -34,7 +33,7 @@ def plot_loss_line(
     figure = _figure(6.4, 3.8)
     axes = figure.subplots()
     for number, (name, found) in enumerate(named.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        colour = run_colour(number)
         line = found.line if isinstance(found, Barrier) else found
         values = _values(line.values, metric)
         axes.plot(line.positions.numpy(), values.numpy(), color=colour, linewidth=2)

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from slipstream.modes import ModePlane, Modes
+from slipstream.report.palette import BLUE, SKY
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     Canvas = Figure | SubFigure
 
-_CURVE, _BAND = "#0072B2", "#56B4E9"
+_CURVE, _BAND = BLUE, SKY
 _COLUMNS = 5  # panels side by side
 _SHOWN = 1000  # rows of the correlation matrix: a figure has no more points
 _NAMED = 40  # tensors whose names fit beside each other
