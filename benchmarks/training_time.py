@@ -15,147 +15,26 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from scipy.optimize import curve_fit
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
 from common import machine, machine_line, table, write
 from slipstream.dynamics import TrainingTime, predict_training_time
-from slipstream.evaluation import Loss, accuracy, classification_loss, evaluate, squared_loss
-from slipstream.testbed import Examples, build_network, load_data, train
-from slipstream.testbed.datasets import DataSpec
+from slipstream.evaluation import Loss
+from slipstream.testbed import Examples, load_data
+from training_time_cases import LOSSES, RATE_SHARE, Case, cases, start_of
 
 SHARES = (0.5, 0.25, 0.1)  # of the loss at the start, to be reached
 EXAMPLES = 120
-RATE_SHARE = 0.2  # of the largest stable learning rate at the start
 MAX_STEPS = 4000
 FIRST = 10  # real steps from which curves are extrapolated
-LOSSES: dict[str, Loss] = {"squared": squared_loss, "cross-entropy": classification_loss}
-SPEC = DataSpec("digits", shape=(1, 8, 8), classes=5)
-
-
-@dataclass(frozen=True)
-class Case:
-    """A network and how it is fine-tuned."""
-
-    network: str
-    loss: Literal["squared", "cross-entropy"]
-    width: float | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    start: Literal["pre-trained", "random"] = "pre-trained"
-    momentum: float = 0.0
-    batch_size: int | None = None
-    cosine: bool = False
-    rate_share: float = RATE_SHARE
-
-    @property
-    def name(self) -> str:
-        """Say what it is in a few words."""
-        how = [
-            "random start" if self.start == "random" else "",
-            f"momentum {self.momentum:g}" if self.momentum else "",
-            f"batches of {self.batch_size}" if self.batch_size else "",
-            "cosine schedule" if self.cosine else "",
-        ]
-        layers = self.options.get("hidden_layers")
-        shape = f"{layers} x {self.width:g}" if layers else f"{self.width:g}" if self.width else ""
-        normed = "BatchNorm" if self.options.get("batchnorm") else ""
-        words = [" ".join(w for w in (self.network, shape, normed) if w), self.loss, *how]
-        return ", ".join(word for word in words if word)
-
-
-def cases() -> list[Case]:
-    """Return all cases; each is run with several seeds."""
-    found = []
-    shapes = [(1, 4096), (1, 1024), (1, 512), (2, 1024), (2, 512)]
-    for layers, width in shapes:
-        for loss in ("squared", "cross-entropy"):
-            options = {"hidden_layers": layers}
-            found.append(Case("mlp", loss, width, options))  # type: ignore[arg-type]
-    wide, narrow = {"hidden_layers": 1}, {"hidden_layers": 2}
-    small = {"channels": [8, 16], "hidden": 32}
-    for loss in ("squared", "cross-entropy"):
-        more: Any = {"loss": loss}
-        found += [
-            Case("mlp", width=512, options=wide, start="random", **more),
-            Case("mlp", width=128, options=narrow, start="random", **more),
-            Case("mlp", width=512, options=wide, momentum=0.9, **more),
-            Case("mlp", width=512, options=wide, batch_size=30, **more),
-            Case("mlp", width=512, options=wide, cosine=True, **more),
-        ]
-    for batchnorm in (False, True):
-        found.append(Case("conv_net", "cross-entropy", options={**small, "batchnorm": batchnorm}))
-    found.append(Case("vit", "cross-entropy"))
-    return found
-
-
-class SmallViT(nn.Module):
-    """A vision transformer for images of 8 x 8: patches of 2 x 2, two blocks."""
-
-    def __init__(self, *, classes: int, width: int = 24, heads: int = 3) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(1, width, 2, stride=2)
-        self.position = nn.Parameter(0.02 * torch.randn(16, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(2)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, 1, 8, 8) to (batch, classes)."""
-        tokens = self.patch(x).flatten(2).mT + self.position
-        found: Tensor = self.head(self.norm(self.blocks(tokens)).mean(1))
-        return found
-
-
-class Block(nn.Module):
-    """Attention and two layers, each behind a LayerNorm, each added."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.before, self.between = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.mix, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.layers = nn.Sequential(
-            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, tokens, width) to the same."""
-        split = self.mix(self.before(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key, value = split
-        weights = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1)
-        x = x + self.out((weights @ value).transpose(1, 2).flatten(2))
-        found: Tensor = x + self.layers(self.between(x))
-        return found
-
-
-def build(case: Case, *, seed: int) -> nn.Module:
-    """Return a network with seeded weights."""
-    if case.network == "vit":
-        torch.manual_seed(seed)
-        return SmallViT(classes=5)
-    return build_network(case.network, data=SPEC, width=case.width, seed=seed, **case.options)
-
-
-def start_of(case: Case, *, seed: int, known: Examples) -> tuple[nn.Module, float | None]:
-    """Return the network that is fine-tuned, in eval mode, and what it learned before."""
-    model, learned = build(case, seed=seed), None
-    if case.start == "pre-trained":
-        convolves = case.network != "mlp"
-        how: Any = {"optimizer": "adam", "lr": 3e-3} if convolves else {"lr": 0.05}
-        epochs = 15 if convolves else 5
-        batches = known.batches(64, seed=seed)
-        train(model, classification_loss, data=batches, epochs=epochs, seed=seed, **how)
-        learned = evaluate(model, {"accuracy": accuracy}, data=batches)["accuracy"]
-        torch.manual_seed(100 + seed)
-        model.head = nn.Linear(model.head.in_features, 5)  # type: ignore[union-attr, arg-type]
-    return model.eval(), learned
 
 
 @dataclass(frozen=True)
@@ -434,10 +313,21 @@ def trust_line(results: list[Result], way: str) -> str:
     return f"Rank correlation with the size of the error, {way}: {', '.join(said)}."
 
 
+def trust_lines(results: list[Result]) -> list[str]:
+    """Return the part of the page about `Trust`."""
+    lines = ["## Trust", ""]
+    ways = ("linearised once", "linearised anew")
+    lines += [trust_line(results, way) for way in ways]
+    for way in ways:
+        header = (f"path_error, {way}", "fine-tunings", "median error, %", "largest, %")
+        lines += ["", table(header, trust_rows(results, way))]
+    return lines
+
+
 def text_of(results: list[Result], facts: dict[str, Any]) -> str:
     """Return the page."""
     shares = [f"{share:.0%}" for share in SHARES]
-    once, anew = "linearised once", "linearised anew"
+    anew = "linearised anew"
     seeds = len({result.seed for result in results})
     header = ("", "steps to 10%", *(f"once, {s}" for s in shares), "time")
     header += (*(f"anew, {s}" for s in shares), "time", "kernels")
@@ -476,24 +366,9 @@ def text_of(results: list[Result], facts: dict[str, Any]) -> str:
             "",
             table(names, way_rows(cheap)),
             "",
-            "## Trust",
-            "",
-            trust_line(results, once),
-            trust_line(results, anew),
-            "",
-            *(
-                line
-                for way in (once, anew)
-                for line in (
-                    table(
-                        (f"path_error, {way}", "fine-tunings", "median error, %", "largest, %"),
-                        trust_rows(results, way),
-                    ),
-                    "",
-                )
-            ),
+            *trust_lines(results),
         ]
-    ).rstrip()
+    )
 
 
 def save(output: Path, facts: dict[str, Any], results: list[Result]) -> None:

@@ -175,8 +175,9 @@ class LinearisedTraining:
         )
 
     def _losses(self, here: Linearisation, curve: Curve, steps: int) -> Iterator[float]:
-        descent, left = self.walk.descent, steps - curve.steps
-        return here.losses(descent, steps=left, closed_form=self.closed_form)
+        # Eigenvectors pay for the many steps of a linearisation that holds, not for a few.
+        closed_form = self.closed_form and not self.gaps
+        return here.losses(self.walk.descent, steps=steps - curve.steps, closed_form=closed_form)
 
     def _append(self, losses: Iterator[float], curve: Curve, *, level: float, steps: int) -> None:
         """Append losses until one is at the level."""

@@ -21,7 +21,7 @@ from slipstream.weights import Weights, copy, load_weights_, weights_of
 Status = Literal["reached", "not reached", "unstable"]
 Verdict = Literal["good", "fair", "poor"]
 _GOOD, _FAIR = 0.02, 0.05  # path errors
-PROBE_SHARE = 0.05  # of the predicted steps
+_PROBE_SHARE = 0.05  # of the predicted steps
 _PROBE_STEPS = 10  # if no number of steps is predicted
 _COMPARED = 16  # examples whose kernel is computed twice, to see it drift
 
@@ -81,7 +81,7 @@ class TrainingTime:
     stable_lr: float  # learning rates from here on are unstable where it was linearised
     warm_up: int  # real steps at the head of `losses`
     linearisations: int  # that were made
-    method: Literal["closed form", "iteration"]
+    method: Literal["closed form", "iteration"]  # of the first one
     trust: Trust
     cost: PredictionCost
 
@@ -186,9 +186,7 @@ def predict_training_time(
     """
     descent = Descent(lr, momentum, weight_decay, batch_size, seed)
     steps = descent.last_step(max_steps)
-    _check_counts(steps, smoothing, warm_up, linearisations, probe_steps)
-    if not tolerance >= 0:
-        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
+    _check_settings(steps, smoothing, warm_up, linearisations, probe_steps, tolerance)
     with weights_in(model, copy({**weights_of(model), **(weights or {})})):
         training = LinearisedTraining.of(
             model,
@@ -211,10 +209,9 @@ def predict_training_time(
         followed = time.perf_counter()
         load_weights_(model, at_start)
         status = _status(curve, levels[-1])
-        left = steps - warm_up
         if probe_steps is None:
-            share = math.ceil(PROBE_SHARE * (curve.steps - warm_up))
-            probe_steps = min(left, share if status == "reached" else _PROBE_STEPS)
+            share = math.ceil(_PROBE_SHARE * (curve.steps - warm_up))
+            probe_steps = min(steps - warm_up, share if status == "reached" else _PROBE_STEPS)
         trust = _trust(training, first, steps=probe_steps)
         probed = time.perf_counter()
     times = training.walk.seconds
@@ -288,8 +285,13 @@ def _trust(training: LinearisedTraining, linearised: Linearisation, *, steps: in
     )
 
 
-def _check_counts(
-    steps: int, smoothing: int, warm_up: int, linearisations: int, probe_steps: int | None
+def _check_settings(
+    steps: int,
+    smoothing: int,
+    warm_up: int,
+    linearisations: int,
+    probe_steps: int | None,
+    tolerance: float,
 ) -> None:
     for name, value, least in (
         ("smoothing", smoothing, 1),
@@ -299,6 +301,8 @@ def _check_counts(
     ):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, got {value}.")
+    if not tolerance >= 0:
+        raise ValueError(f"tolerance must not be negative, got {tolerance}.")
     needed = warm_up + max(1, probe_steps or 0)
     if steps < needed:
         raise ValueError(
