@@ -79,6 +79,7 @@ def test_mistakes_are_one_line():
             "--reach must be a loss such as 0.1, or a share such as 10%, got",
         ),
         (("--reach", "120%"), "thresholds must be below the loss at the start"),
+        (("--memory", 1e-6), "with 10 outputs each takes 0.00016 GB, and memory allows 1e-06 GB"),
         (("--examples", 0), "--examples must be at least 1, got 0"),
     ]:
         result = slipstream("predict", *NETWORK, *words, code=2)

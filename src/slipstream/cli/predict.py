@@ -20,6 +20,8 @@ REACH = "A loss to reach, such as 0.1, or a share of that at the start, such as 
 BATCH = "Examples in a step; all if not given."
 COSINE = "Of the lr; cosine falls to 0 at --max-steps."
 LINEARISATIONS = "How often the network may be linearised; 1 is the paper's method."
+OUTPUTS = "separate leaves out what passes between outputs, and takes less memory."
+MEMORY = "Gigabytes that the kernel, and blocks of the Jacobian, may each take."
 FIGURE = "Draw the predicted curve: PNG, SVG or PDF by its ending."
 
 
@@ -41,6 +43,8 @@ def predict(
     schedule: Annotated[Literal["constant", "cosine"], typer.Option(help=COSINE)] = "constant",
     max_steps: Annotated[int, typer.Option(help="When to give up.")] = 5000,
     linearisations: Annotated[int, typer.Option(help=LINEARISATIONS)] = 16,
+    outputs: Annotated[Literal["full", "separate"], typer.Option(help=OUTPUTS)] = "full",
+    memory: Annotated[float, typer.Option(help=MEMORY)] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the batches.")] = 0,
     figure: Annotated[Path | None, typer.Option(help=FIGURE)] = None,
     device: options.Device = "cpu",
@@ -77,6 +81,8 @@ def predict(
             batch_size=batch_size,
             max_steps=max_steps,
             linearisations=linearisations,
+            outputs=outputs,
+            memory=int(memory * 1e9),
             seed=seed,
             progress=progress,
         )
