@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
-from slipstream.landscape import Descent, cosine
+from slipstream.landscape import Descent, checkpoint, cosine
 from slipstream.recipes import SubspacePlan, fresh_weights, load_subspace, train_subspace
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import copy, weights_of
@@ -143,8 +143,10 @@ def test_it_is_recorded_as_a_run_of_the_midpoint(tmp_path):
         load_subspace(folder, model=model)
 
 
-@pytest.mark.parametrize("stop_at", [2, 11])
-def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, stop_at):
+@pytest.mark.parametrize(("stop_at", "share"), [(2, 1.0), (11, 1.0), (11, 0.0)])
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop_at, share):
+    """Also from a state that is older than the last snapshots, which are then taken again."""
+    monkeypatch.setattr(checkpoint, "SHARE", share)
     data, plan = batches(), SubspacePlan("simplex", descent=SHORT)
     whole = train_subspace(
         network(), classification_loss, data=data, plan=plan, run_folder=tmp_path / "whole"
