@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -40,7 +40,6 @@ class Network:
     dtype: torch.dtype
     trained: dict[str, Tensor]  # detached, in `dtype`
     fixed: dict[str, Tensor]  # parameters that are frozen, and buffers
-    layers: dict[str, Layer] = field(default_factory=dict)  # by the name of the module
 
     @classmethod
     def of(cls, model: nn.Module, *, dtype: torch.dtype | None) -> "Network":
@@ -51,7 +50,7 @@ class Network:
             dtype: What to compute in; at least float32 if not given.
 
         Returns:
-            The network, with no layer treated specially.
+            The network.
 
         Raises:
             ValueError: If nothing is trained, or a layer drops at random or mixes examples.

@@ -136,12 +136,17 @@ def tangent_kernel(
         inputs, found = outputs_over(network, data)
         check_memory(*found.shape, kind=outputs, itemsize=found.element_size(), memory=memory)
         _check_independent(network, inputs, found)
-        layers = simple_layers(network, inputs)
+        numbers = memory // found.element_size()
+        layers = {
+            name: layer
+            for name, layer in simple_layers(network, inputs).items()
+            if found.numel() * layer.width <= numbers // 4
+        }
         whole = _Sum(network, inputs, found, outputs)
-        whole.add_layers(layers)
+        whole.add_layers(layers, numbers=numbers)
         taken = {name for one in layers.values() for name in (one.weight, one.bias)}
         others = {name: v for name, v in network.trained.items() if name not in taken}
-        whole.add_tensors(others, numbers=memory // found.element_size(), progress=progress)
+        whole.add_tensors(others, numbers=numbers, progress=progress)
     seconds = time.perf_counter() - started
     return TangentKernel(
         whole.blocks(), found, outputs, tuple(network.trained), tuple(layers), seconds
@@ -241,10 +246,17 @@ class _Sum:
         rows = self._kernel.shape[0] * self._kernel.shape[1]
         return self._kernel.view(1, rows, rows)
 
-    def add_layers(self, layers: Mapping[str, Layer]) -> None:
-        """Add what linear layers contribute: (g . g') (x . x' + 1 if there is a bias)."""
-        if not layers:
-            return
+    def add_layers(self, layers: Mapping[str, Layer], *, numbers: int) -> None:
+        """Add what linear layers contribute, all at once or, if that is too much, one by one."""
+        rows = len(self._inputs) * len(self._units)
+        if layers and rows * sum(layer.width for layer in layers.values()) <= numbers // 4:
+            self._add_layers(layers)
+        else:
+            for name, layer in layers.items():
+                self._add_layers({name: layer})
+
+    def _add_layers(self, layers: Mapping[str, Layer]) -> None:
+        """Add (g . g') (x . x' + 1 if there is a bias)."""
         slopes, entering = self._network.rows([], self._inputs, self._units, layers=layers)
         for name, layer in layers.items():
             inner = self._kernel.new_full([len(self._inputs)] * 2, float(bool(layer.bias)))

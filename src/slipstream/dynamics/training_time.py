@@ -37,7 +37,7 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Trust:
-    """What is known of a prediction's error: near 0 is good, from 0.1 on little can be trusted."""
+    """What is known of a prediction's error: near 0 is good, and `verdict` is the word for it."""
 
     # |f(w) - f_predicted| / |f_predicted - f_before| at the weights w where each linearisation
     # was left: how far the real network is from it there; the largest. No real step is taken.
