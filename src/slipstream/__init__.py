@@ -7,22 +7,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slipstream.dynamics import predict_training_time
     from slipstream.evaluation import (
         accuracy,
         classification_loss,
         evaluate,
-        gradient,
-        probe_determinism,
         recalibrate_batchnorm,
     )
+    from slipstream.landscape import loss_barrier, loss_plane
     from slipstream.matching import match_activations, match_gradients, match_weights
     from slipstream.modes import Averages, OnlineModes, average_run, fit_modes
+    from slipstream.report.report import write_report
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.symmetry.permutation import Permutation
     from slipstream.symmetry.tracing import find_neuron_groups
-    from slipstream.trajectory import Recorder, Schedule, Snapshot, Trajectory, import_run
+    from slipstream.trajectory import Recorder, Schedule, Trajectory, import_run
     from slipstream.transfer import (
-        SignWeights,
         TransferPlan,
         TransferResult,
         compare_methods,
@@ -37,7 +37,6 @@ _ROOMS = {
     # record
     "Recorder": "trajectory",
     "Schedule": "trajectory",
-    "Snapshot": "trajectory",
     "Trajectory": "trajectory",
     "import_run": "trajectory",
     # match
@@ -48,7 +47,6 @@ _ROOMS = {
     "match_gradients": "matching",
     "match_weights": "matching",
     # transfer
-    "SignWeights": "transfer",
     "TransferPlan": "transfer",
     "TransferResult": "transfer",
     "compare_methods": "transfer",
@@ -65,10 +63,12 @@ _ROOMS = {
     "accuracy": "evaluation",
     "classification_loss": "evaluation",
     "evaluate": "evaluation",
-    "gradient": "evaluation",
-    "probe_determinism": "evaluation",
+    "loss_barrier": "landscape",
+    "loss_plane": "landscape",
+    "predict_training_time": "dynamics",
     "recalibrate_batchnorm": "evaluation",
     "weights_of": "weights",
+    "write_report": "report.report",
 }
 
 __all__ = [
@@ -78,8 +78,6 @@ __all__ = [
     "Permutation",
     "Recorder",
     "Schedule",
-    "SignWeights",
-    "Snapshot",
     "Trajectory",
     "TransferPlan",
     "TransferResult",
@@ -90,18 +88,20 @@ __all__ = [
     "evaluate",
     "find_neuron_groups",
     "fit_modes",
-    "gradient",
     "import_run",
     "load_transfer",
+    "loss_barrier",
+    "loss_plane",
     "match_activations",
     "match_gradients",
     "match_weights",
     "port_fine_tune",
-    "probe_determinism",
+    "predict_training_time",
     "recalibrate_batchnorm",
     "transfer_to_many",
     "transfer_trajectory",
     "weights_of",
+    "write_report",
 ]
 
 
