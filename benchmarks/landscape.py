@@ -228,7 +228,9 @@ def spread(values: list[float], digits: int) -> str:
 
 def as_text(found: dict[str, Any]) -> str:
     """Return the tables."""
-    parts = [f"# Landscapes\n\n{machine_line(found['machine'])}\n\nTimes are processor seconds."]
+    loads = ", ".join(f"{part} {load:.0f}" for part, load in found["loads"].items())
+    about = f"The parts were measured one by one, at loads of {loads}. Times are processor seconds."
+    parts = [f"# Landscapes\n\n{machine_line(found['machine'])}\n\n{about}"]
     if rows := found.get("plane"):
         cells = [[f"{r['network']}, {r['data']} part", f"{r['seconds']:.1f}"] for r in rows]
         head = "## A plane of 41 x 41 on the digits: loss and accuracy"
@@ -344,6 +346,7 @@ def main() -> None:
     for part in arguments.only or [part for part in PARTS if not missing.get(part)]:
         if missing.get(part):
             parser.error(f"--only {part} needs --{'mnist' if part == 'mnist' else 'cifar10'} DIR")
+        found.setdefault("loads", {})[part] = machine()["load"]
         rows = measure(part, arguments)
         if part in ("digits", "mnist"):  # other depths and epochs are kept
             cases = {row["case"] for row in rows}

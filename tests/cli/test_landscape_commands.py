@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 from slipstream.cli.app import app
+from slipstream.cli.landscape.networks import write_outputs
 from slipstream.landscape import (
     align_then_barrier,
     landscape_study,
@@ -153,3 +154,8 @@ def test_mistakes_are_one_line(folder, tmp_path):
         result = slipstream("landscape", *words, code=2)
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
+
+
+def test_what_is_no_number_is_null_in_the_file(tmp_path):
+    write_outputs([tmp_path / "a.json"], data={"losses": [1.0, float("nan")]}, figure=None)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"losses": [1.0, None]}

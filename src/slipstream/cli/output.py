@@ -11,8 +11,13 @@ from rich.table import Table
 
 
 def write_json(value: Any) -> None:
-    """Write JSON; what is no finite number becomes null, as JSON has none of these."""
-    typer.echo(json.dumps(_finite(value), indent=1, allow_nan=False))
+    """Write JSON, as of `json_text`."""
+    typer.echo(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return JSON; what is no finite number becomes null, as JSON has none of these."""
+    return json.dumps(_finite(value), indent=1, allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

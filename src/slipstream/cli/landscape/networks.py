@@ -1,6 +1,5 @@
 """From paths that a user types to named weights of one model, with data to measure them on."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from slipstream.cli.average import BATCHES
+from slipstream.cli.output import json_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -147,6 +147,6 @@ def write_outputs(out: Sequence[Path], *, data: dict[str, Any], figure: "Figure"
 
     for file in out:
         if file.suffix == ".json":
-            write_whole(file, [(json.dumps(data, indent=1) + "\n").encode()])
+            write_whole(file, [f"{json_text(data)}\n".encode()])
         else:
             figure.savefig(file, dpi=150)
