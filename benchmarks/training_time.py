@@ -131,9 +131,9 @@ class Prediction:
 
     steps: list[int | None]
     seconds: float
-    path_error: float = math.nan
-    output_error: float = math.nan
-    kernel_drift: float = math.nan
+    path_error: float | None = None  # of `Trust`; an extrapolation has none
+    output_error: float | None = None
+    kernel_drift: float | None = None
     linearisations: int = 0
 
 
@@ -291,7 +291,7 @@ def trust_rows(results: list[Result], way: str) -> list[tuple[str, ...]]:
              for r in results if r.real[place]]  # fmt: skip
     bounds = (0.0, 0.02, 0.05, 0.2, math.inf)
     for low, high in pairwise(bounds):
-        found = [error for one, error in pairs if low <= one.path_error < high]
+        found = [error for one, error in pairs if low <= (one.path_error or 0.0) < high]
         sizes = sorted(math.inf if error is None else abs(error) for error in found)
         between = f"from {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
         if sizes:
