@@ -48,9 +48,8 @@ class PointStore:
         """Write what there is by now."""
         if self._path is None:
             return
-        tensors = {**self.values, "done": torch.tensor(self.done)}
-        facts = {"format": FORMAT, "inputs": json.dumps(self._inputs)}
-        write_whole(self._path, [save(tensors, facts)])
+        facts = {"format": FORMAT, "inputs": json.dumps(self._inputs), "done": str(self.done)}
+        write_whole(self._path, [save(self.values, facts)])
         self._written = time.monotonic()
 
     def _read(self, path: Path) -> None:
@@ -68,7 +67,7 @@ class PointStore:
                 f"The points in {path} were computed with other {' and other '.join(changed)}: "
                 "go on with the same, or give another path."
             )
-        self.done = int(tensors.pop("done"))
+        self.done = int(facts["done"])
         self.values = {name: tensors[name] for name in self.values}
 
 
