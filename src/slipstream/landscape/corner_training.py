@@ -67,6 +67,71 @@ class Descent:
             return SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
         return AdamW(parameters, self.lr, weight_decay=self.weight_decay)
 
+    def epoch_of_steps(
+        self,
+        model: nn.Module,
+        data: Iterable[Batch],
+        optimizer: Optimizer,
+        update: Callable[[Batch], float],
+        *,
+        epoch: int,
+        length: int | None = None,
+    ) -> float:
+        """Pass over the data once, the rate as of every step.
+
+        Args:
+            model: In train mode meanwhile; says where the batches go.
+            data: Batches; if it has a method `epoch(number)`, that gives the batches of each epoch.
+            optimizer: Whose rate is set.
+            update: Does a step on a batch and returns its loss.
+            epoch: Epochs done before.
+            length: Batches of an epoch, if that is known.
+
+        Returns:
+            The mean loss of the epoch, weighted by batch size.
+
+        Raises:
+            ValueError: If there is no batch.
+        """
+        model.train()
+        device = device_of(model)
+        total, count = 0.0, 0
+        for number, batch in enumerate(batches_of_epoch(data, epoch)):
+            within = (number + 0.5) / length if length else 0.5
+            for group in optimizer.param_groups:
+                group["lr"] = self.rate(epoch + min(within, 1.0))
+            total += update(to_device(batch, device)) * batch_size(batch)
+            count += batch_size(batch)
+        if not count:
+            raise ValueError(
+                f"data is empty in epoch {epoch + 1}: there is no batch to train on. A "
+                "generator runs out after one epoch; pass a list or a DataLoader."
+            )
+        return total / count
+
+
+def loss_value(loss: Tensor, steps: int) -> float:
+    """Return a loss as a number.
+
+    Args:
+        loss: Mean over a batch, 0-dim.
+        steps: Steps done before it.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: If it is not 0-dim or not finite.
+    """
+    if loss.dim() > 0:
+        raise ValueError(
+            f"loss must return the batch's mean, a 0-dim tensor; its shape is {tuple(loss.shape)}."
+        )
+    found = loss.item()
+    if not math.isfinite(found):
+        raise ValueError(f"The loss at step {steps + 1} is {found}: try a smaller lr.")
+    return found
+
 
 @dataclass(frozen=True)
 class EpochDone:
@@ -232,39 +297,26 @@ class CornerTraining:
         progress: Callable[[int], object],
     ) -> None:
         """One pass over the data."""
-        self._model.train()
-        device = device_of(self._model)
-        total, count = 0.0, 0
-        for number, batch in enumerate(batches_of_epoch(data, self.epoch)):
-            within = (number + 0.5) / length if length else 0.5
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._descent.rate(self.epoch + min(within, 1.0))
-            value = self._update(to_device(batch, device), generator)
-            total += value * batch_size(batch)
-            count += batch_size(batch)
+
+        def update(batch: Batch) -> float:
+            found = self._update(batch, generator)
             self.step += 1
             progress(self.step)
-        if not count:
-            raise ValueError(
-                f"data is empty in epoch {self.epoch + 1}: there is no batch to train on. A "
-                "generator runs out after one epoch; pass a list or a DataLoader."
+            return found
+
+        self.losses.append(
+            self._descent.epoch_of_steps(
+                self._model, data, self._optimizer, update, epoch=self.epoch, length=length
             )
+        )
         self.epoch += 1
-        self.losses.append(total / count)
 
     def _update(self, batch: Batch, generator: np.random.Generator) -> float:
         """One step; returns the loss at the point it was taken at."""
         shares = self._draw(generator)
         self._put(shares)
         value = self._loss(self._model, batch)
-        if value.dim() > 0:
-            raise ValueError(
-                f"loss must return the batch's mean, a 0-dim tensor; its shape is "
-                f"{tuple(value.shape)}."
-            )
-        found = value.item()
-        if not math.isfinite(found):
-            raise ValueError(f"The loss at step {self.step + 1} is {found}: try a smaller lr.")
+        found = loss_value(value, self.step)
         learning = {name: p for name, p in self._parameters.items() if p.requires_grad}
         slopes = torch.autograd.grad(value, list(learning.values()), materialize_grads=True)
         for name, slope in zip(learning, slopes, strict=True):

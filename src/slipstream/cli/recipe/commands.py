@@ -2,11 +2,12 @@
 
 import typer
 
+from slipstream.cli.recipe.iterand import iterand
 from slipstream.cli.recipe.subspace import subspace
 
 recipe = typer.Typer(
     no_args_is_help=True,
     help="Train in another way: several networks in one run, and what else there is.",
 )
-for command in (subspace,):
+for command in (subspace, iterand):
     recipe.command()(command)
