@@ -41,6 +41,8 @@ def test_closed_forms():
     assert Shape("polyline", 4).coefficients(1 / 3) == pytest.approx((0, 1, 0, 0))
     assert Shape("simplex", 2).coefficients(t) == pytest.approx(Shape("bezier", 2).coefficients(t))
     assert Shape("simplex", 3).coefficients((0.2, 0.3, 0.5)) == (0.2, 0.3, 0.5)
+    assert Shape("simplex", 3).coefficients(torch.tensor([0.5, 0.25, 0.25])) == (0.5, 0.25, 0.25)
+    assert Shape("simplex", 2).coefficients(torch.linspace(0, 1, 5)[1]) == (0.75, 0.25)
 
 
 def test_the_lattice_of_a_simplex_holds_every_multiple_once():

@@ -17,7 +17,7 @@ from slipstream.landscape.points import mix
 from slipstream.weights import Weights, check_same_layout
 
 ShapeName = Literal["simplex", "bezier", "polyline"]
-Position = float | Sequence[float]
+Position = float | Sequence[float] | Tensor  # a tensor of one number, or of one for each corner
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Shape:
         Raises:
             ValueError: If there is no such position.
         """
+        if isinstance(position, Tensor):
+            position = position.tolist()
         if not isinstance(position, int | float):
             return self._barycentric(position)
         if self.name == "simplex" and self.corners > 2:
