@@ -36,7 +36,7 @@ def opened(browser, address, **options):
     """A page whose errors and requests to elsewhere fail the test."""
     context = browser.new_context(**options)
     page, wrong = context.new_page(), []
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     here = address.split("/")[2]

@@ -276,6 +276,17 @@ def test_a_run_whose_model_is_unknown_says_how_to_give_it(tmp_path):
     assert "give both, model and data" in notes[0].text
 
 
+def test_a_run_that_ends_in_a_nan_has_a_sentence_for_its_end(tmp_path, trained):
+    source = Trajectory.open(trained / "source")
+    start = source[0].weights
+    configuration = source.description["configuration"]
+    with create_run(tmp_path / "a", model=source.layout, configuration=configuration) as writer:
+        writer.append(step=0, weights=start)
+        writer.append(step=1, weights={name: value * math.nan for name, value in start.items()})
+    (note,) = items("end", on_page(tmp_path / "a"), Note, Extras(landscapes=Landscapes(seconds=0)))
+    assert note.text.startswith("a: end holds a NaN")
+
+
 def test_names_are_as_short_as_they_can_be(tmp_path):
     assert short_names([tmp_path / "a" / "run", tmp_path / "b" / "run"]) == ["a/run", "b/run"]
     assert short_names([tmp_path / "run" / ".." / "x"]) == ["x"]

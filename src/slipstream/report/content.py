@@ -121,7 +121,6 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     run: int | None = None
-    folded: bool = False  # shown when it is asked for
     kind: str = "table"
 
 

@@ -42,13 +42,3 @@ def with_spread(values: Sequence[float]) -> str:
     if places < 0:
         return f"{round(mean, places):.0f} ± {round(deviation, places):.0f}"
     return f"{mean:.{places}f} ± {deviation:.{places}f}"
-
-
-def counted(number: int) -> str:
-    """Return a whole number with its thousands set apart.
-
-    Example:
-        >>> counted(1234567)
-        '1,234,567'
-    """
-    return f"{number:,}"

@@ -50,21 +50,18 @@ def page_of(title: str, runs: Sequence[Shown], sections: Sequence[Section]) -> s
     )
 
 
-def section_html(section: Section, *, runs: int, fingerprint: str = "") -> str:
+def section_html(section: Section, *, runs: int) -> str:
     """Return one section as HTML; the page's script draws what is in it.
 
     Args:
         section: What to show.
         runs: How many runs there are: what is of one of them stands beside that of the next.
-        fingerprint: Of what it was made from.
 
     Returns:
         An element.
     """
     template = _environment().get_template("section.html")
-    return template.render(
-        section=section, runs=runs, columns=_columns(runs), fingerprint=fingerprint
-    )
+    return template.render(section=section, runs=runs, columns=_columns(runs))
 
 
 def legend(runs: Sequence[Shown]) -> list[dict[str, Any]]:

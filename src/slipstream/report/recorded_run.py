@@ -90,11 +90,6 @@ class RecordedRun:
         """The finished transfer that made it, or None."""
         return load_transfer(self.path) if (self.path / SUMMARY).is_file() else None
 
-    @property
-    def fingerprint(self) -> str:
-        """What changes whenever the run does, or its being recorded."""
-        return fingerprint(self.path) + ("+" if self.growing else "")
-
 
 @dataclass(frozen=True, eq=False)
 class Shown:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from slipstream.modes import Modes
 from slipstream.report.content import Cell, HeatMap, Item, Lines, Note, Panels, Series, Table, plain
-from slipstream.report.digits import counted
 from slipstream.report.palette import run_colour
 from slipstream.report.recorded_run import Shown
 
@@ -71,7 +70,7 @@ def _shares(modes: Modes, shown: Shown) -> HeatMap:
 def _table(modes: Modes, shown: Shown) -> Table:
     counts, shares = modes.weights_by_mode().tolist(), modes.share_by_mode().tolist()
     rows = [
-        [Cell(str(n), n), Cell(counted(count), count), Cell(f"{share:.1%}", share)]
+        [Cell(str(n), n), Cell(f"{count:,}", count), Cell(f"{share:.1%}", share)]
         for n, (count, share) in enumerate(zip(counts, shares, strict=True))
     ]
     reading = "Every weight follows one mode; shares are of the motion of all weights."

@@ -113,13 +113,16 @@ def ending(runs: Sequence[Shown], *, landscapes: Landscapes | None) -> list[Item
         return [Note(text, f"slipstream report {runs[0].run.path} --landscape")]
     experiments: dict[int, Experiment] = {}
     items: list[Item] = []
+    own = []
     for shown in runs:
         try:
-            experiments[shown.number] = landscapes.open(shown.run)
+            experiment = landscapes.open(shown.run)
+            own.append(own_line(shown, experiment, landscapes))
         except (ValueError, OSError, ModuleNotFoundError) as error:
             items.append(Note(f"{shown.name}: {error}", run=shown.number))
+        else:
+            experiments[shown.number] = experiment
     known = [shown for shown in runs if shown.number in experiments]
-    own = [own_line(shown, experiments[shown.number], landscapes) for shown in known]
     pairs = [
         _Way(
             f"{a.name} to {b.name}",

@@ -8,7 +8,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from slipstream.report.content import Cell, Item, Lines, Note, Series, Table
-from slipstream.report.digits import counted, measured
+from slipstream.report.digits import measured
 from slipstream.report.palette import BLACK, SPLITS, run_colour
 from slipstream.report.recorded_run import Shown
 from slipstream.trajectory.run_files import Entry
@@ -128,8 +128,7 @@ def _described(shown: Shown) -> dict[str, str]:
         "kind": "transferred" if run.is_transfer else "recorded",
         "state": "being recorded" if run.growing else "complete",
         "network": (run.folder.layout.model or "weights").rpartition(".")[2],
-        "weights": f"{counted(sum(math.prod(form.shape) for form in forms))} in {len(forms)} "
-        "tensors",
+        "weights": f"{sum(math.prod(form.shape) for form in forms):,} in {len(forms)} tensors",
         "snapshots": _snapshots(entries, run.clock),
         "size": decimal(sum(entry.bytes for entry in entries)),
         "created": _when(description.get("created")),
@@ -152,7 +151,7 @@ def _snapshots(entries: Sequence[Entry], clock: str) -> str:
         return "none"
     last = entries[-1]
     epochs = f", epoch {measured(last.epoch)}" if last.epoch is not None else ""
-    return f"{counted(len(entries))}, {clock} {entries[0].step} to {last.step}{epochs}"
+    return f"{len(entries):,}, {clock} {entries[0].step} to {last.step}{epochs}"
 
 
 def _when(created: Any) -> str:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from slipstream.dynamics import find_phases
 from slipstream.report.content import Cell, HeatMap, Item, Lines, Note, Series, Table, plain
-from slipstream.report.digits import counted, measured
+from slipstream.report.digits import measured
 from slipstream.report.palette import run_colour
 from slipstream.report.recorded_run import Shown
 
@@ -34,7 +34,7 @@ def movement(runs: Sequence[Shown]) -> list[Item]:
     for shown in able:
         chosen, whole = len(shown.run.sampled), len(shown.run.trajectory)
         if chosen < whole:
-            text = f"{shown.name}: {chosen} of its {counted(whole)} snapshots, evenly chosen."
+            text = f"{shown.name}: {chosen} of its {whole:,} snapshots, evenly chosen."
             items.append(Note(text, run=shown.number))
     return items
 
