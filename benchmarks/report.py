@@ -31,8 +31,8 @@ CLICK = """async ([row]) => {
   row.querySelector("a").click();
   const name = row.dataset.id;
   const done = () => document.querySelector("#title").textContent === name
-    && document.querySelectorAll("#run figure.lines .main-svg").length > 1
-    && document.querySelector("#run td").isConnected;
+    && document.querySelectorAll("#run figure.lines").length > 1
+    && !document.querySelector("#run figure.chart:not([data-drawn])");
   while (!done()) await new Promise(requestAnimationFrame);
   return performance.now() - begun;
 }"""

@@ -5,12 +5,14 @@ import pytest
 import torch
 
 from report.recorded import walk
+from slipstream.evaluation import evaluate
+from slipstream.landscape import trajectory_plane
 from slipstream.report.content import Contours, HeatMap, Lines, Note, Panels, Table, plain
 from slipstream.report.recorded_run import RecordedRun, fingerprint, short_names, shown
 from slipstream.report.sections import QUESTIONS, Extras, Landscapes, build_section
 from slipstream.report.sections.gain import Way, along, compared, costs, gain
 from slipstream.testbed.recording import TrainingPlan, record_training
-from slipstream.testbed.setup import Setup
+from slipstream.testbed.setup import Setup, rebuild
 from slipstream.trajectory import Trajectory, create_run, is_being_written
 from slipstream.transfer import Comparison, Outcome, TransferPlan, transfer_trajectory
 from slipstream.weights import weights_of
@@ -96,7 +98,7 @@ def test_the_path_and_the_speeds_are_those_of_the_dynamics(tmp_path):
     assert list(speed.series[0].x) == list(range(10, 80, 10))
     assert distance.series[0].y == plain(motion.combined().distances[0])
     (heat,) = items("motion", runs, HeatMap)
-    assert list(heat.rows) == ["0", "1"]
+    assert (list(heat.rows), list(heat.columns)) == (["0", "1"], list(motion.steps[1:]))
     assert heat.values == plain(motion.by_layer().relative_speeds)
 
 
@@ -214,9 +216,6 @@ def test_a_transfer_is_shown_beside_the_simple_ways(trained):
 
 def test_the_baseline_is_the_naive_transfer(trained):
     """By hand: the start plus the source's change, as far as the schedule has come."""
-    from slipstream.evaluation import evaluate
-    from slipstream.testbed.setup import rebuild
-
     runs = on_page(trained / "target")
     chart = gain(runs, landscapes=Landscapes(batches=1))[0]
     naive = next(line for line in chart.series if line.name == "naive")
@@ -242,9 +241,6 @@ def test_a_comparison_shows_stages_test_data_and_the_trained_target():
 
 
 def test_the_line_ends_at_the_losses_of_start_and_end(trained):
-    from slipstream.evaluation import evaluate
-    from slipstream.testbed.setup import rebuild
-
     runs = on_page(trained / "source", trained / "target")
     extras = Extras(landscapes=Landscapes(seconds=0, batches=1))
     section = build_section("end", runs, extras)
@@ -268,6 +264,11 @@ def test_the_plane_holds_the_path_and_the_loss_at_the_end(trained):
     assert (len(plane.values), len(plane.values[0])) == (5, 5)
     assert len(plane.path) == len(runs[0].run.trajectory) == len(plane.steps)
     assert plane.path[-1] == (plane.marks[1].x, plane.marks[1].y)
+    experiment = rebuild(runs[0].run.configuration)
+    corner = trajectory_plane(runs[0].run.trajectory).weights_at(plane.x[-1], plane.y[0])
+    batch = [next(iter(experiment.validation))]
+    found = evaluate(experiment.model, experiment.metrics, weights=corner, data=batch)
+    assert plane.values[0][-1] == pytest.approx(found["loss"], rel=1e-3)
 
 
 def test_a_run_whose_model_is_unknown_says_how_to_give_it(tmp_path):

@@ -65,7 +65,7 @@ def test_a_section_is_made_once_until_its_run_changes(folder, monkeypatch):
     assert gallery.section("motion", ["group/first"]) != first
 
 
-@pytest.mark.parametrize("identity", ["nothing", "..", "group/../../other", "/etc"])
+@pytest.mark.parametrize("identity", ["nothing", "..", "../other", "first/../../other", "/"])
 def test_only_runs_below_the_folder_are_shown(folder, identity):
     walk(folder / "other")
     gallery = Gallery(folder / "group")

@@ -3,6 +3,7 @@
 
 (() => {
   const POLL = 2000; // milliseconds between looks at the folder
+  const REST = 250; // milliseconds before weights are read: who leafs through runs does not wait for them
   const RATIO = 4; // a section that took long is made anew only after that many times as long
   const settings = JSON.parse(document.getElementById("settings").textContent);
   const body = document.querySelector("#runs tbody");
@@ -157,7 +158,11 @@
     const { signal } = running;
     const ids = chosen();
     try {
-      for (const key of keys) await load(key, ids, signal); // the quick one first
+      for (const key of keys) {
+        await load(key, ids, signal); // the quick one first
+        if (key === "run") await new Promise((go) => setTimeout(go, REST));
+        if (signal.aborted) return; // another run was chosen meanwhile
+      }
     } catch (error) {
       if (error.name !== "AbortError") status.textContent = "A section could not be loaded.";
     }
