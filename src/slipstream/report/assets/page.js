@@ -86,8 +86,10 @@ const Page = (() => {
     const height = size.height || usual(width);
     const drawn = layout(height, {
       hovermode: "x unified", hoverdistance: -1, // the nearest snapshot, however far
-      xaxis: axis(size.bare ? "" : chart.x_label, { showgrid: false, showline: true, ticks: "outside", nticks: size.bare ? 4 : 0 }),
-      yaxis: axis(size.bare ? "" : chart.y_label, { tickformat: "~g", nticks: size.bare ? 5 : 0 }),
+      // Margins that fit themselves would draw everything twice.
+      margin: size.bare ? { l: 32, r: 10, t: 8, b: 22 } : { l: 64, r: 12, t: coarse ? 30 : 8, b: 44 },
+      xaxis: axis(size.bare ? "" : chart.x_label, { automargin: false, showgrid: false, showline: true, ticks: "outside", nticks: size.bare ? 4 : 0 }),
+      yaxis: axis(size.bare ? "" : chart.y_label, { automargin: false, tickformat: "~g", nticks: size.bare ? 5 : 0 }),
     });
     if (chart.log) Object.assign(drawn.yaxis, { type: "log", dtick: decadesOf(series) > 3 ? 1 : "D2" });
     const places = series.flatMap((one) => one.x);
