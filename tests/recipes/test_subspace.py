@@ -304,6 +304,13 @@ def test_a_layer_that_draws_nothing_new_is_noticed():
         fresh_weights(Still(2, 2), seed=0)
 
 
+def test_the_seed_that_made_the_model_is_no_mistake():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = nn.Linear(2, 2)
+    assert same([fresh_weights(model, seed=3)], [weights_of(model)])
+
+
 def test_tied_weights_stay_tied():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
     model[2].weight = model[0].weight

@@ -236,3 +236,23 @@ def test_an_incomplete_archive_is_refused(tmp_path):
         tar.addfile(tarfile.TarInfo("cifar-10-batches-py/readme"), io.BytesIO())
     with pytest.raises(ValueError, match="data_batch_1"):
         load_data(f"cifar10:{tmp_path}")
+
+
+def test_changes_move_or_invert_every_image_alike(tmp_path):
+    write_mnist(tmp_path / "data")  # 4 x 3 images
+    plain, turned, permuted, inverted = (
+        load_data(f"mnist{change}:{tmp_path / 'data'}")
+        for change in ("", "+turned", "+permuted", "+inverted")
+    )
+    assert turned.spec.shape == (1, 3, 4)
+    assert torch.equal(turned.test.inputs[:, 0, 0], plain.test.inputs[:, 0, :, -1])
+    assert torch.equal(inverted.train.inputs, -plain.train.inputs)
+    flat, moved = (split.test.inputs.flatten(1) for split in (plain, permuted))
+    assert not torch.equal(flat, moved)
+    order = [int((flat == moved[:, [place]]).all(0).nonzero()[0]) for place in range(12)]
+    assert sorted(order) == list(range(12))
+    assert torch.equal(flat[:, order], moved)
+    for split in (turned, permuted, inverted):
+        assert torch.equal(split.train.labels, plain.train.labels)
+    with pytest.raises(ValueError, match="a change must be permuted, turned, inverted, got 'odd'"):
+        load_data("digits+odd")

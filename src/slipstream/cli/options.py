@@ -10,7 +10,8 @@ Data = Annotated[
     str,
     typer.Option(
         help="digits, mnist:DIR, cifar10:DIR, or package.module:function that returns an object "
-        "with the iterables of batches train, validation and test."
+        "with the iterables of batches train, validation and test. +turned, +inverted or +permuted "
+        "after a name changes the images: digits+turned, mnist+turned:DIR."
     ),
 ]
 OtherData = Annotated[str | None, typer.Option(help="Other data than the run's; as of `train`.")]

@@ -1,9 +1,32 @@
 """Ways to train that give more than one network, or another one, for the price of a run."""
 
+from slipstream.recipes.aggregation import Aggregation, AggregationPlan, train_aggregation
+from slipstream.recipes.descending import descend
 from slipstream.recipes.fresh import fresh_weights
 from slipstream.recipes.iterand import Iterand, IterandPlan
 from slipstream.recipes.iterand_training import IterandTraining, train_iterand
+from slipstream.recipes.lure import (
+    Lure,
+    LurePlan,
+    LureStage,
+    least_salient,
+    reset_weights_,
+    resettable,
+    train_lure,
+    weight_saliency,
+)
 from slipstream.recipes.selection import churn, select
+from slipstream.recipes.side_tuning import (
+    DistilledSide,
+    SideNetwork,
+    SidePlan,
+    SideTask,
+    SideTuned,
+    distil_side,
+    features_of,
+    side_tune,
+    small_side,
+)
 from slipstream.recipes.subspace import Subspace, SubspacePlan
 from slipstream.recipes.subspace_folder import load_subspace
 from slipstream.recipes.subspace_training import train_subspace
@@ -11,20 +34,41 @@ from slipstream.recipes.ticket import Ticket
 from slipstream.recipes.ticket_file import TicketSize, load_ticket, save_ticket, ticket_size
 
 __all__ = [
+    "Aggregation",
+    "AggregationPlan",
+    "DistilledSide",
     "Iterand",
     "IterandPlan",
     "IterandTraining",
+    "Lure",
+    "LurePlan",
+    "LureStage",
+    "SideNetwork",
+    "SidePlan",
+    "SideTask",
+    "SideTuned",
     "Subspace",
     "SubspacePlan",
     "Ticket",
     "TicketSize",
     "churn",
+    "descend",
+    "distil_side",
+    "features_of",
     "fresh_weights",
+    "least_salient",
     "load_subspace",
     "load_ticket",
+    "reset_weights_",
+    "resettable",
     "save_ticket",
     "select",
+    "side_tune",
+    "small_side",
     "ticket_size",
+    "train_aggregation",
     "train_iterand",
+    "train_lure",
     "train_subspace",
+    "weight_saliency",
 ]

@@ -1,10 +1,19 @@
-"""New initial weights for a model, drawn as its own layers draw them."""
+"""Where recipes start: a model at other weights, or at new initial ones, drawn by its layers."""
+
+import copy as copying
 
 import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import weights_in
-from slipstream.weights import copy, weights_of
+from slipstream.weights import (
+    Weights,
+    check_same_layout,
+    copy,
+    first_nonfinite,
+    load_weights_,
+    weights_of,
+)
 
 
 def fresh_weights(model: nn.Module, *, seed: int) -> dict[str, Tensor]:
@@ -31,21 +40,54 @@ def fresh_weights(model: nn.Module, *, seed: int) -> dict[str, Tensor]:
         >>> torch.equal(first["weight"], model.weight)
         False
     """
+    own, drawn = copy(weights_of(model)), _drawn(model, seed)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    same = [n for n, p in trained.items() if p.dim() > 1 and torch.equal(drawn[n], own[n])]
+    if same:  # perhaps the model was made with this very seed
+        other = _drawn(model, seed + 1)
+        for name in same:
+            if torch.equal(other[name], own[name]):
+                raise ValueError(f"{name!r} is not drawn anew by its layer. {_REPAIR}")
+    return {name: drawn[name] if name in trained else value for name, value in own.items()}
+
+
+def model_at(model: nn.Module, weights: Weights | None, *, name: str = "initial") -> nn.Module:
+    """Return a copy of the model, at other weights if they are given.
+
+    Args:
+        model: Left as it was.
+        weights: Of every tensor of the model.
+        name: What to call them in a message.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: If the weights have another layout, or are not finite.
+    """
+    network = copying.deepcopy(model)
+    if weights is not None:
+        check_same_layout(weights_of(model), weights, names=("the model", name))
+        if bad := first_nonfinite(weights):
+            raise ValueError(f"{name} holds a NaN or an infinity in {bad!r}.")
+        load_weights_(network, weights)
+    return network
+
+
+_REPAIR = (
+    "Give the weights yourself: initial=[weights_of(build()) for each network], or to LURE "
+    "fresh=a function from a seed to weights."
+)
+
+
+def _drawn(model: nn.Module, seed: int) -> dict[str, Tensor]:
+    """The weights that the layers draw after a seed."""
     own = copy(weights_of(model))
-    with weights_in(model, copy(own)), torch.random.fork_rng(devices=_devices(model)):
+    with weights_in(model, own), torch.random.fork_rng(devices=_devices(model)):
         torch.manual_seed(seed)
         for name, module in model.named_modules():
             _reset(name, module)
-        drawn = copy(weights_of(model))
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            drawn[name] = own[name]
-        elif parameter.dim() > 1 and torch.equal(drawn[name], own[name]):
-            raise ValueError(f"{name!r} is not drawn anew by its layer. {_REPAIR}")
-    return drawn | {name: own[name] for name, _ in model.named_buffers() if name in own}
-
-
-_REPAIR = "Give the weights to start from: initial=[weights_of(build()) for each corner]."
+        return copy(weights_of(model))
 
 
 def _reset(name: str, module: nn.Module) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slipstream.testbed.changes import split_name
 from slipstream.testbed.files import Raw, read_cifar10, read_mnist
 
 VALIDATION_SHARE = 0.1  # of the training examples
@@ -99,7 +100,8 @@ def load_data(spec: str, *, seed: int = 0) -> DataSplit:
 
     Args:
         spec: `digits` (comes with scikit-learn), or `mnist:DIR` or `cifar10:DIR`, with the folder
-            that holds the data set in its usual layout.
+            that holds the data set in its usual layout. `+permuted`, `+turned` or `+inverted` after
+            the name changes the images, all in the same way: `digits+turned`, `mnist+turned:DIR`.
         seed: Chooses the validation examples; the test examples do not depend on it.
 
     Returns:
@@ -114,7 +116,7 @@ def load_data(spec: str, *, seed: int = 0) -> DataSplit:
         >>> len(data.train), len(data.validation), len(data.test)
         (1295, 143, 359)
     """
-    name, _, folder = spec.partition(":")
+    name, change, folder = split_name(spec)
     if name == "digits" and not folder:
         train, test = _digits()
     elif name == "mnist" and folder:
@@ -124,10 +126,13 @@ def load_data(spec: str, *, seed: int = 0) -> DataSplit:
     else:
         raise ValueError(f"data must be digits, mnist:DIR or cifar10:DIR, got {spec!r}.")
     kept, held = _stratified(train.labels, VALIDATION_SHARE, seed=seed)
-    spec_of = DataSpec(name, train.images.shape[1:], int(train.labels.max()) + 1)
     mean, deviation = _statistics(train.images[kept])
     parts = [(train, kept), (train, held), (test, np.arange(len(test.labels)))]
-    return DataSplit(spec_of, *(_examples(raw, at, mean, deviation) for raw, at in parts))
+    examples = [_examples(raw, at, mean, deviation) for raw, at in parts]
+    if change:
+        examples = [replace(part, inputs=change(part.inputs)) for part in examples]
+    shape, classes = tuple(examples[0].inputs.shape[1:]), int(train.labels.max()) + 1
+    return DataSplit(DataSpec(name, shape, classes), *examples)
 
 
 def _digits() -> tuple[Raw, Raw]:

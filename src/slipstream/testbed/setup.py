@@ -210,4 +210,5 @@ class _Batched:
 
 def _is_function(name: str) -> bool:
     """Whether it is `package.module:function`, and not one of the testbed's `name:DIR`."""
-    return ":" in name and name.partition(":")[0] not in ("digits", "mnist", "cifar10")
+    base = name.partition(":")[0].partition("+")[0]
+    return ":" in name and base not in ("digits", "mnist", "cifar10")

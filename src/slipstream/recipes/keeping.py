@@ -1,0 +1,85 @@
+"""What a recipe leaves in a run folder: a run, and RUN/recipe.pt, the state to go on from."""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from slipstream.evaluation.determinism import batch_digest
+from slipstream.landscape.checkpoint import Checkpoint
+from slipstream.recipes.descending import Descending
+from slipstream.trajectory import Recorder, Schedule
+from slipstream.weights import Weights
+
+STATE = "recipe.pt"
+
+
+@contextmanager
+def kept(
+    training: Descending,
+    *,
+    recorded: nn.Module,
+    run_folder: str | Path | None,
+    recipe: Mapping[str, Any],
+    start: Sequence[Weights],
+    configuration: Mapping[str, Any] | None,
+    measure: Callable[[], Mapping[str, float]],
+    overwrite: bool,
+    resume: bool,
+    beside: str = "",
+) -> Generator[Callable[[], None]]:
+    """Record a training, or take up one that was interrupted; a finished one has nothing to do.
+
+    Args:
+        training: What is trained; brought to where it was if it is resumed.
+        recorded: Whose weights are the snapshots.
+        run_folder: Where; None keeps nothing.
+        recipe: The plan by the name of the recipe, as plain data; must be the same to resume.
+        start: Weights where it starts; must be the same to resume.
+        configuration: What else makes the run, as plain data.
+        measure: Returns the metrics of the weights as they are.
+        overwrite: Whether to delete the snapshots of a run that is already there.
+        resume: Whether to take up a training; begins if there is none.
+        beside: A pattern of what the recipe writes besides when it is finished, if anything: those
+            of an earlier training are removed.
+
+    Yields:
+        What to call at the end of each epoch.
+    """
+    if run_folder is None:
+        yield lambda: None
+        return
+    started = batch_digest([dict(weights) for weights in start]).hex()
+    checkpoint = Checkpoint(Path(run_folder) / STATE, {**recipe, "start": started})
+    state = checkpoint.read() if resume else None
+    if state is not None:
+        training.load_state_dict(state)
+    recorder = Recorder(
+        run_folder,
+        recorded,
+        schedule=Schedule.at(()),
+        configuration={**(configuration or {}), "recipe": dict(recipe)},
+        overwrite=overwrite,
+        resume=state is not None,
+        step=training.step,
+    )
+
+    def keep() -> None:
+        found = dict(measure())
+        if training.losses:
+            found["train_loss"] = training.losses[-1]
+        recorder.record(step=training.step, epoch=training.epoch, metrics=found)
+        checkpoint.offer(training.state_dict)
+
+    with recorder:
+        if state is None:
+            for file in Path(run_folder).glob(beside) if beside else ():
+                file.unlink()
+            checkpoint.offer(training.state_dict, last=True)
+        if recorder.last_kept is None:
+            keep()
+        yield keep
+    if state is None or state["optimizer"] is not None:
+        checkpoint.offer(training.state_dict, last=True)
