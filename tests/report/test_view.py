@@ -1,5 +1,6 @@
 import json
 import socket
+import sys
 import urllib.error
 import urllib.request
 
@@ -11,7 +12,7 @@ from report.browser import chromium, opened, serving
 from report.recorded import walk
 from slipstream.cli.app import app
 from slipstream.report.gallery import Gallery
-from slipstream.report.view import _listening
+from slipstream.report.view import _listening, view_app
 from slipstream.trajectory import create_run, reopen_run
 
 NAME = "<b>x<script>alert(1)<"
@@ -93,6 +94,12 @@ def test_a_taken_port_and_a_missing_folder_are_told(tmp_path):
     done = CliRunner().invoke(app, ["view", str(tmp_path / "nothing")])
     assert done.exit_code == 2
     assert "is no folder" in " ".join(done.output.split())
+
+
+def test_a_missing_package_is_told_with_its_install_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "starlette.applications", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'slipstream\[view\]'"):
+        view_app(Gallery(tmp_path))
 
 
 def test_it_listens_on_this_machine_only():
