@@ -3,7 +3,8 @@
 from slipstream.recipes.aggregation import Aggregation, AggregationPlan, train_aggregation
 from slipstream.recipes.descending import descend
 from slipstream.recipes.fresh import fresh_weights
-from slipstream.recipes.iterand import Iterand, IterandPlan
+from slipstream.recipes.iterand import Iterand
+from slipstream.recipes.iterand_plan import IterandPlan
 from slipstream.recipes.iterand_training import IterandTraining, train_iterand
 from slipstream.recipes.lure import (
     Lure,

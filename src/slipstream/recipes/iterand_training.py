@@ -23,7 +23,8 @@ from slipstream.evaluation import (
 from slipstream.evaluation.determinism import batch_digest
 from slipstream.landscape.checkpoint import Checkpoint
 from slipstream.landscape.corner_training import Descent, loss_value
-from slipstream.recipes.iterand import Iterand, IterandPlan
+from slipstream.recipes.iterand import Iterand
+from slipstream.recipes.iterand_plan import IterandPlan
 from slipstream.recipes.selection import churn
 from slipstream.recipes.ticket import Ticket
 from slipstream.recipes.ticket_file import SCORES, TICKET, load_ticket, save_ticket

@@ -20,7 +20,7 @@ class Ticket:
     """Result of `Iterand.ticket`: which random weights stay, and what made them.
 
     Example:
-        >>> from slipstream.recipes.iterand import Iterand, IterandPlan
+        >>> from slipstream.recipes import Iterand, IterandPlan
         >>> ticket = Iterand(nn.Linear(4, 2), IterandPlan(pruned=0.25)).ticket()
         >>> ticket.pruned
         {'weight': 0.25}
