@@ -12,7 +12,7 @@ from slipstream.evaluation import (
 )
 from slipstream.landscape import Descent
 from slipstream.recipes import AggregationPlan, fresh_weights, train_aggregation
-from slipstream.recipes.aggregation import _Family, _Together
+from slipstream.recipes.aggregation import Together, _Family
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.trajectory.tensor_file import map_tensors
 from slipstream.weights import copy, parameter_names, weights_of
@@ -88,7 +88,7 @@ def test_shorter_data_begin_again():
         def epoch(self, number):
             return [f"{name} of {number}" for name in self]
 
-    together = _Together([Counted("abc"), Counted("x")])
+    together = Together([Counted("abc"), Counted("x")])
     assert len(together) == 3
     assert list(together.epoch(2)) == [
         ("a of 2", "x of 2"),

@@ -1,6 +1,7 @@
 """Ways to train that give more than one network, or another one, for the price of a run."""
 
 from slipstream.recipes.aggregation import Aggregation, AggregationPlan, train_aggregation
+from slipstream.recipes.aggregation_controls import AggregationControls, aggregation_controls
 from slipstream.recipes.descending import descend
 from slipstream.recipes.fresh import fresh_weights
 from slipstream.recipes.iterand import Iterand
@@ -17,6 +18,7 @@ from slipstream.recipes.lure import (
     weight_saliency,
 )
 from slipstream.recipes.selection import churn, select
+from slipstream.recipes.side_controls import SideControls, side_controls
 from slipstream.recipes.side_tuning import (
     DistilledSide,
     SideNetwork,
@@ -36,6 +38,7 @@ from slipstream.recipes.ticket_file import TicketSize, load_ticket, save_ticket,
 
 __all__ = [
     "Aggregation",
+    "AggregationControls",
     "AggregationPlan",
     "DistilledSide",
     "Iterand",
@@ -44,6 +47,7 @@ __all__ = [
     "Lure",
     "LurePlan",
     "LureStage",
+    "SideControls",
     "SideNetwork",
     "SidePlan",
     "SideTask",
@@ -52,6 +56,7 @@ __all__ = [
     "SubspacePlan",
     "Ticket",
     "TicketSize",
+    "aggregation_controls",
     "churn",
     "descend",
     "distil_side",
@@ -64,6 +69,7 @@ __all__ = [
     "resettable",
     "save_ticket",
     "select",
+    "side_controls",
     "side_tune",
     "small_side",
     "ticket_size",

@@ -123,8 +123,9 @@ def train_aggregation(
         True
     """
     plan = plan or AggregationPlan()
-    check_sized(data, name="data", fewest=2)
-    family = _Family(model, _starts(model, plan, data, initial))
+    family = _Family(
+        model, specialist_starts(model, data=data, initial=initial, seed=plan.descent.seed)
+    )
     training = Descending(family, plan.descent)
 
     def objective(batches: tuple[Batch, ...]) -> Tensor:
@@ -152,7 +153,7 @@ def train_aggregation(
         beside=f"{SPECIALISTS}/*.safetensors",
     ) as keep:
         if not training.finished:
-            together = _Together(data)
+            together = Together(data)
             training.run(objective, data=together, on_epoch=keep, progress=progress)
     found = _result(model, loss, data, plan, family, training)
     if run_folder is not None:
@@ -193,7 +194,7 @@ class _Family(nn.Module):
         return total
 
 
-class _Together:
+class Together:
     """A batch of every data set at each step; shorter ones begin again."""
 
     def __init__(self, data: Sequence[Iterable[Batch]], number: int = 0) -> None:
@@ -206,22 +207,24 @@ class _Together:
         endless = [self._again(part) for part in self._data]
         return itertools.islice(zip(*endless, strict=False), len(self))
 
-    def epoch(self, number: int) -> "_Together":
+    def epoch(self, number: int) -> "Together":
         """Return the batches of another epoch."""
-        return _Together(self._data, number)
+        return Together(self._data, number)
 
     def _again(self, part: Iterable[Batch]) -> Iterator[Batch]:
         while True:
             yield from batches_of_epoch(part, self._number)
 
 
-def _starts(
+def specialist_starts(
     model: nn.Module,
-    plan: AggregationPlan,
+    *,
     data: Sequence[Iterable[Batch]],
     initial: Sequence[Weights] | None,
+    seed: int,
 ) -> list[Weights]:
-    """Where each specialist starts, checked."""
+    """Return where each specialist starts, or raise if it cannot."""
+    check_sized(data, name="data", fewest=2)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             raise ValueError(
@@ -229,7 +232,7 @@ def _starts(
                 "parameters require one."
             )
     if initial is None:
-        seeds = np.random.default_rng((plan.descent.seed, 0)).integers(2**62, size=len(data) - 1)
+        seeds = np.random.default_rng((seed, 0)).integers(2**62, size=len(data) - 1)
         return [weights_of(model), *(fresh_weights(model, seed=int(seed)) for seed in seeds)]
     if len(initial) != len(data):
         raise ValueError(
@@ -258,13 +261,13 @@ def _result(
     for number, part in enumerate(parts):
         others = [own for place, own in enumerate(data) if place != number]
         without = displace(aggregate, part, scale=-1)
-        remainders.append(_calibrated(model, loss, without, others))
+        remainders.append(calibrated(model, loss, without, others))
     rest = difference(*({name: own[name] for name in parts[0]} for own in (aggregate, total)))
     return Aggregation(
         plan,
         specialists,
         aggregate,
-        _calibrated(model, loss, total, data),
+        calibrated(model, loss, total, data),
         tuple(remainders),
         norm(rest) / (norm(total) or 1.0),
         tuple(training.losses),
@@ -273,10 +276,10 @@ def _result(
     )
 
 
-def _calibrated(
+def calibrated(
     model: nn.Module, loss: Loss, weights: Weights, data: Sequence[Iterable[Batch]]
 ) -> dict[str, Tensor]:
-    """The weights with BatchNorm's statistics of several data sets together."""
+    """Return the weights with BatchNorm's statistics of several data sets together."""
     return Calibration(model, loss, _Chained(data))(weights)
 
 

@@ -32,6 +32,20 @@ class SidePlan:
     descent: Descent = field(default_factory=lambda: Descent(epochs=100, lr=0.02))
 
 
+class Frozen(nn.Module):
+    """A module that is called in eval mode and without gradients, whatever its own mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        """Wrap a module; it is not copied."""
+        super().__init__()
+        self.module = module
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """Call the module."""
+        with torch.no_grad(), eval_mode(self.module):
+            return self.module(*inputs, **named)
+
+
 class SideTask(nn.Module):
     """What side-tuning trains for one task: the side network S, the blend alpha, the head."""
 
@@ -88,7 +102,7 @@ class SideNetwork(nn.Module):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """Map inputs to outputs of the task."""
-        return self.task(_frozen(self.base, *inputs, **named), *inputs, **named)
+        return self.task(Frozen(self.base)(*inputs, **named), *inputs, **named)
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,7 @@ def small_side(base: nn.Module, inputs: Tensor, *, width: int = 32, seed: int = 
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}.")
     inputs = inputs.to(device_of(base))
-    features = _frozen(base, inputs).shape[1:]
+    features = Frozen(base)(inputs).shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers = nn.Linear(inputs[0].numel(), width), nn.Linear(width, features.numel())
@@ -223,7 +237,7 @@ def distil_side(
     training = Descending(student, descent)
 
     def distance(batch: Batch) -> Tensor:
-        aim, found = forward_inputs(_Frozen(base), batch), forward_inputs(student, batch)
+        aim, found = forward_inputs(Frozen(base), batch), forward_inputs(student, batch)
         if not isinstance(aim, Tensor) or not isinstance(found, Tensor) or aim.shape != found.shape:
             raise ValueError(
                 f"side must give features of the base's shape, {_shape(aim)}; its own have shape "
@@ -333,22 +347,6 @@ def side_tune(
             )
     losses = tuple(training.losses)
     return SideTuned(plan, network, task.blend, losses, training.step, training.seconds)
-
-
-class _Frozen(nn.Module):
-    """A module that is called in eval mode, without gradients."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        return _frozen(self.module, *inputs, **named)
-
-
-def _frozen(module: nn.Module, *inputs: Any, **named: Any) -> Any:
-    with torch.no_grad(), eval_mode(module):
-        return module(*inputs, **named)
 
 
 def _shape(value: object) -> object:

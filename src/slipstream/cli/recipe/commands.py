@@ -2,12 +2,15 @@
 
 import typer
 
+from slipstream.cli.recipe.aggregation import aggregation
 from slipstream.cli.recipe.iterand import iterand
+from slipstream.cli.recipe.lure import lure
+from slipstream.cli.recipe.side_tuning import side_tuning
 from slipstream.cli.recipe.subspace import subspace
 
 recipe = typer.Typer(
     no_args_is_help=True,
     help="Train in another way: several networks in one run, and what else there is.",
 )
-for command in (subspace, iterand):
+for command in (subspace, iterand, lure, side_tuning, aggregation):
     recipe.command()(command)

@@ -9,6 +9,7 @@ import typer
 from slipstream.cli import options
 from slipstream.cli.output import write_json, write_table
 from slipstream.cli.progress import steps_bar
+from slipstream.cli.recipe import descent
 from slipstream.cli.train import MODEL
 
 if TYPE_CHECKING:
@@ -19,32 +20,31 @@ SHAPE = "A line between 2 corners, a quadratic curve, or a simplex of --corners.
 REPULSION = "How strongly corners are pushed towards right angles."
 LAYERWISE = "Let each layer draw a position of its own."
 POINTS = "Where it is measured: positions from end to end, or along an edge of a simplex."
-WARM_UP = "Share of the epochs over which the rate rises."
 
 
 def subspace(
     network: Annotated[str, typer.Argument(help=MODEL)] = "mlp",
     data: options.Data = "digits",
     loss: options.Loss = None,
-    out: Annotated[Path, typer.Option(help="The run folder to make.")] = Path("subspace"),
+    out: descent.Out = Path("subspace"),
     width: options.Width = None,
     option: options.Option = None,
     examples: Annotated[int | None, typer.Option(help="Train on the first ones only.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Examples in a batch.")] = 128,
+    batch_size: descent.BatchSize = 128,
     shape: Annotated[Literal["line", "curve", "simplex"], typer.Option(help=SHAPE)] = "line",
     corners: Annotated[int, typer.Option(help="Of a simplex, 2 to 6; 3 if not given.")] = 0,
     repulsion: Annotated[float, typer.Option(help=REPULSION)] = 1.0,
     layerwise: Annotated[bool, typer.Option("--layerwise", help=LAYERWISE)] = False,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 100,
-    optimizer: Annotated[Literal["sgd", "adamw"], typer.Option()] = "sgd",
-    lr: Annotated[float, typer.Option(help="Learning rate, before it falls to 0.")] = 0.1,
-    momentum: Annotated[float, typer.Option(help="Momentum of sgd.")] = 0.9,
-    weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 1e-4,
-    warm_up: Annotated[float, typer.Option(help=WARM_UP)] = 0.05,
+    optimizer: descent.Optimizer = "sgd",
+    lr: descent.Rate = 0.1,
+    momentum: descent.Momentum = 0.9,
+    weight_decay: descent.Decay = 1e-4,
+    warm_up: descent.WarmUp = 0.05,
     seed: Annotated[int, typer.Option(help="Of weights, batches and positions.")] = 0,
     points: Annotated[int, typer.Option(min=2, help=POINTS)] = 5,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on after an interruption.")] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
+    resume: descent.Resume = False,
+    overwrite: descent.Overwrite = False,
     device: options.Device = "cpu",
     json: options.AsJson = False,
 ) -> None:
@@ -59,8 +59,8 @@ def subspace(
 
     further = options.network_options(option)
     setup = Setup(network, data, loss, width, further, examples, batch_size, seed)
-    descent = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
-    plan = SubspacePlan(shape, corners, repulsion, layerwise, descent)
+    how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
+    plan = SubspacePlan(shape, corners, repulsion, layerwise, how)
     experiment = setup.build(device=device)
     with steps_bar("training", hidden=json) as bar:
         found = train_subspace(
