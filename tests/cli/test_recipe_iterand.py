@@ -73,7 +73,10 @@ def test_mistakes_are_one_line(tmp_path):
             (("--pruned-in", "hat.*=0.1"), "'hat.*' matches no masked weight"),
             (("--exclude", "*"), "has no weight to mask"),
             (("--lr", 0), "lr must be above 0"),
-            (("--resume", "--pruned", 0.3, "--out", out), "finished training of another plan"),
+            (
+                ("--resume", "--pruned", 0.3, "--out", out),
+                "is of another training: its iterand.pruned is 0.5, here it is 0.3",
+            ),
             (("--out", out), "already holds a run"),
         ]
     ):

@@ -84,7 +84,7 @@ class Descent:
             data: Batches; if it has a method `epoch(number)`, that gives the batches of each epoch.
             optimizer: Whose rate is set.
             update: Does a step on a batch and returns its loss.
-            epoch: Epochs done before.
+            epoch: Epochs done before; with those of the descent, the rate begins anew.
             length: Batches of an epoch, if that is known.
 
         Returns:
@@ -99,7 +99,7 @@ class Descent:
         for number, batch in enumerate(batches_of_epoch(data, epoch)):
             within = (number + 0.5) / length if length else 0.5
             for group in optimizer.param_groups:
-                group["lr"] = self.rate(epoch + min(within, 1.0))
+                group["lr"] = self.rate(epoch % self.epochs + min(within, 1.0))
             total += update(to_device(batch, device)) * batch_size(batch)
             count += batch_size(batch)
         if not count:

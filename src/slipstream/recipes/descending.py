@@ -1,7 +1,6 @@
 """The loop that recipes share: epochs of a descent, which can be kept and gone on with."""
 
 import copy as copying
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
@@ -10,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, batch_size, batches_of_epoch, device_of, to_device
+from slipstream.evaluation import Batch, Loss, device_of
 from slipstream.landscape import Descent
+from slipstream.landscape.corner_training import loss_value
 
 Progress = Callable[[int, int | None], object]  # the steps done, their final number if known
 
@@ -28,14 +28,17 @@ class Descending:
         module: nn.Module,
         descent: Descent,
         *,
+        trained: Sequence[nn.Parameter] | None = None,
         undecayed: Sequence[nn.Parameter] = (),
         rounds: int = 1,
     ) -> None:
         """Begin at the module's weights.
 
         Args:
-            module: What is trained: its parameters that require a gradient.
+            module: What is trained.
             descent: How.
+            trained: What the optimiser gets; the module's parameters that require a gradient if
+                not given.
             undecayed: Parameters of it that have no weight decay.
             rounds: How many times the descent is gone through.
 
@@ -43,7 +46,9 @@ class Descending:
             ValueError: If the module has nothing to train.
         """
         apart = {id(parameter) for parameter in undecayed}
-        decayed = [p for p in module.parameters() if p.requires_grad and id(p) not in apart]
+        if trained is None:
+            trained = [p for p in module.parameters() if p.requires_grad]
+        decayed = [p for p in trained if id(p) not in apart]
         if not decayed:
             raise ValueError("The model has no parameter that requires a gradient.")
         self.module, self.rounds = module, rounds
@@ -120,39 +125,27 @@ class Descending:
         progress: Callable[[int], object],
     ) -> None:
         """One pass over the data."""
+
+        def update(batch: Batch) -> float:
+            value = loss(batch)
+            found = loss_value(value, self.step)
+            self.optimizer.zero_grad()
+            torch.autograd.backward(value)
+            self.optimizer.step()
+            self.step += 1
+            progress(self.step)
+            return found
+
         device = device_of(self.module)
-        self.module.train()
-        total, count = 0.0, 0
-        within = self.epoch % self._descent.epochs
         # One stream for each epoch, so that a resumed training draws what this one would.
         seed = np.random.default_rng((self._descent.seed, self.epoch)).integers(2**62)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(int(seed))
-            for number, batch in enumerate(batches_of_epoch(data, self.epoch)):
-                share = min((number + 0.5) / length, 1.0) if length else 0.5
-                for group in self.optimizer.param_groups:
-                    group["lr"] = self._descent.rate(within + share)
-                total += self._update(loss(to_device(batch, device))) * batch_size(batch)
-                count += batch_size(batch)
-                progress(self.step)
-        if not count:
-            raise ValueError(
-                f"data is empty in epoch {self.epoch + 1}: there is no batch to train on. A "
-                "generator runs out after one epoch; pass a list or a DataLoader."
+            mean = self._descent.epoch_of_steps(
+                self.module, data, self.optimizer, update, epoch=self.epoch, length=length
             )
         self.epoch += 1
-        self.losses.append(total / count)
-
-    def _update(self, value: Tensor) -> float:
-        """One step; returns the loss that it was taken by."""
-        found = float(value.detach())
-        if not math.isfinite(found):
-            raise ValueError(f"The loss at step {self.step + 1} is {found}: try a smaller lr.")
-        self.optimizer.zero_grad()
-        torch.autograd.backward(value)
-        self.optimizer.step()
-        self.step += 1
-        return found
+        self.losses.append(mean)
 
 
 def descend(
