@@ -198,6 +198,9 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, stop_at):
     other = {**given, "plan": LurePlan(share=0.1, descent=SHORT)}
     with pytest.raises(ValueError, match=r"another training: its lure.share is 0.2, here it is"):
         train_lure(network(), classification_loss, **other, resume=True)
+    fewer = {**given, "chunks": CHUNKS[:2]}
+    with pytest.raises(ValueError, match=r"another training: its lure.chunks is 3, here it is 2"):
+        train_lure(network(), classification_loss, **fewer, resume=True)
 
 
 def test_it_goes_on_from_the_weights_of_another_run(tmp_path):

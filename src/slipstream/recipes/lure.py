@@ -247,7 +247,7 @@ def train_lure(
         configuration: What makes the run, as plain data; kept in it.
         overwrite: Whether to delete the snapshots of a run that is already there.
         resume: Whether to go on with a training that was interrupted; begins if there is none.
-        progress: Called after each step with the steps done and their number in this chunk's end.
+        progress: Called after each step with the steps done and their number when this chunk ends.
 
     Returns:
         The weights, and what was forgotten at each chunk.
@@ -286,7 +286,7 @@ def train_lure(
         training,
         recorded=network,
         run_folder=run_folder,
-        recipe={"lure": asdict(plan)},
+        recipe={"lure": {**asdict(plan), "chunks": len(chunks)}},
         start=[weights_of(network)],
         configuration=configuration,
         measure=measure,

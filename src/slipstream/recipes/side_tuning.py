@@ -233,7 +233,7 @@ def distil_side(
         True
     """
     descent = descent or Descent(epochs=100, lr=0.02)
-    student = copying.deepcopy(side)
+    student = copying.deepcopy(side).to(device_of(base))
     training = Descending(student, descent)
 
     def distance(batch: Batch) -> Tensor:
