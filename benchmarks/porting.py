@@ -195,6 +195,8 @@ def _report(results: list[dict[str, Any]], known: dict[str, Any]) -> str:
         "",
         apart,
         "",
+        f"Pairs: {_pairs(results, names)}; a spread of 0.000 is that of one pair.",
+        "",
         f"Mean over the cases of images: {_average(results)}.",
         "",
         "A continued lineage:",
@@ -208,13 +210,26 @@ def _report(results: list[dict[str, Any]], known: dict[str, Any]) -> str:
 
 
 def _average(results: list[dict[str, Any]]) -> str:
-    """Accuracy over all image cases, which the target is about."""
-    apart = [r["test"] for r in results if not r["lineage"] and not r["case"].startswith("gpt")]
+    """Accuracy over all image cases, each with its pairs that have been measured in full."""
     rows = ("sign-mask", "activations-signed", "fgmt-signed", ALL_SIGNED, "auto", FEW_SHOT)
-    apart = [test for test in apart if set(rows) <= test.keys()]
-    if not apart:
-        return "not measured"
-    return ", ".join(f"{row} {statistics.mean(t[row] for t in apart):.3f}" for row in rows)
+    whole: dict[str, list[dict[str, float]]] = {}
+    for result in results:
+        apart = not result["lineage"] and result["case"] != "gpt, one play"
+        if apart and set(rows) <= result["test"].keys():
+            whole.setdefault(result["case"], []).append(result["test"])
+    means = {
+        row: statistics.mean(statistics.mean(t[row] for t in tests) for tests in whole.values())
+        for row in rows
+        if whole
+    }
+    return ", ".join(f"{row} {mean:.3f}" for row, mean in means.items())
+
+
+def _pairs(results: list[dict[str, Any]], names: list[str]) -> str:
+    counted = (
+        (name, sum(r["case"] == name and not r["lineage"] for r in results)) for name in names
+    )
+    return ", ".join(f"{name} {pairs}" for name, pairs in counted)
 
 
 def _table(
