@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from small_networks import Interrupt, batches, network, same, same_runs
@@ -10,7 +12,7 @@ from slipstream.evaluation import (
     gradient,
     recalibrate_batchnorm,
 )
-from slipstream.landscape import Descent
+from slipstream.landscape import Descent, checkpoint
 from slipstream.recipes import AggregationPlan, fresh_weights, train_aggregation
 from slipstream.recipes.aggregation import Together, _Family
 from slipstream.trajectory import Trajectory, check_run
@@ -152,7 +154,8 @@ def test_constants_in_buffers_are_not_added_up():
 
 
 @pytest.mark.parametrize("stop_at", [1, 7, 15])
-def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, stop_at):
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every epoch
     given = {"data": DATA, "plan": SHORT}
     whole = train_aggregation(plain(), classification_loss, **given, run_folder=tmp_path / "whole")
     given["run_folder"] = tmp_path / "run"

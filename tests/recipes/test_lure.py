@@ -6,7 +6,7 @@ from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
 from slipstream.evaluation import accuracy, classification_loss, evaluate
-from slipstream.landscape import Descent
+from slipstream.landscape import Descent, checkpoint
 from slipstream.recipes import (
     LurePlan,
     fresh_weights,
@@ -16,7 +16,8 @@ from slipstream.recipes import (
     train_lure,
     weight_saliency,
 )
-from slipstream.recipes.lure import _Joined
+from slipstream.recipes.descending import Descending
+from slipstream.recipes.lure import _Joined, _unlearn_
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import copy, weights_of
 
@@ -131,6 +132,17 @@ def test_a_stage_resets_its_share_and_keeps_all_other_bits(choice):
         assert all(torch.equal(masks[n], changed[n]) for n in masks)
 
 
+def test_the_memory_of_what_is_reset_becomes_zero():
+    training = Descending(network(), SHORT, rounds=2)
+    training.run(lambda batch: classification_loss(training.module, batch), data=CHUNKS[0])
+    masks = _unlearn_(training, classification_loss, LurePlan(share=0.4), CHUNKS[1], 1, None)
+    for name, parameter in training.module.named_parameters():
+        mask = masks.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+        memory = training.optimizer.state[parameter]["momentum_buffer"]
+        assert not memory[mask].any()
+        assert memory[~mask].any()
+
+
 def test_random_resets_are_other_ones_of_the_same_number():
     model = network()
     found = [
@@ -177,7 +189,8 @@ def test_it_is_recorded_and_learns(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [2, 6, 8, 14, 33])
-def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, stop_at):
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every epoch
     given = {"chunks": CHUNKS, "plan": LurePlan(descent=SHORT)}
     whole = train_lure(network(), classification_loss, **given, run_folder=tmp_path / "whole")
     assert whole.steps == 36

@@ -7,7 +7,7 @@ from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
 from slipstream.evaluation import accuracy, classification_loss, evaluate
-from slipstream.landscape import Descent
+from slipstream.landscape import Descent, checkpoint
 from slipstream.recipes import (
     SideNetwork,
     SidePlan,
@@ -152,7 +152,8 @@ def test_the_task_is_recorded_without_the_base(tmp_path):
 
 
 @pytest.mark.parametrize("stop_at", [1, 5, 12])
-def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, stop_at):
+def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop_at):
+    monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every epoch
     base, side, head = parts()
     given = {"side": side, "head": head, "data": batches(), "plan": SHORT}
     whole = side_tune(base, classification_loss, **given, run_folder=tmp_path / "whole")
