@@ -99,6 +99,15 @@ def test_shorter_data_begin_again():
     ]
 
 
+def test_data_that_run_out_are_an_error():
+    class Once(list):
+        def epoch(self, number):
+            return [] if number else list(self)
+
+    with pytest.raises(ValueError, match="one of the data sets has no batch any more"):
+        train_aggregation(plain(), classification_loss, data=[DATA[0], Once(DATA[1])], plan=SHORT)
+
+
 def test_the_sum_masters_both_and_a_remainder_forgets():
     # Labels that contradict each other: what one data set calls 0, the other calls 1, and the
     # last input tells which data set it is.

@@ -205,7 +205,7 @@ class Together:
 
     def __iter__(self) -> Iterator[tuple[Batch, ...]]:
         endless = [self._again(part) for part in self._data]
-        return itertools.islice(zip(*endless, strict=False), len(self))
+        return itertools.islice(zip(*endless, strict=True), len(self))
 
     def epoch(self, number: int) -> "Together":
         """Return the batches of another epoch."""
@@ -213,7 +213,12 @@ class Together:
 
     def _again(self, part: Iterable[Batch]) -> Iterator[Batch]:
         while True:
-            yield from batches_of_epoch(part, self._number)
+            empty = True
+            for batch in batches_of_epoch(part, self._number):
+                empty = False
+                yield batch
+            if empty:
+                raise ValueError("data is empty: one of the data sets has no batch any more.")
 
 
 def specialist_starts(
