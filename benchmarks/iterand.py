@@ -93,8 +93,8 @@ def cases(mnist: str, cifar10: str) -> dict[str, Case]:
             sweeps=True,
         ),
         "mnist": Case(
-            f"mnist:{mnist}", lambda w: mlp(inputs=784, width=int(w)), (8, 16, 32, 64), 16, 20, 5,
-            rates, examples=10000,
+            f"mnist:{mnist}", lambda w: mlp(inputs=784, width=int(w)), (8, 16, 32, 64), 16, 10, 5,
+            rates, examples=6000,
         ),
         "cifar10-conv6": Case(
             f"cifar10:{cifar10}", conv6, (0.25, 0.5, 1.0), 0.25, 100, 3,
@@ -241,10 +241,10 @@ def text_of(name: str, case: Case, kept: dict[str, Any]) -> str:
         "IteRand KU as a seed and a mask, relative to its weights in float32.\n",
         table([*header, "size", "seeds"], rows),
     ]
-    if case.sweeps:
-        parts += [
-            sweep_text(question, tested, case, results) for question, tested in sweeps().items()
-        ]
+    ran = {result.way for result in results}
+    for question, tested in sweeps().items():
+        if not ran.isdisjoint(way.name for way in tested):
+            parts.append(sweep_text(question, tested, case, results))
     return "\n".join([*parts, churn_text(case, results)])
 
 
@@ -277,7 +277,7 @@ def churn_text(case: Case, results: list[Result]) -> str:
 
 
 def choose(case: Case, kept: dict[str, Any], way: Way, width: float) -> float:
-    """Return the learning rate of a way: the best on validation data, seeds of its own."""
+    """Return the learning rate of a way at a width: the best on validation data, other seeds."""
     name = f"{way.name}, width {width:g}"
     if name not in kept["rates"]:
         means = {
@@ -290,13 +290,12 @@ def choose(case: Case, kept: dict[str, Any], way: Way, width: float) -> float:
     return float(kept["rates"][name])
 
 
-def jobs(case: Case, seeds: int) -> list[tuple[Way, float, int]]:
+def jobs(case: Case, seeds: int, *, swept: bool) -> list[tuple[Way, float, int]]:
     """Return what is to run: seeds outermost, so that a part of them is a whole table."""
-    found = [(way, w, seed) for seed in range(seeds) for w in case.widths for way in ways()]
-    if case.sweeps:
-        tested = [way for group in sweeps().values() for way in group]
-        found += [(way, case.reference, s) for s in range(min(seeds, 5)) for way in tested]
-    return found
+    if not swept:
+        return [(way, w, seed) for seed in range(seeds) for w in case.widths for way in ways()]
+    tested = [way for group in sweeps().values() for way in group] if case.sweeps else []
+    return [(way, case.reference, s) for s in range(min(seeds, 5)) for way in tested]
 
 
 def main() -> None:
@@ -318,18 +317,18 @@ def main() -> None:
         text = ["# Masks of random weights: edge-popup and IteRand", "", machine_line(facts)]
         write(given.output, "\n".join([*text, *pages]), data)
 
-    for name in given.case or DEFAULT:
+    for name, swept in [(n, swept) for swept in (False, True) for n in given.case or DEFAULT]:
         case, kept = known[name], data["cases"].setdefault(name, {"rates": {}, "runs": []})
         done = {(r["way"], r["width"], r["seed"]) for r in kept["runs"]}
-        for number, (way, width, seed) in enumerate(jobs(case, given.seeds or case.seeds)):
+        planned = jobs(case, given.seeds or case.seeds, swept=swept)
+        for number, (way, width, seed) in enumerate(planned):
             if (way.name, width, seed) in done:
                 continue
-            of = way if way.name in {w.name for w in ways()} else _default(way)
-            lr = choose(case, kept, of, width)
+            lr = choose(case, kept, _default(way) if swept else way, width)
             kept["runs"].append(asdict(run(case, way, width=width, seed=seed, lr=lr)))
             if number % 20 == 0:
                 save()
-    save()
+        save()
 
 
 def _listed(rates: tuple[float, ...]) -> str:

@@ -84,9 +84,15 @@ def test_streams_are_their_own_and_repeat():
     assert len({tuple(values) for values in drawn}) == len(counters)
     # Another process gives the same: files of tickets live on it.
     assert counted_generator(3, 1, 4).initial_seed() == 2426584619016011089
-    state = torch.get_rng_state()
-    Iterand(network(), IterandPlan()).randomize()
+    model, state = nn.Linear(100, 50), torch.get_rng_state()
+    iterand = Iterand(model, IterandPlan(redrawn=1.0))
+    before = iterand.ticket()
+    iterand.randomize()
     assert torch.equal(state, torch.get_rng_state())
+    drawn = [before.random, before.scores, iterand.ticket().random]
+    fallen = ~before.masks["weight"]
+    related = torch.corrcoef(torch.stack([values["weight"][fallen] for values in drawn]))
+    assert (related - torch.eye(3)).abs().max() < 4 / math.sqrt(int(fallen.sum()))
 
 
 @pytest.mark.parametrize("name", UNTIED)

@@ -33,12 +33,12 @@ class IterandPlan:
     biases: Literal["zero", "frozen"] = "zero"  # zero: and gains of normalisation layers 1
     exclude: tuple[str, ...] = ()  # patterns of tensors that are left alone
     seed: int = 0  # of weights and scores
-    descent: Descent = field(default_factory=Descent)  # how `train_iterand` trains the scores
+    descent: Descent = field(default_factory=lambda: Descent(lr=1.0))  # of `train_iterand`
 
     def __post_init__(self) -> None:
-        for where, share in {"pruned": self.pruned, **self.pruned_in}.items():
+        others = {f"pruned_in[{pattern!r}]": share for pattern, share in self.pruned_in.items()}
+        for name, share in {"pruned": self.pruned, **others}.items():
             if not 0 <= share < 1:
-                name = where if where == "pruned" else f"pruned_in[{where!r}]"
                 raise ValueError(
                     f"{name} is the share of the weights that fall, at least 0 and below 1; "
                     f"got {share}."

@@ -43,7 +43,7 @@ def iterand(
     biases: Annotated[Literal["zero", "frozen"], typer.Option(help="What is not masked.")] = "zero",
     exclude: Annotated[list[str] | None, typer.Option(help=EXCLUDE)] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 100,
-    lr: Annotated[float, typer.Option(help=LR)] = 0.1,
+    lr: Annotated[float, typer.Option(help=LR)] = 1.0,
     momentum: Annotated[float, typer.Option(help="Momentum.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Weight decay of the scores.")] = 1e-4,
     seed: Annotated[int, typer.Option(help="Of weights, scores and batches.")] = 0,
