@@ -305,6 +305,7 @@ def main() -> None:
     parser.add_argument("--cifar10", default="data", help="folder of CIFAR-10")
     parser.add_argument("--case", action="append", choices=ALL)
     parser.add_argument("--seeds", type=int, help="as many as the case says if not given")
+    parser.add_argument("--tables", action="store_true", help="of what is there; run nothing")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     known = cases(given.mnist, given.cifar10)
@@ -317,6 +318,9 @@ def main() -> None:
         text = ["# Masks of random weights: edge-popup and IteRand", "", machine_line(facts)]
         write(given.output, "\n".join([*text, *pages]), data)
 
+    if given.tables:
+        save()
+        return
     for name, swept in [(n, swept) for swept in (False, True) for n in given.case or DEFAULT]:
         case, kept = known[name], data["cases"].setdefault(name, {"rates": {}, "runs": []})
         done = {(r["way"], r["width"], r["seed"]) for r in kept["runs"]}
