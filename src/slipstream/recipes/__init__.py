@@ -7,16 +7,7 @@ from slipstream.recipes.fresh import fresh_weights
 from slipstream.recipes.iterand import Iterand
 from slipstream.recipes.iterand_plan import IterandPlan
 from slipstream.recipes.iterand_training import IterandTraining, train_iterand
-from slipstream.recipes.lure import (
-    Lure,
-    LurePlan,
-    LureStage,
-    least_salient,
-    reset_weights_,
-    resettable,
-    train_lure,
-    weight_saliency,
-)
+from slipstream.recipes.lure import Lure, LurePlan, LureStage, train_lure
 from slipstream.recipes.selection import churn, select
 from slipstream.recipes.side_controls import SideControls, side_controls
 from slipstream.recipes.side_tuning import (
@@ -35,6 +26,12 @@ from slipstream.recipes.subspace_folder import load_subspace
 from slipstream.recipes.subspace_training import train_subspace
 from slipstream.recipes.ticket import Ticket
 from slipstream.recipes.ticket_file import TicketSize, load_ticket, save_ticket, ticket_size
+from slipstream.recipes.unlearning import (
+    least_salient,
+    reset_weights_,
+    resettable,
+    weight_saliency,
+)
 
 __all__ = [
     "Aggregation",

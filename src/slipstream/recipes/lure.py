@@ -1,9 +1,7 @@
 """LURE: learn, unlearn what matters least for new data, relearn on all data so far."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,8 +9,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
-from torch.optim import Optimizer
 
 from slipstream.evaluation import (
     Batch,
@@ -20,16 +16,21 @@ from slipstream.evaluation import (
     Metric,
     batches_of_epoch,
     evaluate,
-    gradient,
 )
 from slipstream.landscape import Descent
 from slipstream.recipes.descending import Descending, Progress, check_sized
 from slipstream.recipes.fresh import fresh_weights, model_at
 from slipstream.recipes.keeping import kept
-from slipstream.weights import Weights, check_same_layout, copy, first_nonfinite, weights_of
+from slipstream.recipes.unlearning import (
+    check_share,
+    least_salient,
+    reset_weights_,
+    resettable,
+    weight_saliency,
+)
+from slipstream.weights import Weights, copy, weights_of
 
 Choice = Literal["saliency", "random", "none"]
-_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.LocalResponseNorm)
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class LurePlan:
     descent: Descent = field(default_factory=lambda: Descent(epochs=20))  # on each chunk
 
     def __post_init__(self) -> None:
-        _check_share(self.share)
+        check_share(self.share)
         if self.choice not in get_args(Choice):
             raise ValueError(f"choice must be saliency, random or none, got {self.choice!r}.")
         if self.slice_batches is not None and self.slice_batches < 1:
@@ -75,136 +76,6 @@ class Lure:
     losses: tuple[float, ...]  # mean training loss of each epoch, over all data so far
     steps: int
     seconds: float  # of the training
-
-
-def weight_saliency(
-    model: nn.Module, loss: Loss, *, weights: Weights | None = None, data: Iterable[Batch]
-) -> dict[str, Tensor]:
-    """Return how much the loss would change without a weight, to first order: |g w|.
-
-    Source: "Learn, Unlearn and Relearn: An Online Learning Paradigm for Deep Neural Networks"
-    (Ramkumar, Arani, Zonooz, 2023), section 3; the measure is that of SNIP.
-
-    Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
-        weights: Where, instead of at the model's own weights.
-        data: Batches; g is the gradient of the mean over all their examples, in eval mode.
-
-    Returns:
-        Every parameter that requires a gradient, by name, in float32 or better.
-
-    Raises:
-        ValueError: If `data` is empty or a loss is not finite.
-
-    Example:
-        >>> model = nn.Linear(2, 1, bias=False)
-        >>> weights = {"weight": Tensor([[3.0, -0.5]])}
-        >>> loss = lambda model, batch: model(batch).mean()
-        >>> weight_saliency(model, loss, weights=weights, data=[Tensor([[1.0, 4.0]])])
-        {'weight': tensor([[3., 2.]])}
-    """
-    at = {**weights_of(model), **(weights or {})}
-    slopes = gradient(model, loss, weights=weights, data=data)
-    return {name: _wide(slope).mul(_wide(at[name])).abs_() for name, slope in slopes.items()}
-
-
-def least_salient(saliency: Weights, *, share: float) -> dict[str, Tensor]:
-    """Choose the weights of least saliency, over all tensors together.
-
-    Args:
-        saliency: Of every weight that may be chosen.
-        share: rho, in [0, 1): floor(rho n) of the n weights are chosen, exactly. Of equal
-            saliencies the first is chosen, in the order of the tensors and of their entries.
-
-    Returns:
-        A mask for each tensor, true where a weight is chosen.
-
-    Raises:
-        ValueError: If the share is outside [0, 1), there is no weight, or a saliency is no number.
-
-    Example:
-        >>> least_salient({"a": Tensor([2.0, 0.0]), "b": Tensor([0.0, 1.0])}, share=0.5)
-        {'a': tensor([False,  True]), 'b': tensor([ True, False])}
-    """
-    _check_share(share)
-    if not saliency:
-        raise ValueError("There is no weight to choose from: saliency is empty.")
-    if bad := first_nonfinite(saliency):
-        raise ValueError(f"The saliency of {bad!r} holds a NaN or an infinity.")
-    flat = torch.cat([_wide(value).flatten() for value in saliency.values()])
-    # The share as it is written: 0.29 of 100 are 29, though the nearest float lies below.
-    count = math.floor(Fraction(repr(float(share))) * len(flat))
-    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    chosen[torch.sort(flat, stable=True).indices[:count]] = True
-    pieces = torch.split(chosen, [value.numel() for value in saliency.values()])
-    return {
-        name: piece.view(value.shape)
-        for (name, value), piece in zip(saliency.items(), pieces, strict=True)
-    }
-
-
-def reset_weights_(
-    model: nn.Module, masks: Weights, *, fresh: Weights, optimizer: Optimizer | None = None
-) -> None:
-    """Put fresh values where a mask is true, in place; all other weights keep every bit.
-
-    Args:
-        model: Receives the values.
-        masks: True where a weight is to be reset, for some of the model's parameters.
-        fresh: What these parameters were drawn as anew, such as by `fresh_weights`.
-        optimizer: If given, what it remembers of these weights, such as momentum, becomes 0.
-
-    Raises:
-        ValueError: If a name is unknown, or a shape differs.
-
-    Example:
-        >>> model = nn.Linear(1, 2, bias=False)
-        >>> _ = model.load_state_dict({"weight": Tensor([[1.0], [2.0]])})
-        >>> masks = {"weight": torch.tensor([[True], [False]])}
-        >>> reset_weights_(model, masks, fresh={"weight": Tensor([[7.0], [8.0]])})
-        >>> model.weight.flatten().tolist()
-        [7.0, 2.0]
-    """
-    parameters = dict(model.named_parameters())
-    own = {name: value for name, value in parameters.items() if name in masks}
-    drawn = {name: value for name, value in fresh.items() if name in masks}
-    check_same_layout(own, masks, names=("the model", "masks"))
-    check_same_layout(own, drawn, names=("the model", "fresh"))
-    with torch.no_grad():
-        for name, parameter in own.items():
-            where = masks[name].to(parameter.device)
-            parameter.copy_(torch.where(where, drawn[name].to(parameter), parameter))
-            remembered = optimizer.state.get(parameter, {}) if optimizer else {}
-            for kind, value in remembered.items():
-                if isinstance(value, Tensor) and kind != "step":
-                    value.masked_fill_(where, 0.0)
-
-
-def resettable(model: nn.Module) -> list[str]:
-    """Return the parameters that LURE may reset: trained ones, without normalisation layers'.
-
-    Fresh gains would be ones and fresh shifts zeros: nothing is drawn there, and the scale of
-    every neuron behind them would be lost.
-
-    Args:
-        model: Any module.
-
-    Returns:
-        Their names, each tied tensor once.
-
-    Example:
-        >>> resettable(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
-        ['0.weight', '0.bias']
-    """
-    norms = {
-        f"{name}.{own}".lstrip(".")
-        for name, module in model.named_modules()
-        # Other packages' normalisation layers share no class, but the word.
-        if isinstance(module, _NORMS) or "Norm" in type(module).__name__
-        for own, _ in module.named_parameters(recurse=False)
-    }
-    return [n for n, p in model.named_parameters() if p.requires_grad and n not in norms]
 
 
 def train_lure(
@@ -352,15 +223,6 @@ def _note(number: int, masks: Mapping[str, Tensor]) -> dict[str, Any]:
         "by_tensor": by_tensor,
         "metrics": {},
     }
-
-
-def _check_share(share: float) -> None:
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be at least 0 and below 1, got {share}.")
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
 
 
 @dataclass(frozen=True)
