@@ -270,6 +270,22 @@ def test_gradients_of_several_batches_add_up():
         torch.testing.assert_close(one + other, both)
 
 
+def test_scores_of_coarse_weights_take_small_steps():
+    model = network().to(torch.bfloat16)
+    iterand = Iterand(model)
+    before = [score.detach().clone() for score in iterand.parameters()]
+    optimizer = torch.optim.SGD(iterand.parameters(), lr=1e-4)
+    with iterand.attach(optimizer):
+        classification_loss(model, (batches()[0][0].bfloat16(), batches()[0][1])).backward()
+        optimizer.step()
+    for score, start in zip(iterand.parameters(), before, strict=True):
+        assert score.dtype == torch.float32
+        moved = score.detach() != start
+        assert moved.float().mean() > 0.5
+        assert (score.detach().bfloat16() == start.bfloat16()).float().mean() > 0.9
+    assert model[0].weight.dtype == torch.bfloat16
+
+
 def test_state_goes_on_bit_for_bit():
     plan = IterandPlan(every=2, redrawn=0.5)
     model, other = network(), network(1)

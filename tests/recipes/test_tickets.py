@@ -169,7 +169,7 @@ def test_a_seed_and_a_mask_give_the_weights(tmp_path, initial, dtype):
     for _ in range(5):
         iterand.randomize()
         for score in iterand.scores.values():
-            score.data = torch.rand(score.shape, generator=generator).to(dtype)
+            score.data = torch.rand(score.shape, generator=generator).to(score.dtype)
         iterand.load_state_dict(iterand.state_dict())  # the masks of these scores
     ticket = iterand.ticket()
     size = save_ticket(ticket, tmp_path / "deep" / "ticket.safetensors")

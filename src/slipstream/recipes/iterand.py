@@ -82,8 +82,10 @@ class Iterand:
             value = values_of_round(shape, self.plan.initial, seed=seed, tensor=number, number=0)
             self._random[name] = value.to(weight)
             self._births[name] = torch.zeros(shape, dtype=torch.int32, device=weight.device)
-            score = initial_scores(shape, seed=seed, tensor=number).to(weight)
-            self.scores[name] = nn.Parameter(score)
+            score = initial_scores(shape, seed=seed, tensor=number)
+            # Small steps add up in a score: bfloat16 would lose them.
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            self.scores[name] = nn.Parameter(score.to(weight.device, wide))
         self.masks: dict[str, Tensor] = {}  # bool, as the weights: true where a weight stays
         self.step = self.rounds = 0
         self._undo: list[Callable[[], object]] = []
@@ -220,7 +222,8 @@ class Iterand:
         def send(weight: Tensor) -> None:
             if weight.grad is None:  # the loss does not depend on it
                 return
-            score, slope = self.scores[name], weight.grad * self._random[name]
+            score = self.scores[name]
+            slope = (weight.grad * self._random[name]).to(score.dtype)
             if self.plan.ranking == "absolute":
                 slope *= score.sign()
             score.grad = slope if score.grad is None else score.grad + slope
