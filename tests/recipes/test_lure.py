@@ -169,7 +169,7 @@ def test_the_batches_of_all_chunks_so_far_come_once_an_epoch_in_random_order():
 def test_it_is_recorded_and_learns(tmp_path):
     model, before = network(), copy(weights_of(network()))
     metrics, data = {"accuracy": accuracy}, [*CHUNKS[0], *CHUNKS[1]]
-    plan = LurePlan(descent=Descent(epochs=15, lr=0.1))
+    plan = LurePlan(descent=Descent(epochs=15, lr=0.1, seed=6))
     found = train_lure(
         model, classification_loss, chunks=CHUNKS, plan=plan, validation=data, metrics=metrics,
         run_folder=tmp_path / "run", configuration={"note": "mine"},
@@ -186,6 +186,7 @@ def test_it_is_recorded_and_learns(tmp_path):
     assert there["accuracy"] == last["validation_accuracy"]
     assert run.description["configuration"]["recipe"]["lure"]["choice"] == "saliency"
     assert run.description["configuration"]["note"] == "mine"
+    assert run.description["seed"] == 6
 
 
 @pytest.mark.parametrize("stop_at", [2, 6, 8, 14, 33])

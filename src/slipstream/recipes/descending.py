@@ -55,7 +55,7 @@ class Descending:
         self.optimizer = descent.build(decayed)
         if undecayed:
             self.optimizer.add_param_group({"params": list(undecayed), "weight_decay": 0.0})
-        self._descent = descent
+        self.descent = descent
         self.epoch = self.step = 0
         self.seconds = 0.0
         self.losses: list[float] = []  # mean training loss of each epoch
@@ -81,11 +81,11 @@ class Descending:
             ValueError: If `data` is empty or the loss is not finite.
         """
         length = len(data) if isinstance(data, Sized) else None
-        end = self.epoch - self.epoch % self._descent.epochs + self._descent.epochs
+        end = self.epoch - self.epoch % self.descent.epochs + self.descent.epochs
         total = None
         if length is not None:
-            done = self.epoch % self._descent.epochs
-            total = self.step + length * (self._descent.epochs - done)
+            done = self.epoch % self.descent.epochs
+            total = self.step + length * (self.descent.epochs - done)
         while self.epoch < end:
             began = time.perf_counter()
             self._epoch(loss, data, length, lambda step: progress and progress(step, total))
@@ -95,7 +95,7 @@ class Descending:
     @property
     def finished(self) -> bool:
         """Whether all rounds are done."""
-        return self.epoch >= self.rounds * self._descent.epochs
+        return self.epoch >= self.rounds * self.descent.epochs
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs; of a finished training without the optimiser's."""
@@ -138,10 +138,10 @@ class Descending:
 
         device = device_of(self.module)
         # One stream for each epoch, so that a resumed training draws what this one would.
-        seed = np.random.default_rng((self._descent.seed, self.epoch)).integers(2**62)
+        seed = np.random.default_rng((self.descent.seed, self.epoch)).integers(2**62)
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             torch.manual_seed(int(seed))
-            mean = self._descent.epoch_of_steps(
+            mean = self.descent.epoch_of_steps(
                 self.module, data, self.optimizer, update, epoch=self.epoch, length=length
             )
         self.epoch += 1

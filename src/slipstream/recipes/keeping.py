@@ -61,6 +61,7 @@ def kept(
         recorded,
         schedule=Schedule.at(()),
         configuration={**(configuration or {}), "recipe": dict(recipe)},
+        seed=training.descent.seed,
         overwrite=overwrite,
         resume=state is not None,
         step=training.step,
