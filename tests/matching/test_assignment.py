@@ -123,3 +123,15 @@ def test_prices_of_another_matrix_change_nothing():
 def test_what_is_no_similarity(matrix, words):
     with pytest.raises(ValueError, match=words):
         assign(matrix)
+
+
+@pytest.mark.parametrize("seed", [1, 7])
+@pytest.mark.timeout(60)
+def test_rows_that_compete_by_the_smallest_differences_do_not_go_on_for_ever(seed):
+    generator = torch.Generator().manual_seed(seed)
+    wanted = torch.randn(256, 3, generator=generator) @ torch.randn(3, 256, generator=generator)
+    similarity = wanted[:32].repeat(8, 1) + 1e-7 * torch.randn(256, 256, generator=generator)
+    rows, columns = linear_sum_assignment(similarity.double().numpy(), maximize=True)
+    best = similarity.double()[rows, columns].sum()
+    found = similarity.double()[rows, assign(similarity).order].sum()
+    assert float(found) == pytest.approx(float(best), rel=1e-12)

@@ -17,6 +17,7 @@ STEP = 0.1  # of the first auction, in standard deviations of the similarity
 LATER_STEP = 0.01  # with the prices of a similar matrix
 NEAREST = 24  # columns of each row that are looked at first
 MANY = 128  # columns of each row at which the dense solver is the quicker
+LEVELS = 2**30  # of the weights that the sparse solver sees
 ATTEMPTS = 8  # at naming the columns that matter; more are needed only where there are many ties
 
 
@@ -167,8 +168,11 @@ class _Problem:
         margins = self.matrix[rows, columns] - prices[columns]
         best = np.full(self.size, -np.inf)
         np.maximum.at(best, rows, margins)
-        # The solver takes a zero for no edge.
+        # The solver takes a zero for no edge. Where rows compete for too few columns, it raises
+        # prices by the smallest differences there are: with those of float64 it goes on for ever.
+        # What the rounding hides shows in the dual prices.
         weights = best[rows] - margins + self.spread
+        weights = np.rint(weights * (LEVELS / weights.max())).clip(1)
         graph = csr_array((weights, (rows, columns)), shape=(self.size, self.size))
         chosen = min_weight_full_bipartite_matching(graph)[1]
         return chosen.astype(np.int64)
