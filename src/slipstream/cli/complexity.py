@@ -22,7 +22,10 @@ def complexity(
     run: Annotated[Path, typer.Argument(help="A run folder with a snapshot of every step.")],
     layer: Annotated[str | None, typer.Option(help=LAYER)] = None,
     lr: Annotated[float | None, typer.Option(help=RATE)] = None,
-    figure: Annotated[Path | None, typer.Option("-o", "--figure", help=FIGURE)] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure),
+    ] = None,
     model: options.OtherModel = None,
     data: options.OtherData = None,
     loss: options.Loss = None,

@@ -26,7 +26,10 @@ def curvature(
     samples: Annotated[int, typer.Option(help="Random vectors for the trace.")] = 10,
     radius: Annotated[float, typer.Option(help="Of the ball for the sharpness.")] = 0.05,
     seed: Annotated[int, typer.Option(help="Of the random vectors.")] = 0,
-    figure: Annotated[Path | None, typer.Option("-o", "--figure", help=FIGURE)] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure),
+    ] = None,
     resume: Annotated[Path | None, typer.Option(help=RESUME)] = None,
     model: options.OtherModel = None,
     data: options.OtherData = None,

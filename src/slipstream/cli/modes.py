@@ -25,7 +25,9 @@ def modes(
     seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Show controls, and PCA.")] = False,
     save: Annotated[Path | None, typer.Option(help="Write the modes to this file.")] = None,
-    figure: Annotated[Path | None, typer.Option(help=FIGURE)] = None,
+    figure: Annotated[
+        Path | None, typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure)
+    ] = None,
     json: options.AsJson = False,
 ) -> None:
     """Decompose a run into modes: groups of weights that move in step, or against each other.

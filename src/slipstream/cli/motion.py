@@ -22,7 +22,10 @@ def motion(
         bool, typer.Option("--tensors", help="A row for each tensor, not layer.")
     ] = False,
     phases: Annotated[int, typer.Option(min=1, help=PHASES)] = 6,
-    figure: Annotated[Path | None, typer.Option("-o", "--figure", help=FIGURE)] = None,
+    figure: Annotated[
+        Path | None,
+        typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure),
+    ] = None,
     json: options.AsJson = False,
 ) -> None:
     """Measure how the weights of a run move: speed, turns, phases, and each layer's share.

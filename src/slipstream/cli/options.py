@@ -2,9 +2,26 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+FIGURES = (".png", ".svg", ".pdf")
+
+
+def new_figure(path: Path | None) -> Path | None:
+    """Return the file of a figure, or refuse it before hours are spent on what it shows."""
+    if path is None:
+        return None
+    if path.suffix.lower() not in FIGURES:
+        raise typer.BadParameter(f"a figure ends in {', '.join(FIGURES)}, got {path.name!r}.")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {path.parent}.")
+    if path.exists():
+        raise typer.BadParameter(f"{path} is already there: give another file, or remove it.")
+    return path
+
 
 Data = Annotated[
     str,

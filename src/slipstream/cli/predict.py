@@ -46,7 +46,9 @@ def predict(
     outputs: Annotated[Literal["full", "separate"], typer.Option(help=OUTPUTS)] = "full",
     memory: Annotated[float, typer.Option(help=MEMORY)] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the batches.")] = 0,
-    figure: Annotated[Path | None, typer.Option(help=FIGURE)] = None,
+    figure: Annotated[
+        Path | None, typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure)
+    ] = None,
     device: options.Device = "cpu",
     json: options.AsJson = False,
 ) -> None:

@@ -138,6 +138,8 @@ def check_outputs(out: Sequence[Path] | None) -> list[Path]:
             raise ValueError(f"--out must end in one of {known}, got {str(file)!r}.")
         if not file.parent.is_dir():
             raise ValueError(f"--out {file}: there is no folder {file.parent}.")
+        if file.exists():
+            raise FileExistsError(f"{file} is already there: give another file, or remove it.")
     return list(out or ())
 
 
