@@ -337,3 +337,13 @@ def test_bad_input_is_told(changes, match):
     model = how.pop("model", network()).to(DTYPE)
     with pytest.raises(ValueError, match=match):
         predict_training_time(model, how.pop("loss", classification_loss), **how)
+
+
+def test_dropout_that_is_always_on_is_called_that():
+    def dropped(model, batch):
+        inputs, labels = batch
+        hidden = nn.functional.dropout(inputs, 0.5)  # training=True, whatever the mode
+        return nn.functional.cross_entropy(model(hidden), labels)
+
+    with pytest.raises(ValueError, match="loss is not deterministic: two evaluations gave"):
+        predict_training_time(linear(), dropped, data=DATA, lr=0.1, thresholds=[0.5])

@@ -207,7 +207,13 @@ class LinearisedTraining:
     def _check_loss(self) -> None:
         """Raise unless the loss is a function of the outputs."""
         with torch.no_grad():
-            real = self.walk.loss(self.walk.model, self.walk.data).item()
+            real, again = (self.walk.loss(self.walk.model, self.walk.data).item() for _ in range(2))
+        if not math.isclose(real, again, rel_tol=1e-5) and math.isfinite(real):
+            raise ValueError(
+                f"loss is not deterministic: two evaluations gave {real:.6g} and {again:.6g} in eval "
+                "mode. Switch off what is random there, such as functional dropout without "
+                "training=self.training."
+            )
         alone = self.loss()
         if not math.isfinite(real):
             raise ValueError(f"The loss over the data is {real} at the start.")
