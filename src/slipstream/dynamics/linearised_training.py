@@ -210,8 +210,8 @@ class LinearisedTraining:
             real, again = (self.walk.loss(self.walk.model, self.walk.data).item() for _ in range(2))
         if not math.isclose(real, again, rel_tol=1e-5) and math.isfinite(real):
             raise ValueError(
-                f"loss is not deterministic: two evaluations gave {real:.6g} and {again:.6g} in eval "
-                "mode. Switch off what is random there, such as functional dropout without "
+                f"loss is not deterministic: two evaluations gave {real:.6g} and {again:.6g} in "
+                "eval mode. Switch off what is random there, such as functional dropout without "
                 "training=self.training."
             )
         alone = self.loss()
