@@ -87,7 +87,7 @@ def _idx(folder: str | Path, name: str, *, axes: int) -> np.ndarray:
     paths = [place / (name + ending) for place in places for ending in ("", ".gz")]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
-        _missing(folder, f"{name}[.gz] in it, in raw or in MNIST/raw")
+        missing(folder, f"{name}[.gz] in it, in raw or in MNIST/raw")
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -106,7 +106,7 @@ def _cifar10_reader(folder: Path) -> Callable[[str], bytes]:
         if (place / "data_batch_1").is_file():
             return lambda name: (place / name).read_bytes()
     if not archive.is_file():
-        _missing(folder, f"{inner}/data_batch_1 or {archive.name} in it")
+        missing(folder, f"{inner}/data_batch_1 or {archive.name} in it")
     with tarfile.open(archive) as tar:
         members = {Path(m.name).name: tar.extractfile(m) for m in tar.getmembers() if m.isfile()}
         contents = {name: file.read() for name, file in members.items() if file is not None}
@@ -138,7 +138,8 @@ class _Unpickler(pickle.Unpickler):
         raise ValueError(f"A CIFAR-10 batch wants to call {module}.{name}: refused.")
 
 
-def _missing(folder: str | Path, expected: str) -> NoReturn:
+def missing(folder: str | Path, expected: str) -> NoReturn:
+    """Raise with what was expected and what is there."""
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"There is no folder {str(folder)!r}.")
     found = sorted(path.name for path in Path(folder).iterdir())
