@@ -1,9 +1,11 @@
 """Loss, gradient and metrics over a data set; determinism; BatchNorm statistics."""
 
+from slipstream.evaluation.adaptation import Adaptation, AfterAdaptation, adapt, head_of
 from slipstream.evaluation.batches import (
     Batch,
     Loss,
     Metric,
+    TaskBatch,
     accuracy,
     batch_size,
     batches_of_epoch,
@@ -13,20 +15,30 @@ from slipstream.evaluation.batches import (
     squared_loss,
     to_device,
 )
-from slipstream.evaluation.batchnorm import batchnorm_layers, forward_inputs, recalibrate_batchnorm
+from slipstream.evaluation.batchnorm import (
+    batch_statistics,
+    batchnorm_layers,
+    forward_inputs,
+    recalibrate_batchnorm,
+)
 from slipstream.evaluation.borrowing import eval_mode, weights_in
 from slipstream.evaluation.determinism import DeterminismProbe, probe_determinism
 from slipstream.evaluation.ensembles import Ensemble
 from slipstream.evaluation.means import evaluate, gradient
 
 __all__ = [
+    "Adaptation",
+    "AfterAdaptation",
     "Batch",
     "DeterminismProbe",
     "Ensemble",
     "Loss",
     "Metric",
+    "TaskBatch",
     "accuracy",
+    "adapt",
     "batch_size",
+    "batch_statistics",
     "batches_of_epoch",
     "batchnorm_layers",
     "classification_loss",
@@ -35,6 +47,7 @@ __all__ = [
     "evaluate",
     "forward_inputs",
     "gradient",
+    "head_of",
     "inputs_of",
     "probe_determinism",
     "recalibrate_batchnorm",

@@ -1,7 +1,7 @@
 """Batches of any kind: how many examples, on which device, and the losses that take them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,16 @@ from torch import Tensor, nn
 Batch = Any
 Loss = Callable[[nn.Module, Batch], Tensor]  # the mean over the batch, 0-dim
 Metric = Callable[[nn.Module, Batch], Tensor | float]  # the mean over the batch
+
+
+class TaskBatch(NamedTuple):
+    """Tasks of equal size: what each is learned from, and what it is judged by then.
+
+    Every tensor has an axis of the tasks in front, (tasks, examples, ...).
+    """
+
+    support: Batch
+    query: Batch
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -99,7 +109,15 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def inputs_of(batch: Batch) -> Batch:
-    """Return the model's inputs: the first item of a tuple or list, else the batch itself."""
+    """Return the model's inputs: the first item of a tuple or list, else the batch itself.
+
+    Of a batch of tasks, these are the inputs of all support examples, in one axis.
+    """
+    if isinstance(batch, TaskBatch):
+        inputs = inputs_of(batch.support)
+        if isinstance(inputs, Mapping):
+            return {name: value.flatten(0, 1) for name, value in inputs.items()}
+        return inputs.flatten(0, 1)
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 

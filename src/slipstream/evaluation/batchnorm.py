@@ -1,6 +1,7 @@
 """The running statistics of BatchNorm, estimated anew: part of the state, not of the path."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,37 @@ def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
     }
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Generator[None]:
+    """Let BatchNorm layers normalise by the batch alone for a `with` block, in every mode.
+
+    Their running statistics are neither used nor touched, and are there again afterwards.
+
+    Args:
+        model: Any module.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> layer = nn.BatchNorm1d(1).eval()
+        >>> with batch_statistics(layer):
+        ...     layer(torch.tensor([[-8.0], [8.0]])).round().flatten().tolist()
+        [-1.0, 1.0]
+        >>> layer.running_mean.item()
+        0.0
+    """
+    saved = [(layer, dict(layer._buffers)) for layer in batchnorm_layers(model).values()]
+    try:
+        for layer, buffers in saved:
+            # Without them a layer takes those of the batch, which also holds under vmap.
+            layer._buffers.update(dict.fromkeys(buffers))
+        yield
+    finally:
+        for layer, buffers in saved:
+            layer._buffers.update(buffers)
 
 
 def recalibrate_batchnorm(
