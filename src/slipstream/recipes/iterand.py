@@ -1,21 +1,19 @@
 """Training by choosing which random weights stay: edge-popup, and IteRand beside your own loop."""
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slipstream.recipes.iterand_plan import IterandPlan
-from slipstream.recipes.random_weights import initial_scores, redraw, values_of_round
-from slipstream.recipes.selection import select
-from slipstream.recipes.ticket import Ticket, pruned
-from slipstream.weights import Weights, copy, load_weights_, weights_of
+from slipstream.recipes.scored_weights import ScoredWeights, maskable, matches, neutral
+from slipstream.recipes.selection import Masks, select
+from slipstream.recipes.ticket import Ticket
+from slipstream.weights import load_weights_
 
 ROUNDS = 117  # of randomisation in a training, as in the paper
 EVERY = 300  # steps between them, where the length of the training is not known
@@ -72,24 +70,31 @@ class Iterand:
         self._shares = self.plan.shares(self._weights)
         self.every = self.plan.every or (max(1, round(steps / ROUNDS)) if steps else EVERY)
         if self.plan.biases == "zero":
-            load_weights_(model, _neutral(model, self.plan.exclude))
-        self._random: dict[str, Tensor] = {}
-        self._births: dict[str, Tensor] = {}  # the round that a weight's value is of
-        self.scores: dict[str, nn.Parameter] = {}
-        seed = self.plan.seed
-        for number, (name, weight) in enumerate(self._weights.items()):
-            shape = tuple(weight.shape)
-            value = values_of_round(shape, self.plan.initial, seed=seed, tensor=number, number=0)
-            self._random[name] = value.to(weight)
-            self._births[name] = torch.zeros(shape, dtype=torch.int32, device=weight.device)
-            score = initial_scores(shape, seed=seed, tensor=number)
-            # Small steps add up in a score: bfloat16 would lose them.
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            self.scores[name] = nn.Parameter(score.to(weight.device, wide))
-        self.masks: dict[str, Tensor] = {}  # bool, as the weights: true where a weight stays
-        self.step = self.rounds = 0
+            load_weights_(model, neutral(model, self.plan.exclude))
+        self._scored = ScoredWeights(
+            model,
+            self._weights,
+            initial=self.plan.initial,
+            seed=self.plan.seed,
+            choose=self._choose,
+        )
+        self.step = 0
         self._undo: list[Callable[[], object]] = []
-        self._put()
+
+    @property
+    def scores(self) -> dict[str, nn.Parameter]:
+        """The scores, by the names of the weights."""
+        return self._scored.scores
+
+    @property
+    def masks(self) -> Masks:
+        """Bool, as the weights: true where a weight stays."""
+        return self._scored.masks
+
+    @property
+    def rounds(self) -> int:
+        """How many times weights were drawn anew."""
+        return self._scored.rounds
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the scores, for the optimiser."""
@@ -125,7 +130,7 @@ class Iterand:
                 parameter.grad = None
                 hook = _when_accumulated(parameter, self._sender(name))
                 self._undo.append(hook.remove)
-            elif not _matches(name, self.plan.exclude):
+            elif not matches(name, self.plan.exclude):
                 parameter.requires_grad_(False)
         self._undo.append(optimizer.register_step_post_hook(self._after_step).remove)
         return self
@@ -137,56 +142,20 @@ class Iterand:
 
     def randomize(self) -> None:
         """Draw a random part of the fallen weights anew; scores and masks stay."""
-        self.rounds += 1
-        for number, (name, mask) in enumerate(self.masks.items()):
-            self._random[name], new = redraw(
-                self._random[name],
-                mask,
-                initial=self.plan.initial,
-                share=self.plan.redrawn,
-                seed=self.plan.seed,
-                tensor=number,
-                number=self.rounds,
-            )
-            self._births[name].masked_fill_(new, self.rounds)
+        self._scored.randomize(self.plan.redrawn)
 
     def ticket(self) -> Ticket:
         """Return what there is now: the chosen weights with all that makes them, copied."""
-        everything = weights_of(self._model)
-        return Ticket(
-            seed=self.plan.seed,
-            initial=self.plan.initial,
-            names=tuple(everything),
-            random=copy(self._random),
-            masks=copy(self.masks),
-            births=copy(self._births),
-            others=copy({n: v for n, v in everything.items() if n not in self.masks}),
-            scores=copy(self.scores),
-        )
+        return self._scored.ticket()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs; the model's other tensors are not in it."""
-        return {
-            "scores": {name: score.detach() for name, score in self.scores.items()},
-            "random": self._random,
-            "births": self._births,
-            "step": self.step,
-            "rounds": self.rounds,
-        }
+        return {**self._scored.state_dict(), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another one stopped, and put its weights into the model."""
-        load: dict[str, tuple[Mapping[str, Tensor], Weights]] = {
-            "scores": (self.scores, state["scores"]),
-            "random": (self._random, state["random"]),
-            "births": (self._births, state["births"]),
-        }
-        with torch.no_grad():
-            for own, given in load.values():
-                for name, value in own.items():
-                    value.copy_(given[name])
-        self.step, self.rounds = state["step"], state["rounds"]
-        self._put()
+        self._scored.load_state_dict(state)
+        self.step = state["step"]
 
     def __enter__(self) -> Self:
         return self
@@ -201,19 +170,13 @@ class Iterand:
 
     def _after_step(self, *_: object) -> None:
         self.step += 1
-        self._put()
+        self._scored.put()
         if self.plan.redrawn and self.step % self.every == 0:
             self.randomize()
 
-    @torch.no_grad()
-    def _put(self) -> None:
-        """Find the masks of the scores, and let the model's parameters be the pruned weights."""
+    def _choose(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
         plan = self.plan
-        self.masks = select(
-            self.scores, self._shares, selection=plan.selection, ranking=plan.ranking
-        )
-        for name, weight in self._weights.items():
-            weight.copy_(pruned(self._random[name], self.masks[name]))
+        return select(scores, self._shares, selection=plan.selection, ranking=plan.ranking)
 
     def _sender(self, name: str) -> Callable[[Tensor], None]:
         """What gives a weight's gradient to its score."""
@@ -223,7 +186,7 @@ class Iterand:
             if weight.grad is None:  # the loss does not depend on it
                 return
             score = self.scores[name]
-            slope = (weight.grad * self._random[name]).to(score.dtype)
+            slope = (weight.grad * self._scored.random[name]).to(score.dtype)
             if self.plan.ranking == "absolute":
                 slope *= score.sign()
             score.grad = slope if score.grad is None else score.grad + slope
@@ -232,85 +195,11 @@ class Iterand:
         return send
 
 
-def maskable(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, nn.Parameter]:
-    """Return the weights that can be masked: two or more dimensions, and a gradient.
-
-    Args:
-        model: Any module.
-        exclude: Patterns of names to leave out.
-
-    Returns:
-        Name to parameter, in the order of the model.
-
-    Raises:
-        ValueError: If there is none, one is tied or parametrised, or a pattern matches nothing.
-    """
-    named = dict(model.named_parameters(remove_duplicate=False))
-    for pattern in exclude:
-        if not fnmatch.filter(named, pattern):
-            raise ValueError(
-                f"exclude: {pattern!r} matches no parameter of {type(model).__name__}."
-            )
-    found: dict[str, nn.Parameter] = {}
-    for name, parameter in named.items():
-        if parameter.dim() < 2 or not parameter.numel() or not parameter.requires_grad:
-            continue
-        if not parameter.is_floating_point() or _matches(name, exclude):
-            continue
-        _check_own(model, name)
-        for other, value in named.items():
-            if value is parameter and other != name:
-                raise ValueError(
-                    f"{name!r} and {other!r} are one tied weight: it cannot have two scores. "
-                    f"Exclude both: exclude=({name!r}, {other!r})."
-                )
-        found[name] = parameter
-    if not found:
-        raise ValueError(
-            f"{type(model).__name__} has no weight to mask: none of two or more dimensions that "
-            "requires a gradient and is not excluded."
-        )
-    return found
-
-
-def _check_own(model: nn.Module, name: str) -> None:
-    """Raise if a forward pass computes the weight from others."""
-    owner, _, leaf = name.rpartition(".")
-    # Older wrappers leave what they compute under the plain name: `weight` beside `weight_orig`.
-    computed = model.get_submodule(owner).__dict__.get(leaf.rpartition("_")[0])
-    if isinstance(computed, Tensor) or "parametrizations" in owner.split("."):
-        raise ValueError(
-            f"{name!r} is parametrised: its layer computes the weight from it. Remove that first "
-            f"(torch.nn.utils.parametrize.remove_parametrizations, torch.nn.utils.prune.remove), "
-            f"or exclude it: exclude=({name!r},)."
-        )
-
-
-def _neutral(model: nn.Module, exclude: tuple[str, ...]) -> dict[str, Tensor]:
-    """Biases 0, and the gains of normalisation layers 1, as if these had neither."""
-    norms = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
-    found = {}
-    for owner, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            name = f"{owner}.{leaf}".lstrip(".")
-            if parameter.dim() != 1 or not parameter.requires_grad or _matches(name, exclude):
-                continue
-            if "bias" in leaf:
-                found[name] = torch.zeros_like(parameter)
-            elif leaf == "weight" and isinstance(module, norms):
-                found[name] = torch.ones_like(parameter)
-    return found
-
-
 def _when_accumulated(
     parameter: nn.Parameter, function: Callable[[Tensor], None]
 ) -> RemovableHandle:
     hook: RemovableHandle = parameter.register_post_accumulate_grad_hook(function)  # type: ignore[no-untyped-call]
     return hook
-
-
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _restore(parameter: nn.Parameter) -> Callable[[], None]:
