@@ -4,7 +4,8 @@ The examples of T tasks, n of each, pass through a model as one batch of T n. In
 weights of task t are W - alpha sum_k D_k' A_k, with the inputs A and the output gradients D of its
 support examples at inner step k. Such a sum of outer products is never written out: X W' is one
 product for all tasks, and the rest, (X A') D, is small. Where a mask m lies on the weights,
-m * (D' A) is written out, but for one task at a time.
+m * (D' A) is written out, but for one task at a time; or, for very few examples, each pair of rows
+of X and A is multiplied with m.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+
+PAIRS = 36  # of a support and a query row, up to which it is quicker to look at each
 
 
 class TaskLayer:
@@ -119,6 +122,9 @@ class LinearTasks(TaskLayer):
         """Return rows (slopes' inputs)', with the mask on what is in brackets."""
         if self.mask is None:
             return (rows @ inputs.mT) @ slopes
+        if inputs.shape[1] * rows.shape[1] <= PAIRS:
+            pairs = (inputs[:, :, None] * rows[:, None]) @ self.mask.mT  # (tasks, A, X, out)
+            return (pairs * slopes[:, :, None]).sum(1)
         if self.keep == "several":
             return rows @ (self.mask * (slopes.mT @ inputs)).mT
         found: Tensor = _MaskedProduct.apply(rows, inputs, slopes, self.mask)  # type: ignore[no-untyped-call]

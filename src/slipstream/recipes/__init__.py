@@ -8,6 +8,8 @@ from slipstream.recipes.iterand import Iterand
 from slipstream.recipes.iterand_plan import IterandPlan
 from slipstream.recipes.iterand_training import IterandTraining, train_iterand
 from slipstream.recipes.lure import Lure, LurePlan, LureStage, train_lure
+from slipstream.recipes.meta_plan import MetaPlan
+from slipstream.recipes.meta_ticket import MetaTraining, TaskScores, judge_tasks, train_meta
 from slipstream.recipes.selection import churn, select
 from slipstream.recipes.side_controls import SideControls, side_controls
 from slipstream.recipes.side_tuning import (
@@ -44,6 +46,8 @@ __all__ = [
     "Lure",
     "LurePlan",
     "LureStage",
+    "MetaPlan",
+    "MetaTraining",
     "SideControls",
     "SideNetwork",
     "SidePlan",
@@ -51,6 +55,7 @@ __all__ = [
     "SideTuned",
     "Subspace",
     "SubspacePlan",
+    "TaskScores",
     "Ticket",
     "TicketSize",
     "aggregation_controls",
@@ -59,6 +64,7 @@ __all__ = [
     "distil_side",
     "features_of",
     "fresh_weights",
+    "judge_tasks",
     "least_salient",
     "load_subspace",
     "load_ticket",
@@ -73,6 +79,7 @@ __all__ = [
     "train_aggregation",
     "train_iterand",
     "train_lure",
+    "train_meta",
     "train_subspace",
     "weight_saliency",
 ]

@@ -43,8 +43,6 @@ class IterandPlan:
                     f"{name} is the share of the weights that fall, at least 0 and below 1; "
                     f"got {share}."
                 )
-        if not 0 <= self.redrawn <= 1:
-            raise ValueError(f"redrawn must be a share from 0 to 1, got {self.redrawn}.")
         if self.every is not None and self.every < 1:
             raise ValueError(f"every must be at least 1 step, got {self.every}.")
         if self.seed < 0:
@@ -53,6 +51,7 @@ class IterandPlan:
             if getattr(self, name) not in get_args(kind):
                 known = " or ".join(get_args(kind))
                 raise ValueError(f"{name} must be {known}, got {getattr(self, name)!r}.")
+        check_redrawn(self.redrawn, self.initial)
         if self.selection == "global" and self.pruned_in:
             raise ValueError("pruned_in is for selection='layer': a global one has one share.")
         if isinstance(self.exclude, str):
@@ -88,6 +87,14 @@ class IterandPlan:
                 )
             found |= dict.fromkeys(matching, share)
         return found
+
+
+def check_redrawn(share: float, initial: Initial) -> None:
+    """Raise unless a share of weights can be drawn anew from a distribution."""
+    if not 0 <= share <= 1:
+        raise ValueError(f"redrawn must be a share from 0 to 1, got {share}.")
+    if share and initial == "constant":
+        raise ValueError("redrawn must be 0 with initial='constant': there is nothing to draw.")
 
 
 _CHOICES: dict[str, Any] = {

@@ -126,7 +126,7 @@ def train_iterand(
                 )
         result = training.result()
     if run_folder is not None:
-        _save(result.ticket, Path(run_folder))
+        save_beside(result.ticket, Path(run_folder))
     return result
 
 
@@ -163,7 +163,7 @@ class _Training(Descending):
         return IterandTraining(done.ticket(), losses, changed, self.step, done.rounds, self.seconds)
 
 
-def _save(ticket: Ticket, folder: Path) -> None:
+def save_beside(ticket: Ticket, folder: Path) -> None:
     """Write the scores, then the ticket, which says that both are whole."""
     scores = {name: value.cpu() for name, value in (ticket.scores or {}).items()}
     write_whole(folder / SCORES, tensor_chunks(scores))

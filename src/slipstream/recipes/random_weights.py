@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Initial = Literal["kaiming-uniform", "signed-constant", "kaiming-normal"]
+Initial = Literal["kaiming-uniform", "signed-constant", "kaiming-normal", "constant"]
 
 
 def counted_generator(seed: int, *counters: int) -> torch.Generator:
@@ -47,8 +47,9 @@ def fan_in(shape: tuple[int, ...]) -> int:
 def draw(shape: tuple[int, ...], initial: Initial, *, generator: torch.Generator) -> Tensor:
     """Draw the weights of a layer with ReLU behind it, in float32 on the CPU.
 
-    With n inputs (`fan_in`), the variance is 2 / n in each case: `kaiming-uniform` is uniform in
-    ±sqrt(6 / n), `signed-constant` is ±sqrt(2 / n), `kaiming-normal` is normal.
+    With n inputs (`fan_in`), the mean square is 2 / n in each case: `kaiming-uniform` is uniform in
+    ±sqrt(6 / n), `signed-constant` is ±sqrt(2 / n), `kaiming-normal` is normal, and `constant` is
+    sqrt(2 / n) everywhere, so that only the mask tells weights apart.
 
     Source: "Delving Deep into Rectifiers" (He, Zhang, Ren, Sun, 2015), equation 10; the signed
     constant is from "What's Hidden in a Randomly Weighted Neural Network?" (Ramanujan, Wortsman,
@@ -76,6 +77,8 @@ def draw(shape: tuple[int, ...], initial: Initial, *, generator: torch.Generator
         return (torch.randint(2, shape, generator=generator) * 2 - 1) * deviation
     if initial == "kaiming-normal":
         return torch.randn(shape, generator=generator) * deviation
+    if initial == "constant":
+        return torch.full(shape, deviation)
     raise ValueError(f"initial must be one of {', '.join(get_args(Initial))}, got {initial!r}.")
 
 

@@ -50,10 +50,10 @@ def select(
     }
     if selection == "layer":
         return {
-            name: rank >= _threshold(rank.flatten(), shares[name]) for name, rank in ranks.items()
+            name: rank >= lowest_kept(rank.flatten(), shares[name]) for name, rank in ranks.items()
         }
     together = torch.cat([rank.flatten() for rank in ranks.values()])
-    threshold = _threshold(together, next(iter(shares.values())))
+    threshold = lowest_kept(together, next(iter(shares.values())))
     return {name: rank >= threshold for name, rank in ranks.items()}
 
 
@@ -73,8 +73,13 @@ def share_pruned(masks: Masks) -> dict[str, float]:
     return {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
 
 
-def _threshold(ranks: Tensor, share: float) -> Tensor:
-    """The lowest rank that stays."""
+def lowest_kept(ranks: Tensor, share: float) -> Tensor:
+    """Return the lowest rank that stays if a share falls: the threshold, 0-dim.
+
+    Example:
+        >>> lowest_kept(torch.tensor([3.0, 1.0, 2.0, 4.0]), 0.5)
+        tensor(3.)
+    """
     # A share such as 0.29 of 100 must be 29 in spite of its binary digits.
     fallen = min(math.floor(share * ranks.numel() + 1e-9), ranks.numel() - 1)
     if ranks.is_cuda:  # kthvalue has no deterministic kernel there

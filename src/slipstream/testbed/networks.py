@@ -24,6 +24,27 @@ def mlp(
     return nn.Sequential(layers)
 
 
+def tapered_mlp(
+    *,
+    inputs: int = 784,
+    classes: int = 5,
+    width: float = 1.0,
+    sizes: Sequence[int] = (256, 128, 64, 64),
+    batchnorm: bool = True,
+) -> nn.Sequential:
+    """Return linear layers of these sizes with BatchNorm and ReLU, and a head."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    before = inputs
+    for number, size in enumerate((_scaled(size, width) for size in sizes), start=1):
+        layers[f"hidden{number}"] = nn.Linear(before, size)
+        if batchnorm:
+            layers[f"norm{number}"] = nn.BatchNorm1d(size)
+        layers[f"relu{number}"] = nn.ReLU()
+        before = size
+    layers["head"] = nn.Linear(before, classes)
+    return nn.Sequential(layers)
+
+
 def conv_net(
     *,
     channels: Sequence[int] = (64, 128, 256),
@@ -119,6 +140,7 @@ class GlobalMaximum(nn.Module):
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
+    "tapered_mlp": tapered_mlp,
     "conv_net": conv_net,
     "conv8": conv8,
     "resnet18": resnet18,
@@ -160,7 +182,8 @@ def build_network(
         raise ValueError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}.")
     if width is not None:
         options["width"] = int(width) if name == "mlp" else width
-    fit = {"inputs": math.prod(data.shape)} if name == "mlp" else {"in_channels": data.shape[0]}
+    flat = "inputs" in known
+    fit = {"inputs": math.prod(data.shape)} if flat else {"in_channels": data.shape[0]}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = NETWORKS[name](**fit, classes=data.classes, **options)

@@ -13,6 +13,7 @@ from slipstream.testbed.datasets import DataSpec, Examples, load_data
 from slipstream.testbed.omniglot import read_omniglot
 
 HELD = 5  # of the 30 alphabets of Omniglot's background, for validation
+VALIDATION_TASKS, TEST_TASKS = 100, 1000
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,8 @@ def load_tasks(spec: str, form: TaskForm, *, seed: int = 0) -> TaskSplit:
         seed: Of the tasks.
 
     Returns:
-        The three parts. Tasks for validation and test are the same for every seed.
+        The three parts. Those for validation, 100 tasks, and for test, 1000, are the same for
+        every seed.
 
     Raises:
         ValueError: If the data set is unknown or its classes are too few or too small.
@@ -181,12 +183,16 @@ def load_tasks(spec: str, form: TaskForm, *, seed: int = 0) -> TaskSplit:
         (20, 12, (1, 8, 8))
     """
     name, _, folder = spec.partition(":")
+    sizes = {"validation": VALIDATION_TASKS, "test": TEST_TASKS}
+    forms = {"train": form} | {
+        part: replace(form, batches=math.ceil(size / form.tasks)) for part, size in sizes.items()
+    }
     seeds = {"train": seed, "validation": 0, "test": 1}
     if name == "sinusoid" and not folder:
         if form.ways != 1:
             raise ValueError(f"ways must be 1 for sinusoids, got {form.ways}.")
-        spread = {part: SinusoidTasks(form, own) for part, own in seeds.items()}
-        return TaskSplit(DataSpec(name, (1,), 1), **spread)
+        drawn = {part: SinusoidTasks(own, seeds[part]) for part, own in forms.items()}
+        return TaskSplit(DataSpec(name, (1,), 1), **drawn)
     if name == "digits" and not folder:
         parts = _digits()
     elif name == "omniglot" and folder:
@@ -194,7 +200,7 @@ def load_tasks(spec: str, form: TaskForm, *, seed: int = 0) -> TaskSplit:
     else:
         raise ValueError(f"data must be digits, omniglot:DIR or sinusoid, got {spec!r}.")
     turned = {part: part == "train" or name == "digits" for part in parts}
-    tasks = {p: ClassTasks(e, form, turned[p], seeds[p]) for p, e in parts.items()}
+    tasks = {p: ClassTasks(e, forms[p], turned[p], seeds[p]) for p, e in parts.items()}
     return TaskSplit(DataSpec(name, tuple(parts["train"].shape[2:]), form.ways), **tasks)
 
 
