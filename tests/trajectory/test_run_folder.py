@@ -232,12 +232,16 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match=r"is not empty \(it holds mine.txt\)"):
             create_run(tmp_path / "notes", model=LAYOUT, overwrite=overwrite)
-    (run / "transfer.json").write_text("{}")
+    (run / "averaged.safetensors").write_text("mine")
+    for name in ("transfer.json", "permutations/00000001.safetensors", "ticket.safetensors"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).write_text("of the old run")
     with create_run(run, model=LAYOUT, overwrite=True) as writer:
         writer.append(step=7, weights=weights(7))
     assert Trajectory.open(run).steps == [7]
     assert check_run(run) == []
-    assert (run / "transfer.json").exists()
+    left = sorted(path.name for path in run.iterdir())
+    assert left == ["averaged.safetensors", "run.json", "snapshots", "snapshots.jsonl"]
 
 
 def test_two_writers_on_one_folder(tmp_path):

@@ -102,17 +102,6 @@ def is_finished(folder: Path) -> bool:
     return (folder / DESCRIPTION).is_file()
 
 
-def clear(folder: Path) -> None:
-    """Remove what an earlier subspace left in a run folder."""
-    for file in (folder / DESCRIPTION, folder / UNFINISHED, *corner_files(folder)):
-        file.unlink(missing_ok=True)
-
-
 def corner_file(folder: Path, number: int) -> Path:
     """Return where a corner lies."""
     return folder / CORNERS / f"{number}.safetensors"
-
-
-def corner_files(folder: Path) -> list[Path]:
-    """Return the corners that are there."""
-    return sorted((folder / CORNERS).glob("*.safetensors"))

@@ -1,6 +1,7 @@
 """Training a line, a curve or a simplex of networks in one run, and recording it."""
 
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,6 @@ from slipstream.recipes.fresh import fresh_weights
 from slipstream.recipes.subspace import Subspace, SubspacePlan
 from slipstream.recipes.subspace_folder import (
     UNFINISHED,
-    clear,
     is_finished,
     read,
     save_subspace,
@@ -119,7 +119,9 @@ def train_subspace(
     if resume and is_finished(folder):
         return _finished(folder, task)
     start = batch_digest([dict(corner) for corner in corners]).hex()
-    checkpoint = Checkpoint(folder / UNFINISHED, {"plan": asdict(plan), "start": start})
+    given = json.loads(json.dumps(configuration or {}, default=str))  # as run.json gives it back
+    identity = {"plan": asdict(plan), "start": start, "configuration": given}
+    checkpoint = Checkpoint(folder / UNFINISHED, identity)
     state = checkpoint.read() if resume else None
     if state is not None:
         training.load_state_dict(state)
@@ -136,7 +138,6 @@ def train_subspace(
     keep = partial(task.record, recorder=recorder, validation=validation, metrics=metrics)
     with recorder:
         if state is None:
-            clear(folder)
             checkpoint.offer(training.state_dict, last=True)
         if recorder.last_kept is None:
             keep(EpochDone(0, 0, math.nan))

@@ -30,6 +30,12 @@ from slipstream.trajectory.tensor_file import Place, map_tensors, read_tensor
 
 FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
 DESCRIPTION, INDEX, SNAPSHOTS = "run.json", "snapshots.jsonl", "snapshots"
+# What other rooms leave beside the snapshots: it goes with the run when that is overwritten.
+COMPANIONS = (
+    *("transfer.json", "permutations/*.safetensors", "gradients/*.safetensors"),  # transfer
+    *("recipe.pt", "ticket.safetensors", "scores.safetensors", "specialists/*.safetensors"),
+    *("subspace.json", "corners/*.safetensors", "unfinished.pt"),  # recipes
+)
 _LOCKS = Path("/proc/locks")  # of Linux: who holds which file
 _RECENT = 60  # seconds
 Value = TypeVar("Value")

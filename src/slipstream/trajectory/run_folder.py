@@ -24,6 +24,7 @@ from torch import nn
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.packed_file import SUFFIX as PACKED
 from slipstream.trajectory.run_files import (
+    COMPANIONS,
     DESCRIPTION,
     FORMAT,
     INDEX,
@@ -176,8 +177,8 @@ def create_run(
         configuration: What made the run, as plain data; kept in `run.json`.
         seed: The seed of the run; kept in `run.json`.
         provenance: Who wrote the snapshots and how, as plain data; kept in `run.json`.
-        overwrite: Whether to delete the snapshots of a run that is already there. Other files in
-            its folder are left alone.
+        overwrite: Whether to delete the snapshots of a run that is already there, and what a
+            transfer or a recipe left beside them. Other files in its folder are left alone.
 
     Returns:
         The writer, which holds the lock of the folder until it is closed.
@@ -297,6 +298,11 @@ def _clear(folder: Path, index: FileIO) -> None:
     for suffix in (".safetensors", PACKED):
         for file in (folder / SNAPSHOTS).glob(f"*{suffix}"):
             file.unlink()
+    for pattern in COMPANIONS:
+        for file in folder.glob(pattern):
+            file.unlink()
+            if file.parent != folder and not any(file.parent.iterdir()):
+                file.parent.rmdir()
     _remove_temporary(folder)
 
 
@@ -340,9 +346,11 @@ def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename is None:  # of a write: it names no file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     _flush_folder(path.parent)
     return size
