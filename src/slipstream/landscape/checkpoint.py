@@ -11,6 +11,7 @@ import torch
 from slipstream.trajectory.run_folder import write_whole
 
 SHARE = 0.05  # of the time, at most, goes into the file
+LONG = 60  # characters: a digest says nothing to anybody
 
 
 class Checkpoint:
@@ -41,10 +42,10 @@ class Checkpoint:
         except Exception as error:
             raise ValueError(f"{self.path} holds no state to resume from: {error}") from error
         for name, value in self._identity.items():
-            if identity.get(name) != value:
+            if name not in identity or identity[name] != value:
                 raise ValueError(
-                    f"{self.path} is of another training: its {name} is {identity.get(name)}, "
-                    f"here it is {value}. Give another file, or remove it to start anew."
+                    f"{self.path} is of another training: {_differs(name, identity, value)}. "
+                    "Resume it with the same settings, or give another path."
                 )
         return dict(state)
 
@@ -62,6 +63,14 @@ class Checkpoint:
         torch.save({"identity": self._identity, "state": state()}, buffer)
         write_whole(self.path, [buffer.getbuffer()])
         self._spent += time.monotonic() - began
+
+
+def _differs(name: str, before: Mapping[str, Any], now: Any) -> str:
+    if name not in before:
+        return f"it has no {name}"
+    if len(str(now)) > LONG:
+        return f"its {name} is another"
+    return f"its {name} is {before[name]}, here it is {now}"
 
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -150,7 +150,7 @@ def train_aggregation(
         measure=measure,
         overwrite=overwrite,
         resume=resume,
-        beside=f"{SPECIALISTS}/*.safetensors",
+        minimised="objective",
     ) as keep:
         if not training.finished:
             together = Together(data)

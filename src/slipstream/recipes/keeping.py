@@ -1,5 +1,6 @@
 """What a recipe leaves in a run folder: a run, and RUN/recipe.pt, the state to go on from."""
 
+import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ def kept(
     overwrite: bool,
     resume: bool,
     beside: str = "",
+    minimised: str = "train_loss",
 ) -> Generator[Callable[[], None]]:
     """Record a training, or take up one that was interrupted; a finished one has nothing to do.
 
@@ -38,12 +40,13 @@ def kept(
         run_folder: Where; None keeps nothing.
         recipe: The plan by the name of the recipe, as plain data; must be the same to resume.
         start: Weights where it starts; must be the same to resume.
-        configuration: What else makes the run, as plain data.
+        configuration: What else makes the run, as plain data; must be the same to resume.
         measure: Returns the metrics of the weights as they are.
         overwrite: Whether to delete the snapshots of a run that is already there.
         resume: Whether to take up a training; begins if there is none.
         beside: A pattern of what the recipe writes besides when it is finished, if anything: those
             of an earlier training are removed.
+        minimised: What the mean of an epoch over the training batches is called.
 
     Yields:
         What to call at the end of each epoch.
@@ -52,7 +55,9 @@ def kept(
         yield lambda: None
         return
     started = batch_digest([dict(weights) for weights in start]).hex()
-    checkpoint = Checkpoint(Path(run_folder) / STATE, {**recipe, "start": started})
+    given = json.loads(json.dumps(configuration or {}, default=str))  # as run.json gives it back
+    identity = {**recipe, "start": started, "configuration": given}
+    checkpoint = Checkpoint(Path(run_folder) / STATE, identity)
     state = checkpoint.read() if resume else None
     if state is not None:
         training.load_state_dict(state)
@@ -70,7 +75,7 @@ def kept(
     def keep() -> None:
         found = dict(measure())
         if training.losses:
-            found["train_loss"] = training.losses[-1]
+            found[minimised] = training.losses[-1]
         recorder.record(step=training.step, epoch=training.epoch, metrics=found)
         checkpoint.offer(training.state_dict)
 

@@ -197,6 +197,7 @@ def distil_side(
     data: Iterable[Batch],
     descent: Descent | None = None,
     run_folder: str | Path | None = None,
+    configuration: Mapping[str, Any] | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: Progress | None = None,
@@ -214,6 +215,7 @@ def distil_side(
         data: Batches; the first item of a tuple is the inputs, labels are not looked at.
         descent: How.
         run_folder: Records the side network after every epoch as a run.
+        configuration: What makes the run, as plain data; kept in it.
         overwrite: Whether to delete the snapshots of a run that is already there.
         resume: Whether to go on with a training that was interrupted; begins if there is none.
         progress: Called after each step with the steps done and their final number, if known.
@@ -251,7 +253,7 @@ def distil_side(
         run_folder=run_folder,
         recipe={"distillation": asdict(descent)},
         start=[weights_of(student), weights_of(base)],
-        configuration=None,
+        configuration=configuration,
         measure=dict,
         overwrite=overwrite,
         resume=resume,

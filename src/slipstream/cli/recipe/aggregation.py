@@ -74,7 +74,11 @@ def aggregation(
             validation=[part.validation for part in parts],
             metrics=parts[0].metrics,
             run_folder=out,
-            configuration={"setup": asdict(setups[0]), "data": names},
+            configuration={
+                "setup": asdict(setups[0]),
+                "data": names,
+                "start": list(map(str, start)) if start else None,
+            },
             overwrite=overwrite,
             resume=resume,
             progress=bar,

@@ -65,12 +65,13 @@ def side_tuning(
     weights = open_weights(old.model, run=run, step=None, file=None)
     base = features_of(old.model, weights=weights, head=head)
     side = small_side(base, inputs_of(next(iter(old.train))), width=side_width, seed=seed)
+    made = {"base": str(run), "head": head}
     again = {"overwrite": overwrite, "resume": resume}
     train = list(islice(task.train, batches)) if batches else task.train
     with steps_bar("distilling", hidden=json) as bar:
         distilled = distil_side(
             base, side, data=old.train, descent=how, run_folder=out / "distilled",
-            progress=bar, **again,
+            configuration=made, progress=bar, **again,
         )  # fmt: skip
     with steps_bar("side-tuning", hidden=json) as bar:
         found = side_tune(
@@ -83,7 +84,7 @@ def side_tuning(
             validation=task.validation,
             metrics=task.metrics,
             run_folder=out / "task",
-            configuration={"base": str(run), "head": head, "data": data},
+            configuration={**made, "data": data, "batches": batches},
             progress=bar,
             **again,
         )
