@@ -1,6 +1,7 @@
 """`slipstream show`."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +34,8 @@ def _print(described: dict[str, Any], *, everything: bool) -> None:
     size = decimal(described["bytes"])
     model = described["model"] or "weights"
     typer.echo(f"{model}, {described['parameters']:,} numbers; {size} in all snapshots")
+    if described["recipe"]:
+        typer.echo(f"recipe: {described['recipe']}")
     snapshots = described["snapshots"]
     every = 1 if everything else math.ceil(len(snapshots) / ROWS)
     chosen = snapshots[:-1:every] + snapshots[-1:]
@@ -63,12 +66,23 @@ def describe(run: Path) -> dict[str, Any]:
         "parameters": sum(math.prod(form.shape) for form in forms),
         "bytes": sum(entry.bytes for entry in folder.entries),
         "configuration": folder.description["configuration"],
+        "recipe": _recipe(folder.description),
         "snapshots": [
             {"step": entry.step, "epoch": entry.epoch, "metrics": dict(entry.metrics)}
             for entry in folder.entries
         ],
         "problems": check_run(run),
     }
+
+
+def _recipe(description: Mapping[str, Any]) -> str | None:
+    """The recipe that a run was trained by, with its own settings, in words."""
+    recipes = description["configuration"].get("recipe")
+    if not isinstance(recipes, dict) or "transfer" in description["provenance"]:
+        return None
+    name, plan = next(iter(recipes.items()))
+    settings = [f"{n} {v}" for n, v in plan.items() if isinstance(v, (str, int, float))]
+    return ", ".join([name.replace("_", "-"), *settings]).replace("_", " ")
 
 
 def _plain(value: float | None) -> str:

@@ -52,6 +52,14 @@ class RecordedRun:
         return "transfer" in (self.folder.description.get("provenance") or {})
 
     @property
+    def recipe(self) -> str | None:
+        """The recipe that it was trained by, or None; what a transfer keeps is its source's."""
+        recipes = self.configuration.get("recipe")
+        if self.is_transfer or not isinstance(recipes, dict):
+            return None
+        return next(iter(recipes), None)
+
+    @property
     def clock(self) -> str:
         """What the steps of the run count."""
         return "stage" if self.is_transfer else "step"

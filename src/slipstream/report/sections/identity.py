@@ -16,6 +16,12 @@ from slipstream.trajectory.run_files import Entry
 _POINTS = 1000  # of a curve
 _LOW = ("loss", "error", "perplexity")  # metrics that are good when they are small
 _HIGH = ("accuracy",)
+_MEANINGS = {  # of what recipes record
+    "churn": "the share of the masked weights that fell or came back since the one before",
+    "blend": "how much the base counts beside the side network",
+    "cosine": "that of the angle between the corners",
+    "objective": "all that is minimised, on the training data",
+}
 
 
 def identity(runs: Sequence[Shown]) -> list[Item]:
@@ -70,7 +76,7 @@ def _curve(kind: str, named: Sequence[tuple[Shown, str]]) -> Lines:
         points = [(e.step, e.metrics[name]) for e in shown.run.folder.entries if name in e.metrics]
         points = points[: -1 : math.ceil(len(points) / _POINTS)] + points[-1:]
         label = " ".join(filter(None, [shown.name if several else "", part])) or kind
-        colour = run_colour(shown.number) if several else SPLITS.get(part, BLACK)
+        colour = run_colour(shown.number) if several else SPLITS.get(part.split(" ")[0], BLACK)
         series.append(
             Series(
                 label,
@@ -83,7 +89,8 @@ def _curve(kind: str, named: Sequence[tuple[Shown, str]]) -> Lines:
         )
     words = kind.replace("_", " ")
     low = any(word in kind for word in _LOW)
-    good = "lower is better" if low else "higher is better" if kind in _HIGH else "as recorded"
+    meaning = _MEANINGS.get(kind, "as recorded")
+    good = "lower is better" if low else "higher is better" if kind in _HIGH else meaning
     reading = f"The {words} at the snapshots that have it, {good}."
     if several and any(line.dashed for line in series):
         reading += " Dashed: on the training data."
@@ -126,6 +133,7 @@ def _described(shown: Shown) -> dict[str, str]:
     found = {
         "folder": str(run.path),
         "kind": "transferred" if run.is_transfer else "recorded",
+        "recipe": (run.recipe or "").replace("_", "-"),
         "state": "being recorded" if run.growing else "complete",
         "network": (run.folder.layout.model or "weights").rpartition(".")[2],
         "weights": f"{sum(math.prod(form.shape) for form in forms):,} in {len(forms)} tensors",
@@ -134,7 +142,8 @@ def _described(shown: Shown) -> dict[str, str]:
         "created": _when(description.get("created")),
     }
     if run.is_transfer:
-        setup = {n: v for n, v in run.configuration.items() if n != "training"}
+        of_source = ("training", "recipe")
+        setup = {n: v for n, v in run.configuration.items() if n not in of_source}
         plan = {n: v for n, v in description["provenance"]["transfer"].items() if n != "signs"}
         found |= _flat(setup) | _flat(plan)
     else:
@@ -185,12 +194,19 @@ def _metric_names(entries: Sequence[Entry]) -> list[str]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The part of the data and the metric: `validation_loss` is the loss on validation data."""
+    """The part of the data and the metric: `validation_loss_2` is the loss on the second part."""
     for start, part in (("train", "train"), ("validation", "validation"), ("val", "validation"),
                         ("eval", "validation"), ("test", "test")):  # fmt: skip
         if name.startswith(f"{start}_"):
-            return part, name.removeprefix(f"{start}_")
+            rest, number = _numbered(name.removeprefix(f"{start}_"))
+            return f"{part} {number}".strip(), rest
     return "", name
+
+
+def _numbered(name: str) -> tuple[str, str]:
+    """A metric that several data sets have, and the number of the set."""
+    kind, _, number = name.rpartition("_")
+    return (kind, number) if number.isdecimal() and kind in _HIGH + _LOW else (name, "")
 
 
 def _order(kind: str) -> tuple[bool, str]:
