@@ -39,19 +39,21 @@ def average(
     from safetensors.torch import save_file
 
     from slipstream.cli.opening import open_experiment
+    from slipstream.cli.zeros import lost_mask
     from slipstream.modes import average_candidates, choose_average, parse_rule
     from slipstream.trajectory import Trajectory
 
     experiment = open_experiment(
         run, model=model, data=data, loss=loss, width=width, option=option, device=device
     )
+    recorded = Trajectory.open(run)
     criterion = by or ("accuracy" if "accuracy" in experiment.metrics else "loss")
     rules = [parse_rule(text) for text in rule] if rule else None
     with pieces_bar("averaging", hidden=json) as bar:
         choice = choose_average(
             experiment.model,
             experiment.metrics,
-            candidates=average_candidates(Trajectory.open(run), rules=rules, modes=modes),
+            candidates=average_candidates(recorded, rules=rules, modes=modes),
             validation=experiment.validation,
             train=list(islice(experiment.train, batchnorm_batches)),
             criterion=criterion,
@@ -68,3 +70,5 @@ def average(
     rows = [[c.name, *(f"{c.validation[n]:.4f}" for n in names)] for c in choice.candidates]
     write_table(["validation", *names], rows)
     typer.echo(f"best by {choice.criterion}: {choice.best.name}")
+    if line := lost_mask(recorded[-1].weights, choice.weights):
+        typer.echo(line)

@@ -55,6 +55,7 @@ def transfer(
     Example: slipstream transfer run --target-seed 7 --method fgmt-signed --out transferred
     """
     from slipstream.cli.opening import open_experiment, open_file
+    from slipstream.cli.zeros import lost_mask
     from slipstream.evaluation import evaluate
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.trajectory import Trajectory
@@ -97,6 +98,8 @@ def transfer(
     else:
         _print(result, list(experiment.metrics))
         typer.echo(f"test, stage {result.chosen}: {in_words(test)}; recorded in {out}")
+        if line := lost_mask(source[-1].weights, result.weights):
+            typer.echo(line)
 
 
 def _print(result: "TransferResult", metrics: list[str]) -> None:
