@@ -1,5 +1,6 @@
 """The list of commands, and what all of them do about mistakes."""
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,12 @@ class Commands(TyperGroup):
 
 
 def _words_of(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}."
-    return str(error)
+    """Return the message, with flags as they are written here: overwrite=True is --overwrite."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        text = where + error.strerror.removesuffix(".") + "."
+    return re.sub(r"\b(\w+)=True\b", lambda flag: "--" + flag[1].replace("_", "-"), text)
 
 
 def complain(message: str) -> None:

@@ -12,7 +12,7 @@ from slipstream.pretrained import example_input_for, model_from_config, timm_mod
 from slipstream.testbed.setup import Experiment, Setup, rebuild
 from slipstream.trajectory import Snapshot, Trajectory, read_run
 from slipstream.trajectory.tensor_file import map_tensors
-from slipstream.weights import weights_of
+from slipstream.weights import check_same_layout, weights_of
 
 if TYPE_CHECKING:
     from slipstream.report.sections import Landscapes
@@ -170,6 +170,8 @@ def open_file(model: nn.Module, file: Path) -> dict[str, Tensor]:
 def _complete(model: nn.Module, weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
     if missing := [name for name in weights_of(model) if name not in weights]:
         raise ValueError(f"{where} lacks the tensor {missing[0]!r} that the model has.")
+    same = {name: weights[name] for name in weights_of(model)}
+    check_same_layout(weights_of(model), same, names=("the model", where))
     return weights
 
 

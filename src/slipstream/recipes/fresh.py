@@ -63,9 +63,16 @@ def model_at(model: nn.Module, weights: Weights | None, *, name: str = "initial"
         The copy.
 
     Raises:
-        ValueError: If the weights have another layout, or are not finite.
+        ValueError: If the weights have another layout, or are not finite, or the model cannot be
+            copied.
     """
-    network = copying.deepcopy(model)
+    try:
+        network = copying.deepcopy(model)
+    except RuntimeError as error:  # of a tensor that is no leaf of the graph
+        raise ValueError(
+            "The model cannot be copied: a layer keeps a weight that it computes from others, as "
+            "under torch.nn.utils.prune. Make it permanent first (torch.nn.utils.prune.remove)."
+        ) from error
     if weights is not None:
         check_same_layout(weights_of(model), weights, names=("the model", name))
         if bad := first_nonfinite(weights):

@@ -124,8 +124,9 @@ def train_lure(
         The weights, and what was forgotten at each chunk.
 
     Raises:
-        ValueError: If a chunk is empty or has no length, the weights have another layout, the
-            loss is not finite, or what is to be resumed is another training.
+        ValueError: If a chunk is empty or has no length, the weights have another layout or
+            cannot be drawn anew, the loss is not finite, or what is to be resumed is another
+            training.
         FileExistsError: If the run folder is not empty.
 
     Example:
@@ -141,6 +142,10 @@ def train_lure(
     network = model_at(model, initial)
     check_sized(chunks, name="chunks", fewest=1)
     training = Descending(network, plan.descent, rounds=len(chunks))
+    if not resettable(network):
+        raise ValueError("The model has no weights that LURE may reset: only normalisation layers.")
+    if plan.choice != "none" and len(chunks) > 1 and fresh is None:
+        fresh_weights(network, seed=0)  # what cannot be drawn anew is told before the training
 
     def measure() -> dict[str, float]:
         if validation is None or not metrics:
@@ -191,8 +196,6 @@ def _unlearn_(
     network = training.module
     parameters = dict(network.named_parameters())
     names = resettable(network)
-    if not names:
-        raise ValueError("The model has no weights that LURE may reset: only normalisation layers.")
     if not number or plan.choice == "none":
         return {name: torch.zeros_like(parameters[name], dtype=torch.bool) for name in names}
     generator = np.random.default_rng((plan.descent.seed, number, 1))
