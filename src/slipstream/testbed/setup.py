@@ -52,6 +52,11 @@ class Setup:
     batch_size: int = 128
     seed: int = 0  # of the initial weights and of the order of the batches
 
+    def __post_init__(self) -> None:
+        for name, value in (("width", self.width), ("examples", self.examples)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value}.")
+
     def build(self, *, seed: int | None = None, device: str = "cpu") -> Experiment:
         """Build the model, load the data and find the loss.
 
@@ -149,8 +154,8 @@ def rebuild(
     recorded = configuration.get("setup")
     if recorded is None and (model is None or data is None):
         raise ValueError(
-            "The run was not made by `slipstream train`, so it does not tell how to build its "
-            "model and its data: give both, model and data, as package.module:function."
+            f"{_made(configuration)}, so it does not tell how to build its model and its data: "
+            "give both, model and data, as package.module:function."
         )
     try:
         setup = Setup(**(recorded or {}))
@@ -162,6 +167,13 @@ def rebuild(
         raise ValueError("width and options go with another model; the run's has its own.")
     setup = replace(setup, data=data or setup.data, loss=loss or setup.loss)
     return setup.build(seed=seed, device=device)
+
+
+def _made(configuration: Mapping[str, Any]) -> str:
+    """Why a run does not tell its setup."""
+    if "base" in configuration:
+        return f"The run holds what was trained beside {configuration['base']}, without that"
+    return "The run was not made by `slipstream train`"
 
 
 def find_function(name: str) -> Callable[..., Any]:
