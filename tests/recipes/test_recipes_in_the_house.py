@@ -5,14 +5,18 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from slipstream import find_neuron_groups
 from slipstream.cli.app import app
 from slipstream.cli.zeros import lost_mask, share_of_zeros
 from slipstream.recipes import load_subspace, load_ticket
 from slipstream.report.content import Lines
 from slipstream.report.recorded_run import RecordedRun, shown
 from slipstream.report.sections import Extras, build_section
+from slipstream.symmetry.permutation import Permutation
+from slipstream.testbed.setup import rebuild
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import interpolate
 
@@ -157,6 +161,36 @@ def test_recipes_go_on_from_a_transferred_run(runs, tmp_path):
     assert {"split": "test", **said["base"]["base"]} == own
     made = Trajectory.open(tmp_path / "side" / "task").description["configuration"]
     assert made["base"] == str(start)
+
+
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [
+        ("fgmt", ("mlp", "--width", 8)),
+        ("oracle", ("conv_net", "--width", 0.125, "--option", "batchnorm=true")),
+    ],
+)
+def test_a_ticket_transferred_to_a_permuted_start_is_the_permuted_ticket(method, network, tmp_path):
+    run, start, end, moved = (tmp_path / name for name in ("run", "start", "end", "moved"))
+    brief = ("--epochs", 3, "--examples", 300)
+    slipstream("recipe", "iterand", *network, *brief, "--out", run)
+    recorded = Trajectory.open(run)
+    experiment = rebuild(recorded.description["configuration"])
+    groups = find_neuron_groups(experiment.model, next(iter(experiment.train))[0])
+    permutation = Permutation.random(groups, seed=3)
+    permuted = permutation.apply(load_ticket(run).weights)
+    save_file(permutation.apply(recorded[0].weights), start)
+    save_file(permuted, end)
+    how = ("--method", method, "--stages", 2, "--out", moved)
+    known = ("--trained-target", end) if method == "oracle" else ()
+    slipstream("transfer", run, "--target", start, *how, *known)
+    found = Trajectory.open(moved)[-1].weights
+    assert share_of_zeros(permuted) == pytest.approx(0.5, abs=0.01)
+    for name, _ in experiment.model.named_parameters():
+        torch.testing.assert_close(found[name], permuted[name], rtol=0, atol=1e-6)
+    own, there = (json.loads(slipstream("evaluate", r, "--json").stdout) for r in (run, moved))
+    # BatchNorm's running statistics are found anew, of other batches.
+    assert there["accuracy"] == pytest.approx(own["accuracy"], abs=0.03 * (method == "oracle"))
 
 
 @pytest.mark.parametrize("name", [*WHOLE, "transferred"])
