@@ -20,6 +20,7 @@ TARGET = "A safetensors file with the start to transfer to, instead of a fresh i
 ALONG = "Along the straight line from start to end, or the run's own snapshots."
 PAIRS = "Whether each stage counts by the size of its gradients, or all stages the same."
 EXCLUDE = "Tensors that stay the target's own, such as 'head.*'."
+RESUME = "Go on with an unfinished transfer."
 GROUPS = "Neuron groups, as `slipstream groups --save` writes them; found if not given."
 
 
@@ -41,7 +42,7 @@ def transfer(
     exclude: Annotated[list[str] | None, typer.Option(help=EXCLUDE)] = None,
     groups: Annotated[Path | None, typer.Option(help=GROUPS)] = None,
     keep: Annotated[Literal["last", "best"], typer.Option(help="By validation loss.")] = "last",
-    resume: Annotated[bool, typer.Option(help="Go on with an unfinished transfer.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
     model: options.OtherModel = None,
     data: options.OtherData = None,
     loss: options.Loss = None,
