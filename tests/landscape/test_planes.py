@@ -210,7 +210,7 @@ def test_a_run_that_spans_no_plane_is_told():
     with pytest.raises(ValueError, match="needs three snapshots or more, got 2"):
         trajectory_plane(Trajectory.from_weights([a, b]))
     line = Trajectory.line(a, b, stages=4)
-    with pytest.raises(ValueError, match="moves on a straight line: use loss_along"):
+    with pytest.raises(ValueError, match="moves on a straight line: measure the loss along"):
         trajectory_plane(line)
     with pytest.raises(ValueError, match="No weight ever moves"):
         trajectory_plane(Trajectory.from_weights([a, a, a]))

@@ -116,7 +116,7 @@ def plane_through(weights: Sequence[Weights] | Mapping[str, Weights]) -> Plane:
     if not min(length, height) > _COLLINEAR * max(length, reach):
         raise ValueError(
             f"{names[0]}, {names[1]} and {names[2]} lie on a line (or two are equal): there are "
-            "many planes through it. Use loss_along for a line, or other weights."
+            "many planes through it. Measure the line, or give other weights."
         )
     first = mix([along], [1 / length])
     upwards = mix([towards, first], [1.0, -x])
@@ -209,7 +209,7 @@ def trajectory_plane(trajectory: Trajectory) -> Plane:
         raise ValueError(f"A plane of a run needs three snapshots or more, got {len(trajectory)}.")
     path = principal_path(trajectory, components=len(trajectory) - 1)
     if not float(path.shares[1]) > _COLLINEAR**2:
-        raise ValueError("The run moves on a straight line: use loss_along.")
+        raise ValueError("The run moves on a straight line: measure the loss along that.")
     first, second = _directions(trajectory, path.coordinates[:2])
     places = (path.coordinates - path.coordinates[:, -1:]).T  # (steps, components)
     outside = places[:, 2:].square().sum(1).sqrt()
