@@ -2,14 +2,42 @@
 
 from slipstream.recipes.aggregation import Aggregation, AggregationPlan, train_aggregation
 from slipstream.recipes.aggregation_controls import AggregationControls, aggregation_controls
+from slipstream.recipes.consistency import (
+    Consistency,
+)
 from slipstream.recipes.descending import descend
 from slipstream.recipes.fresh import fresh_weights
+from slipstream.recipes.generator_quality import (
+    GeneratorQuality,
+    QualityPlan,
+    generator_quality,
+)
 from slipstream.recipes.iterand import Iterand
 from slipstream.recipes.iterand_plan import IterandPlan
 from slipstream.recipes.iterand_training import IterandTraining, train_iterand
 from slipstream.recipes.lure import Lure, LurePlan, LureStage, train_lure
 from slipstream.recipes.meta_plan import MetaPlan
 from slipstream.recipes.meta_ticket import MetaTraining, TaskScores, judge_tasks, train_meta
+from slipstream.recipes.pseudo_controls import (
+    DistilPlan,
+    SourceDistilled,
+    distil_source,
+)
+from slipstream.recipes.pseudo_pretraining import (
+    Pretrained,
+    PretrainPlan,
+    pseudo_pretrain,
+)
+from slipstream.recipes.pseudo_sampling import (
+    ConditionalGenerator,
+    SyntheticBatches,
+    pseudo_samples,
+)
+from slipstream.recipes.pseudo_transfer import (
+    PseudoPlan,
+    PseudoTransferred,
+    pseudo_semi_supervised,
+)
 from slipstream.recipes.selection import churn, select
 from slipstream.recipes.side_controls import SideControls, side_controls
 from slipstream.recipes.side_tuning import (
@@ -39,7 +67,11 @@ __all__ = [
     "Aggregation",
     "AggregationControls",
     "AggregationPlan",
+    "ConditionalGenerator",
+    "Consistency",
+    "DistilPlan",
     "DistilledSide",
+    "GeneratorQuality",
     "Iterand",
     "IterandPlan",
     "IterandTraining",
@@ -48,13 +80,20 @@ __all__ = [
     "LureStage",
     "MetaPlan",
     "MetaTraining",
+    "PretrainPlan",
+    "Pretrained",
+    "PseudoPlan",
+    "PseudoTransferred",
+    "QualityPlan",
     "SideControls",
     "SideNetwork",
     "SidePlan",
     "SideTask",
     "SideTuned",
+    "SourceDistilled",
     "Subspace",
     "SubspacePlan",
+    "SyntheticBatches",
     "TaskScores",
     "Ticket",
     "TicketSize",
@@ -62,12 +101,17 @@ __all__ = [
     "churn",
     "descend",
     "distil_side",
+    "distil_source",
     "features_of",
     "fresh_weights",
+    "generator_quality",
     "judge_tasks",
     "least_salient",
     "load_subspace",
     "load_ticket",
+    "pseudo_pretrain",
+    "pseudo_samples",
+    "pseudo_semi_supervised",
     "reset_weights_",
     "resettable",
     "save_ticket",
