@@ -85,11 +85,13 @@ def _squares(images: Tensor, generator: torch.Generator) -> Tensor:
         (torch.linspace(-1, 1, length).to(images) - middle[:, None]).abs() <= half[:, None]
         for length, middle in zip(images.shape[-2:], centre, strict=True)
     ]
-    return (inside[0][:, :, None] & inside[1][:, None, :])[:, None]
+    squares: Tensor = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+    return squares
 
 
 def _transformed(images: Tensor, transform: Tensor) -> Tensor:
-    grid = torch.nn.functional.affine_grid(transform, list(images.shape), align_corners=False)
+    size = list(images.shape)
+    grid: Tensor = torch.nn.functional.affine_grid(transform, size, align_corners=False)
     changed: Tensor = torch.nn.functional.grid_sample(
         images, grid, padding_mode="border", align_corners=False
     )

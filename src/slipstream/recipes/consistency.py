@@ -101,7 +101,7 @@ class Consistency:
         randomness = torch.Generator(inputs.device).manual_seed(seed)
         weak = weak or (shift_images if self.kind == "fixmatch" else None)
         with torch.no_grad():
-            logits = model(weak(inputs, randomness) if weak else inputs)
+            logits = model(weak(inputs, randomness) if weak else inputs).detach()
             top = logits.softmax(-1).amax(-1)
         sure = top >= self.confidence if self.kind == "fixmatch" else top > self.confidence
         logs = model((strong or distort_images)(inputs, randomness)).log_softmax(-1)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import (
@@ -12,10 +13,9 @@ from slipstream.evaluation import (
     batchnorm_layers,
     classification_loss,
     device_of,
-    evaluate,
+    eval_mode,
     inputs_of,
     recalibrate_batchnorm,
-    to_device,
     weights_in,
 )
 from slipstream.landscape import Descent
@@ -157,18 +157,23 @@ def _try_pretraining(
     under: nn.Module, data: SyntheticBatches, target: Iterable[Batch] | None
 ) -> None:
     """Raise if the generator's inputs do not fit, before a step is taken or a file is written."""
-    few = SyntheticBatches(data.generator, min(data.size, TRIAL), 1, data.seed)
-    batch = to_device(next(iter(few)), device_of(under))
+    few, classes = min(data.size, TRIAL), data.generator.classes
+    made, _ = next(iter(SyntheticBatches(data.generator, few, 1, data.seed)))
     if target is not None:
-        inputs = inputs_of(next(iter(target), None))
-        if inputs is None:
+        batch = next(iter(target), None)
+        if batch is None:
             raise ValueError("target is empty: there is no input to estimate statistics on.")
-        check_same_shape(batch[0], inputs)
+        check_same_shape(made, inputs_of(batch))
     try:
-        evaluate(under, {"loss": classification_loss}, data=[batch])
+        with torch.no_grad(), eval_mode(under):
+            outputs = under(made.to(device_of(under)))
     except RuntimeError as error:
         raise ValueError(
-            f"The model does not take what the generator makes, inputs of shape "
-            f"{tuple(batch[0].shape[1:])}, under a head for {data.generator.classes} classes: "
-            f"{error}."
+            "The model does not take what the generator makes, inputs of shape "
+            f"{tuple(made.shape[1:])}: {error}."
         ) from error
+    if outputs.shape != (few, classes):
+        raise ValueError(
+            f"Under the head for the source, the model must give {classes} logits, one for each of "
+            f"the generator's classes; for {few} inputs it gives shape {tuple(outputs.shape)}."
+        )
