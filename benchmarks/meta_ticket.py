@@ -4,8 +4,9 @@
 
 Every method sees the same tasks: characters of 25 alphabets, each quarter turn a class, for
 training, and 1000 tasks of characters from 20 other alphabets for the tables. The outer learning
-rate for weights and that for scores are chosen once, by MAML and by Meta-ticket of width 1 on
-validation tasks of five further alphabets, with a seed of their own. The last weights count. Every
+rate for weights and that for scores are chosen once, by MAML and by Meta-ticket of width 1 on 500
+5-way 5-shot tasks of five further alphabets, with a seed of their own, after half of the
+iterations. The last weights count. Every
 finished run is kept beside the output, so an interrupted benchmark goes on where it stopped; with
 `--case`, several can run at a time. `--case speed` holds the engine against a plain loop.
 """
@@ -40,8 +41,8 @@ from slipstream.testbed.datasets import DataSpec
 from slipstream.testbed.tasks import TaskForm, TaskSplit, load_tasks
 
 METHODS = ("maml", "ticket", "anil", "boil", "ticket-boil")
-RATES = {"weights": (1e-3, 3e-3, 1e-2), "scores": (3.0, 10.0, 30.0)}
-CHOOSING_SEED, CHOOSING_EPOCHS = 1000, 10
+RATES = {"weights": (1e-3, 3e-3, 1e-2), "scores": (3.0, 10.0, 30.0, 100.0)}
+CHOOSING_SEED, CHOOSING_EPOCHS, CHOOSING_TASKS = 1000, 15, 500
 BATCHES = 100  # in an epoch
 TEST_STEPS = 3  # inner steps on test tasks
 ROUNDS = 117  # of randomisation in a training
@@ -129,7 +130,7 @@ def run(
     scores = judge_tasks(model, judge, weights=found.weights, data=getattr(split, part))
     size = ticket_size(found.ticket) if found.ticket else None
     return Result(
-        method, width, seed, scores.mean, found.losses[-1], (*found.pruned, 0.0)[-1],
+        method, width, seed, scores.mean, found.losses[-1], (0.0, *found.pruned)[-1],
         found.seconds, found.tasks_per_second, size.file if size else 0,
         size.weights if size else 0,
     )  # fmt: skip
@@ -141,6 +142,7 @@ def choose(case: Case, kind: str, data: str, kept: dict[str, Any]) -> float:
     name = f"{case.data}, {kind}"
     if name not in rates:
         method = "maml" if kind == "weights" else "ticket"
+        case = case if case.data == "sinusoid" else CASES["5-way 5-shot"]
         found = {
             lr: run(
                 case, method, width=1.0, seed=CHOOSING_SEED, lr=lr, data=data, part="validation",
@@ -325,6 +327,7 @@ def main() -> None:
     given = parser.parse_args()
     file = given.output.with_suffix(".json")
     testbed_tasks.read_omniglot = cache(testbed_tasks.read_omniglot)
+    testbed_tasks.VALIDATION_TASKS = CHOOSING_TASKS
 
     def update(change: Callable[[dict[str, Any]], Any]) -> Any:
         """Read what is there, change it, and write it: another process may have added to it."""

@@ -83,7 +83,7 @@ def test_train_takes_every_setting(tmp_path):
     configuration = Trajectory.open(tmp_path).description["configuration"]
     assert configuration["setup"] == {
         "model": "mlp", "data": "digits", "loss": None, "width": 4.0, "batch_size": 500,
-        "options": {"hidden_layers": 2}, "examples": None, "seed": 3,
+        "options": {"hidden_layers": 2}, "examples": None, "seed": 3, "few_shot": None,
     }  # fmt: skip
     assert configuration["training"] == {
         "epochs": 2, "optimizer": "adamw", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.1,
@@ -205,7 +205,7 @@ def test_import_makes_a_run(tmp_path):
 
 
 MISTAKES = [
-    (["train", "mlq"], "There is no network 'mlq'; the testbed has mlp, conv_net"),
+    (["train", "mlq"], "There is no network 'mlq'; the testbed has mlp, tapered_mlp"),
     (["train", "--data", "digit"], "got 'digit'"),
     (["train", "--data", "mnist:/nowhere"], "There is no folder '/nowhere'"),
     (["train", "--option", "depth"], "--option must be name=value"),

@@ -124,6 +124,8 @@ class _Pool:
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
         """Merge a batch: the pooled sum of squares grows by the distance of the two means."""
+        if self._layer.running_mean is None:  # a loss that normalises by batches alone
+            return
         values = inputs[0]  # (examples, channels, *places)
         size = values.numel() // values.shape[1]
         # The layer has just computed them: with a momentum of 1 its buffers hold nothing else.

@@ -95,7 +95,7 @@ class LinearTasks(TaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map (tasks * examples, ..., in) to (tasks * examples, ..., out)."""
         rows = x.reshape(self.tasks, -1, x.shape[-1])  # (tasks, rows, in)
-        y = rows @ self.layer.weight.mT
+        y: Tensor = rows @ self.layer.weight.mT
         for inputs, slopes in self._terms:
             y = y - self._product(rows, inputs, slopes)
         if "weight" in self.moved and torch.is_grad_enabled():

@@ -259,12 +259,16 @@ class _Bench(nn.Module):
 
 @contextmanager
 def _one_pass(model: nn.Module) -> Generator[None]:
-    """Let metrics that call the model on the same tensor, one after the other, share the result."""
+    """Let metrics that call the model on the same tensor, one after the other, share the result.
+
+    Where gradients are on, a metric may be about to move weights: nothing is shared then.
+    """
     own, forward = model.__dict__.get("forward"), model.forward
     kept: list[Any] = []  # input, output, and the version of each
 
     def once(*inputs: Any, **named: Any) -> Any:
-        if named or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
+        plain = len(inputs) == 1 and isinstance(inputs[0], Tensor) and not named
+        if not plain or torch.is_grad_enabled():
             return forward(*inputs, **named)
         if kept and kept[0] is inputs[0] and kept[2:] == [kept[0]._version, kept[1]._version]:
             return kept[1]

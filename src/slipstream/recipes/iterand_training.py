@@ -19,8 +19,6 @@ from slipstream.trajectory.run_folder import write_whole
 from slipstream.trajectory.tensor_file import tensor_chunks
 from slipstream.weights import copy, weights_of
 
-BESIDE = "*.safetensors"  # what is written into a run folder besides
-
 
 @dataclass(frozen=True)
 class IterandTraining:
@@ -109,7 +107,6 @@ def train_iterand(
             measure=measure,
             overwrite=overwrite,
             resume=resume,
-            beside=BESIDE,
         )
         with keeping as keep, training.iterand.attach(training.optimizer):
 

@@ -29,7 +29,6 @@ def kept(
     measure: Callable[[], Mapping[str, float]],
     overwrite: bool,
     resume: bool,
-    beside: str = "",
     minimised: str = "train_loss",
 ) -> Generator[Callable[[], None]]:
     """Record a training, or take up one that was interrupted; a finished one has nothing to do.
@@ -44,8 +43,6 @@ def kept(
         measure: Returns the metrics of the weights as they are.
         overwrite: Whether to delete the snapshots of a run that is already there.
         resume: Whether to take up a training; begins if there is none.
-        beside: A pattern of what the recipe writes besides when it is finished, if anything: those
-            of an earlier training are removed.
         minimised: What the mean of an epoch over the training batches is called.
 
     Yields:
@@ -81,8 +78,6 @@ def kept(
 
     with recorder:
         if state is None:
-            for file in Path(run_folder).glob(beside) if beside else ():
-                file.unlink()
             checkpoint.offer(training.state_dict, last=True)
         if recorder.last_kept is None:
             keep()

@@ -1,6 +1,5 @@
 """Learning to learn from few examples: Meta-ticket, MAML, ANIL and BOIL on one engine."""
 
-import copy as copying
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -26,11 +25,11 @@ from slipstream.evaluation import (
 )
 from slipstream.evaluation.batches import device_of
 from slipstream.recipes.descending import Descending, Progress
-from slipstream.recipes.iterand_training import BESIDE, save_beside
+from slipstream.recipes.iterand_training import save_beside
 from slipstream.recipes.keeping import kept
 from slipstream.recipes.meta_plan import MetaPlan
 from slipstream.recipes.scored_weights import ScoredWeights, maskable, neutral
-from slipstream.recipes.selection import Masks, churn, lowest_kept, select, share_pruned
+from slipstream.recipes.selection import Masks, churn, lowest_kept, select
 from slipstream.recipes.ticket import Ticket
 from slipstream.weights import Weights, copy, load_weights_, weights_of
 
@@ -143,7 +142,6 @@ def train_meta(
             measure=measure,
             overwrite=overwrite,
             resume=resume,
-            beside=BESIDE,
         )
         with keeping as keep:
 
@@ -161,7 +159,7 @@ def train_meta(
 
 def judge_tasks(
     model: nn.Module,
-    metric: AfterAdaptation,
+    metric: Metric,
     *,
     weights: Weights | None = None,
     data: Iterable[TaskBatch],
@@ -170,7 +168,7 @@ def judge_tasks(
 
     Args:
         model: Any module; left as it was.
-        metric: What is measured after which inner steps.
+        metric: What is measured after which inner steps: an `AfterAdaptation`.
         weights: Where they start, instead of at the model's own weights.
         data: Batches of equally many tasks.
 
@@ -212,7 +210,6 @@ class _Training(Descending):
         self.scored = _scored(model, plan) if plan.masked else None
         trained = None if self.scored is None else list(self.scored.scores.values())
         super().__init__(model, plan.outer, trained=trained)
-        self._frozen = copying.copy(weights_of(model)) if self.scored else {}
         self.pruned: list[float] = []
         self.churn: list[float] = []
         self.tasks = 0
@@ -229,7 +226,7 @@ class _Training(Descending):
             self.scored.randomize(self.plan.redrawn)
         values = self.scored.random
         soft = {
-            name: _StraightThrough.apply(score, masks[name].to(values[name]))
+            name: _StraightThrough.apply(score, masks[name].to(values[name]))  # type: ignore[no-untyped-call]
             for name, score in self.scored.scores.items()
         }
         free = {n: values.get(n, p.detach()) for n, p in self.model.named_parameters()}
@@ -248,10 +245,7 @@ class _Training(Descending):
 
     def told(self) -> dict[str, float]:
         """Return what is recorded of the masks."""
-        if self.scored is None:
-            return {}
-        shares = {f"pruned_{n}": s for n, s in share_pruned(self.scored.masks).items()}
-        return shares | ({"churn": self.churn[-1]} if self.churn else {})
+        return {"pruned": self.pruned[-1], "churn": self.churn[-1]} if self.pruned else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs."""

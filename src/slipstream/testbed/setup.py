@@ -8,9 +8,19 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from slipstream.evaluation import Batch, Loss, Metric, accuracy, classification_loss
+from slipstream.evaluation import (
+    Adaptation,
+    AfterAdaptation,
+    Batch,
+    Loss,
+    Metric,
+    accuracy,
+    classification_loss,
+    squared_loss,
+)
 from slipstream.testbed.datasets import DataSpec, load_data
 from slipstream.testbed.networks import build_network
+from slipstream.testbed.tasks import TaskForm, load_tasks
 
 EVALUATION_BATCH = 500
 
@@ -35,12 +45,30 @@ class Experiment:
 
 
 @dataclass(frozen=True)
+class FewShot:
+    """Batches of tasks instead of examples, and how a task is learned before it is judged."""
+
+    form: TaskForm
+    adaptation: Adaptation  # of the loss
+    test_steps: int = 3  # inner steps before the accuracy is taken
+
+    @classmethod
+    def of(cls, given: "FewShot | Mapping[str, Any]") -> "FewShot":
+        """Return it from plain data, as `dataclasses.asdict` makes them."""
+        if isinstance(given, FewShot):
+            return given
+        form, adaptation = TaskForm(**given["form"]), Adaptation(**given["adaptation"])
+        return cls(form, adaptation, given["test_steps"])
+
+
+@dataclass(frozen=True)
 class Setup:
     """What makes an experiment, as plain data.
 
     `model`, `data` and `loss` may each be a function of the user's own, `package.module:function`.
     That of the model returns a module, that of the data an object with the iterables of batches
     `train`, `validation` and `test`; that of the loss maps a model and a batch to the mean loss.
+    With `few_shot`, the batches are tasks, and loss and metrics those after adaptation.
     """
 
     model: str = "mlp"
@@ -51,11 +79,21 @@ class Setup:
     examples: int | None = None  # of the training part: the first ones
     batch_size: int = 128
     seed: int = 0  # of the initial weights and of the order of the batches
+    few_shot: FewShot | None = None
 
     def __post_init__(self) -> None:
+        if self.few_shot is not None:
+            object.__setattr__(self, "few_shot", FewShot.of(self.few_shot))
         for name, value in (("width", self.width), ("examples", self.examples)):
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}.")
+
+    @property
+    def base_loss(self) -> Loss:
+        """The loss of a model and a batch of examples, of one task if there are tasks."""
+        if self.loss:
+            return find_function(self.loss)
+        return squared_loss if self.data == "sinusoid" else classification_loss
 
     def build(self, *, seed: int | None = None, device: str = "cpu") -> Experiment:
         """Build the model, load the data and find the loss.
@@ -78,10 +116,18 @@ class Setup:
             raise ValueError(f"device is {device!r}, but PyTorch finds no CUDA device here.")
         data = self._data()
         model = self._model(getattr(data, "spec", None), self.seed if seed is None else seed)
-        loss: Loss = find_function(self.loss) if self.loss else classification_loss
+        loss = self.base_loss
         metrics: dict[str, Metric] = {"loss": loss}
-        if self.loss is None:
+        if loss is classification_loss:
             metrics["accuracy"] = accuracy
+        if self.few_shot:
+            inner = self.few_shot.adaptation
+            judged = AfterAdaptation(replace(inner, steps=self.few_shot.test_steps), loss)
+            loss = AfterAdaptation(inner, loss)
+            metrics = {
+                name: loss if name == "loss" else replace(judged, metric=own)
+                for name, own in metrics.items()
+            }
         return Experiment(model.to(device), data.train, data.validation, data.test, loss, metrics)
 
     def _data(self) -> "_Data":
@@ -94,6 +140,9 @@ class Setup:
                         f"validation and test; it has no {part}."
                     )
             return given
+        if self.few_shot:
+            tasks = load_tasks(self.data, self.few_shot.form, seed=self.seed)
+            return _Batched(tasks.train, tasks.validation, tasks.test, tasks.spec)
         split = load_data(self.data)
         train = split.train if self.examples is None else split.train.take(self.examples)
         return _Batched(
@@ -223,4 +272,4 @@ class _Batched:
 def _is_function(name: str) -> bool:
     """Whether it is `package.module:function`, and not one of the testbed's `name:DIR`."""
     base = name.partition(":")[0].partition("+")[0]
-    return ":" in name and base not in ("digits", "mnist", "cifar10")
+    return ":" in name and base not in ("digits", "mnist", "cifar10", "omniglot")

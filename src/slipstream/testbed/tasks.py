@@ -13,7 +13,7 @@ from slipstream.testbed.datasets import DataSpec, Examples, load_data
 from slipstream.testbed.omniglot import read_omniglot
 
 HELD = 5  # of the 30 alphabets of Omniglot's background, for validation
-VALIDATION_TASKS, TEST_TASKS = 100, 1000
+VALIDATION_TASKS, TEST_TASKS, JUDGED_TOGETHER = 100, 1000, 20
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ def load_tasks(spec: str, form: TaskForm, *, seed: int = 0) -> TaskSplit:
     name, _, folder = spec.partition(":")
     sizes = {"validation": VALIDATION_TASKS, "test": TEST_TASKS}
     forms = {"train": form} | {
-        part: replace(form, batches=math.ceil(size / form.tasks)) for part, size in sizes.items()
+        part: replace(form, tasks=JUDGED_TOGETHER, batches=size // JUDGED_TOGETHER)
+        for part, size in sizes.items()
     }
     seeds = {"train": seed, "validation": 0, "test": 1}
     if name == "sinusoid" and not folder:
@@ -214,7 +215,7 @@ def by_class(examples: Examples) -> Tensor:
         >>> by_class(Examples(torch.tensor([5, 6, 7]), torch.tensor([1, 0, 1]))).tolist()
         [[6], [5]]
     """
-    groups = [examples.inputs[examples.labels == label] for label in examples.labels.unique()]
+    groups = [examples.inputs[examples.labels == label] for label in torch.unique(examples.labels)]
     return torch.stack([group[: min(map(len, groups))] for group in groups])
 
 

@@ -5,6 +5,8 @@ import typer
 from slipstream.cli.recipe.aggregation import aggregation
 from slipstream.cli.recipe.iterand import iterand
 from slipstream.cli.recipe.lure import lure
+from slipstream.cli.recipe.meta_ticket import meta_ticket
+from slipstream.cli.recipe.pseudo_transfer import pseudo_transfer
 from slipstream.cli.recipe.side_tuning import side_tuning
 from slipstream.cli.recipe.subspace import subspace
 
@@ -12,5 +14,5 @@ recipe = typer.Typer(
     no_args_is_help=True,
     help="Train in another way: several networks in one run, and what else there is.",
 )
-for command in (subspace, iterand, lure, side_tuning, aggregation):
+for command in (subspace, iterand, meta_ticket, lure, side_tuning, aggregation, pseudo_transfer):
     recipe.command()(command)
