@@ -74,10 +74,11 @@ def meta_ticket(
         method, rate, steps, second_order, tuple(head or ()), "auto", initial, threshold, pruned,
         redrawn, every, seed=seed,
     )  # fmt: skip
-    plan = replace(plan, descent=replace(plan.outer, epochs=epochs, lr=lr or plan.outer.lr))
-    form = TaskForm(
-        (1 if data == "sinusoid" else 5) if ways is None else ways, shots, queries, tasks
-    )
+    outer = replace(plan.outer, epochs=epochs, lr=plan.outer.lr if lr is None else lr)
+    plan = replace(plan, descent=outer)
+    if ways is None:
+        ways = 1 if data == "sinusoid" else 5
+    form = TaskForm(ways, shots, queries, tasks)
     few = FewShot(form, replace(plan.adaptation, sparse=plan.masked), test_steps)
     further = options.network_options(option)
     setup = Setup(network, data, loss, width, further, None, tasks, seed, few)
