@@ -92,6 +92,7 @@ CASES = {
             "top-k, half pruned always": {"pruned": 0.5, "threshold": "top-k"},
             "constant weights: topology only": {"initial": "constant"},
             "fallen weights drawn anew": {"redrawn": 0.1, "every": 3000 // ROUNDS},
+            "signed constants": {"initial": "signed-constant"},
             "first order": {"second_order": False},
         },
     ),

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from slipstream.evaluation import Batch, Loss, Metric, eval_mode, evaluate, weights_in
+from slipstream.evaluation import Batch, Loss, Metric, eval_mode, weights_in
 from slipstream.recipes.descending import Descending
 from slipstream.recipes.iterand import Iterand
 from slipstream.recipes.iterand_plan import IterandPlan
-from slipstream.recipes.keeping import kept
+from slipstream.recipes.keeping import kept, validated
 from slipstream.recipes.selection import churn
 from slipstream.recipes.ticket import Ticket
 from slipstream.recipes.ticket_file import SCORES, TICKET, save_ticket
@@ -92,10 +92,7 @@ def train_iterand(
 
         def measure() -> dict[str, float]:
             found = {"churn": training.churn[-1]} if training.churn else {}
-            if validation is not None and metrics:
-                there = evaluate(model, metrics, data=validation)
-                found |= {f"validation_{name}": value for name, value in there.items()}
-            return found
+            return found | validated(model, metrics, validation)
 
         keeping = kept(
             training,

@@ -1,13 +1,14 @@
 """What a recipe leaves in a run folder: a run, and RUN/recipe.pt, the state to go on from."""
 
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from slipstream.evaluation import Batch, Metric, evaluate
 from slipstream.evaluation.determinism import batch_digest
 from slipstream.landscape.checkpoint import Checkpoint
 from slipstream.recipes.descending import Descending
@@ -84,3 +85,32 @@ def kept(
         yield keep
     if state is None or state["optimizer"] is not None:
         checkpoint.offer(training.state_dict, last=True)
+
+
+def validated(
+    model: nn.Module,
+    metrics: Mapping[str, Metric] | None,
+    validation: Iterable[Batch] | None,
+    *,
+    weights: Weights | None = None,
+) -> dict[str, float]:
+    """Return metrics on validation data under the names that runs record them; none without data.
+
+    Args:
+        model: Any module; left as it was.
+        metrics: Name to a function of the model and a batch.
+        validation: Batches.
+        weights: What to evaluate instead of the model's own tensors.
+
+    Returns:
+        Name, with `validation_` in front, to mean.
+
+    Example:
+        >>> import torch
+        >>> validated(nn.Identity(), {"mean": lambda model, x: x.mean()}, [torch.ones(2)])
+        {'validation_mean': 1.0}
+    """
+    if validation is None or not metrics:
+        return {}
+    found = evaluate(model, metrics, weights=weights, data=validation)
+    return {f"validation_{name}": value for name, value in found.items()}

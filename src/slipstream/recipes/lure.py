@@ -15,12 +15,11 @@ from slipstream.evaluation import (
     Loss,
     Metric,
     batches_of_epoch,
-    evaluate,
 )
 from slipstream.landscape import Descent
 from slipstream.recipes.descending import Descending, Progress, check_sized
 from slipstream.recipes.fresh import fresh_weights, model_at
-from slipstream.recipes.keeping import kept
+from slipstream.recipes.keeping import kept, validated
 from slipstream.recipes.unlearning import (
     check_share,
     least_salient,
@@ -148,10 +147,7 @@ def train_lure(
         fresh_weights(network, seed=0)  # what cannot be drawn anew is told before the training
 
     def measure() -> dict[str, float]:
-        if validation is None or not metrics:
-            return {}
-        found = evaluate(network, metrics, data=validation)
-        return {f"validation_{name}": value for name, value in found.items()}
+        return validated(network, metrics, validation)
 
     def after_epoch() -> None:
         if training.epoch % plan.descent.epochs == 0:

@@ -18,7 +18,6 @@ from slipstream.evaluation import (
     batch_size,
     classification_loss,
     eval_mode,
-    evaluate,
     head_of,
     to_device,
     weights_in,
@@ -26,7 +25,7 @@ from slipstream.evaluation import (
 from slipstream.evaluation.batches import device_of
 from slipstream.recipes.descending import Descending, Progress
 from slipstream.recipes.iterand_training import save_beside
-from slipstream.recipes.keeping import kept
+from slipstream.recipes.keeping import kept, validated
 from slipstream.recipes.meta_plan import MetaPlan
 from slipstream.recipes.scored_weights import ScoredWeights, maskable, neutral
 from slipstream.recipes.selection import Masks, churn, lowest_kept, select
@@ -126,11 +125,7 @@ def train_meta(
         training = _Training(model, loss, plan)
 
         def measure() -> dict[str, float]:
-            found = training.told()
-            if validation is not None and metrics:
-                there = evaluate(model, metrics, data=validation)
-                found |= {f"validation_{name}": value for name, value in there.items()}
-            return found
+            return training.told() | validated(model, metrics, validation)
 
         keeping = kept(
             training,

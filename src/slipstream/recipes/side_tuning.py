@@ -15,13 +15,12 @@ from slipstream.evaluation import (
     Metric,
     device_of,
     eval_mode,
-    evaluate,
     forward_inputs,
 )
 from slipstream.landscape import Descent
 from slipstream.recipes.descending import Descending, Progress
 from slipstream.recipes.fresh import model_at
-from slipstream.recipes.keeping import kept
+from slipstream.recipes.keeping import kept, validated
 from slipstream.weights import Weights, copy, weights_of
 
 
@@ -326,11 +325,7 @@ def side_tune(
     training = Descending(task, plan.descent, undecayed=[task.alpha])
 
     def measure() -> dict[str, float]:
-        found = {"blend": task.blend}
-        if validation is not None and metrics:
-            there = evaluate(network, metrics, data=validation)
-            found |= {f"validation_{name}": value for name, value in there.items()}
-        return found
+        return {"blend": task.blend} | validated(network, metrics, validation)
 
     with kept(
         training,

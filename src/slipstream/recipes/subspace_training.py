@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from slipstream.evaluation import Batch, Loss, Metric, evaluate, weights_in
+from slipstream.evaluation import Batch, Loss, Metric, weights_in
 from slipstream.evaluation.determinism import batch_digest
 from slipstream.landscape.angles import cosine
 from slipstream.landscape.checkpoint import Checkpoint
 from slipstream.landscape.corner_training import CornerTraining, EpochDone
 from slipstream.landscape.span import Calibration, Span
 from slipstream.recipes.fresh import fresh_weights
+from slipstream.recipes.keeping import validated
 from slipstream.recipes.subspace import Subspace, SubspacePlan
 from slipstream.recipes.subspace_folder import (
     UNFINISHED,
@@ -179,9 +180,7 @@ class _Task:
         found = {"cosine": mean_cosine(corners)}
         if done.epoch:
             found["train_loss"] = done.loss
-        if validation is not None and metrics:
-            there = evaluate(self.model, metrics, weights=middle, data=validation)
-            found |= {f"validation_{name}": value for name, value in there.items()}
+        found |= validated(self.model, metrics, validation, weights=middle)
         with weights_in(self.model, middle):
             recorder.record(step=done.step, epoch=done.epoch, metrics=found)
 
