@@ -20,8 +20,10 @@ from slipstream.recipes.meta_plan import MetaPlan
 from slipstream.recipes.meta_ticket import MetaTraining, TaskScores, judge_tasks, train_meta
 from slipstream.recipes.pseudo_controls import (
     DistilPlan,
+    PseudoControls,
     SourceDistilled,
     distil_source,
+    pseudo_controls,
 )
 from slipstream.recipes.pseudo_pretraining import (
     Pretrained,
@@ -36,6 +38,7 @@ from slipstream.recipes.pseudo_sampling import (
 from slipstream.recipes.pseudo_transfer import (
     PseudoPlan,
     PseudoTransferred,
+    check_transfer,
     pseudo_semi_supervised,
 )
 from slipstream.recipes.selection import churn, select
@@ -82,6 +85,7 @@ __all__ = [
     "MetaTraining",
     "PretrainPlan",
     "Pretrained",
+    "PseudoControls",
     "PseudoPlan",
     "PseudoTransferred",
     "QualityPlan",
@@ -98,6 +102,7 @@ __all__ = [
     "Ticket",
     "TicketSize",
     "aggregation_controls",
+    "check_transfer",
     "churn",
     "descend",
     "distil_side",
@@ -109,6 +114,7 @@ __all__ = [
     "least_salient",
     "load_subspace",
     "load_ticket",
+    "pseudo_controls",
     "pseudo_pretrain",
     "pseudo_samples",
     "pseudo_semi_supervised",

@@ -1,16 +1,24 @@
-"""What a transfer without source data is compared with: knowledge distillation from outputs."""
+"""What a transfer without source data is compared with: scratch, distillation, each half alone."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Loss, inputs_of, weights_in
 from slipstream.landscape import Descent
-from slipstream.recipes.descending import Descending, Progress
+from slipstream.recipes.augmentation import Augmentation
+from slipstream.recipes.descending import Descending, Progress, check_sized, descend
 from slipstream.recipes.fresh import model_at
 from slipstream.recipes.other_head import under_other_head
-from slipstream.recipes.pseudo_sampling import Classifier, class_probabilities
+from slipstream.recipes.pseudo_pretraining import Pretrained
+from slipstream.recipes.pseudo_sampling import (
+    Classifier,
+    ConditionalGenerator,
+    class_probabilities,
+)
+from slipstream.recipes.pseudo_transfer import PseudoPlan, pseudo_semi_supervised
 from slipstream.weights import Weights, copy, weights_of
 
 
@@ -111,3 +119,74 @@ def distil_source(
     return SourceDistilled(
         plan, copy(weights_of(network)), tuple(training.losses), training.step, training.seconds
     )
+
+
+@dataclass(frozen=True)
+class PseudoControls:
+    """Result of `pseudo_controls`: the weights of other networks for the same task."""
+
+    scratch: dict[str, Tensor]  # as many steps on the target
+    longer: dict[str, Tensor]  # as many steps on the target as pre-training and target together
+    distilled: dict[str, Tensor] | None  # `distil_source`, if there is a classifier
+    fine_tuned: dict[str, Tensor] | None  # from the pre-trained weights, without P-SSL
+    alone: dict[str, Tensor]  # P-SSL, without pre-training
+
+
+def pseudo_controls(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    generator: ConditionalGenerator,
+    classifier: Classifier | None,
+    head: str,
+    data: Any,
+    plan: PseudoPlan,
+    pretrained: Pretrained | None = None,
+    initial: Weights | None = None,
+    weak: Augmentation | None = None,
+    strong: Augmentation | None = None,
+    progress: Progress | None = None,
+) -> PseudoControls:
+    """Train what a transfer without source data is compared with, on the same labels.
+
+    Args:
+        model: The network for the target; left as it was.
+        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        generator: Of the source.
+        classifier: Of the source, if there is one.
+        head: Name of the layer that is another for the source's classes.
+        data: Labelled batches of the target, with a length.
+        plan: Of P-SSL; its descent is that of every way on the target.
+        pretrained: What `pseudo_pretrain` found, if it was done.
+        initial: Where it started instead of at the model's own weights.
+        weak: The weak change of inputs for P-SSL.
+        strong: The strong change.
+        progress: Called after each step of each training.
+
+    Returns:
+        The trained weights.
+
+    Raises:
+        ValueError: If anything does not fit, `data` is empty or a loss is not finite.
+    """
+    check_sized([data], name="data", fewest=1)
+    how, start = plan.descent, model_at(model, initial)
+    extra = -(-pretrained.steps // len(data)) if pretrained else 0  # epochs, rounded up
+
+    def plain(initial: nn.Module, descent: Descent) -> dict[str, Tensor]:
+        trained = descend(initial, loss, data=data, descent=descent, progress=progress)
+        return copy(weights_of(trained))
+
+    return PseudoControls(
+        scratch=plain(start, how),
+        longer=plain(start, replace(how, epochs=how.epochs + extra)),
+        distilled=distil_source(
+            start, loss, classifier=classifier, classes=generator.classes, head=head, data=data,
+            plan=DistilPlan(descent=how), progress=progress,
+        ).weights if classifier else None,
+        fine_tuned=plain(model_at(model, pretrained.weights), how) if pretrained else None,
+        alone=pseudo_semi_supervised(
+            start, loss, generator=generator, classifier=classifier, data=data, plan=plan,
+            weak=weak, strong=strong, progress=progress,
+        ).weights,
+    )  # fmt: skip

@@ -158,8 +158,10 @@ def pseudo_semi_supervised(
     """
     plan = plan or PseudoPlan()
     network = model_at(model, initial)
+    check_transfer(
+        network, generator, classifier=classifier, data=data, plan=plan, weak=weak, strong=strong
+    )
     source = _Source(generator, classifier, plan, weak, strong)
-    source.try_on(network, data)
     training = Descending(network, plan.descent)
     steps = _Steps(network, loss, source, training)
 
@@ -193,6 +195,56 @@ def pseudo_semi_supervised(
         plan, copy(weights_of(network)), tuple(training.losses), **means, steps=training.step,
         synthetic=sum(note["made"] for note in training.notes), seconds=training.seconds,
     )  # fmt: skip
+
+
+def check_transfer(
+    model: nn.Module,
+    generator: ConditionalGenerator,
+    *,
+    classifier: Classifier | None,
+    data: Iterable[Batch],
+    plan: PseudoPlan,
+    weak: Augmentation | None = None,
+    strong: Augmentation | None = None,
+) -> None:
+    """Try a source on a few inputs of the target, so that nothing fails after hours of training.
+
+    `pseudo_semi_supervised` does so itself; call it before you pre-train.
+
+    Args:
+        model: Says where the inputs go.
+        generator: Of the source.
+        classifier: Of the source.
+        data: Labelled batches of the target.
+        plan: How the synthetic inputs are to be made, and what is learned from them.
+        weak: The weak change of inputs.
+        strong: The strong change of inputs.
+
+    Raises:
+        ValueError: If the generator, the classifier or the augmentations do not suit the plan and
+            the data.
+
+    Example:
+        >>> hard = ConditionalGenerator(lambda labels, _: labels, classes=2, labels="hard")
+        >>> given = {"classifier": nn.Identity(), "data": []}
+        >>> check_transfer(nn.Identity(), hard, **given, plan=PseudoPlan(conditioning="sampled"))
+    """
+    if not plan.weight:
+        return
+    check_conditioning(generator, classifier, plan.conditioning)
+    once = isinstance(data, Iterator)  # a look at it would take a batch away
+    batch = None if once else next(iter(data), None)
+    if batch is None:
+        return
+    inputs = inputs_of(to_device(batch, device_of(model)))
+    if not isinstance(inputs, Tensor):
+        raise ValueError(
+            "data must give batches whose inputs are a tensor, as the generator makes them; got "
+            f"a {type(inputs).__name__}."
+        )
+    few = inputs[:TRIAL]
+    check_samples(generator, classifier, inputs=few, conditioning=plan.conditioning)
+    plan.consistency.of(nn.Flatten(), few, weak=weak, strong=strong)
 
 
 class _Part(NamedTuple):
@@ -233,24 +285,6 @@ class _Source:
             return self.plan.consistency.of(
                 network, made, seed=second, weak=self.weak, strong=self.strong
             )
-
-    def try_on(self, network: nn.Module, data: Iterable[Batch]) -> None:
-        """Raise if anything fails on a few inputs, before a step is taken or a file is written."""
-        check_conditioning(self.generator, self.classifier, self.plan.conditioning)
-        once = isinstance(data, Iterator)  # a look at it would take a batch away
-        batch = None if once else next(iter(data), None)
-        if batch is None or not self.plan.weight:
-            return
-        inputs = inputs_of(to_device(batch, device_of(network)))
-        if not isinstance(inputs, Tensor):
-            raise ValueError(
-                "data must give batches whose inputs are a tensor, as the generator makes them; "
-                f"got a {type(inputs).__name__}."
-            )
-        few, conditioning = inputs[:TRIAL], self.plan.conditioning
-        check_samples(self.generator, self.classifier, inputs=few, conditioning=conditioning)
-        if self.plan.consistency.augmented and self.strong is None:
-            self.plan.consistency.of(nn.Flatten(), few, weak=self.weak)
 
 
 class _Steps:
