@@ -166,6 +166,15 @@ def test_what_no_batching_fits_is_computed_one_by_one():
     assert AfterAdaptation(Adaptation())._batching(square, batch) == "vmap"
 
 
+def test_a_frozen_model_can_be_judged():
+    model, batch = network("batchnorm").requires_grad_(requires_grad=False), tasks()
+    after = AfterAdaptation(Adaptation())
+    with batch_statistics(model):
+        queries = [(batch.query[0][t], batch.query[1][t]) for t in range(TASKS)]
+        expected = sum(classification_loss(model, query) for query in queries) / TASKS
+    torch.testing.assert_close(after(model, batch), expected)  # no inner step moves anything
+
+
 def test_each_task_and_their_mean():
     model, batch = network("batchnorm"), tasks()
     for metric in (None, accuracy):
