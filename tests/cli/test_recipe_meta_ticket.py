@@ -52,7 +52,9 @@ def test_a_ticket_is_a_run_for_every_other_command(tmp_path):
     slipstream("modes", out, "--modes", 2)
     page = tmp_path / "page.html"
     slipstream("report", out, "-o", page)
-    assert "meta-ticket" in page.read_text(encoding="utf-8")
+    told = page.read_text(encoding="utf-8")
+    assert "meta-ticket" in told
+    assert "share of the masked weights that had fallen" in told
 
 
 def test_people_get_lines(tmp_path):

@@ -18,6 +18,7 @@ _LOW = ("loss", "error", "perplexity")  # metrics that are good when they are sm
 _HIGH = ("accuracy",)
 _MEANINGS = {  # of what recipes record
     "churn": "the share of the masked weights that fell or came back since the one before",
+    "pruned": "the share of the masked weights that had fallen",
     "blend": "how much the base counts beside the side network",
     "cosine": "that of the angle between the corners",
     "objective": "all that is minimised, on the training data",
