@@ -1,5 +1,6 @@
 """Meta-learning: the gradient of scores, thresholds, resuming, tickets that move."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,7 +17,7 @@ from slipstream.evaluation import (
     batch_statistics,
     classification_loss,
 )
-from slipstream.landscape import Descent
+from slipstream.landscape import Descent, checkpoint
 from slipstream.recipes import MetaPlan, judge_tasks, load_ticket, train_meta
 from slipstream.recipes.meta_ticket import _Training
 from slipstream.testbed import ClassTasks, TaskForm, build_network, load_tasks
@@ -127,7 +128,8 @@ def test_only_what_a_method_learns_changes():
 
 
 @pytest.mark.parametrize("method", ["ticket", "maml"])
-def test_an_interrupted_training_ends_in_the_same_bits(method, tmp_path):
+def test_an_interrupted_training_ends_in_the_same_bits(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every epoch
     made = plan(method, **({"redrawn": 0.5, "every": 3} if method == "ticket" else {}))
     given = {"plan": made, "validation": tasks(seed=5)}
     given["metrics"] = {"accuracy": AfterAdaptation(made.adaptation, metric=accuracy)}
