@@ -72,7 +72,7 @@ class Result:
     seed: int
     test: float  # accuracy, or the mean of half the squared error
     loss: float  # of the last epoch
-    pruned: float
+    pruned: float | None  # share of the masked weights; None where it was not kept
     seconds: float
     tasks_per_second: float
     bytes: int = 0  # of a ticket as a seed and a mask
@@ -80,18 +80,18 @@ class Result:
 
 
 CASES = {
-    "5-way 1-shot": Case(5, 1),
-    "5-way 5-shot": Case(5, 5),
+    "5-way 1-shot": Case(5, 1, variants={"ticket at rate 3": {"lr": 3.0}}),
+    "5-way 5-shot": Case(5, 5, variants={"ticket at rate 3": {"lr": 3.0}}),
     "20-way 1-shot": Case(20, 1),
     "20-way 5-shot": Case(20, 5),
     "variants": Case(
-        5, 1, (1.0,), (),
+        5, 1, (1.0,), (), 10,
         variants={
             "fixed threshold, dense start": {},
             "fixed threshold, half pruned at the start": {"pruned": 0.5},
             "top-k, half pruned always": {"pruned": 0.5, "threshold": "top-k"},
             "constant weights: topology only": {"initial": "constant"},
-            "fallen weights drawn anew": {"redrawn": 0.1, "every": 3000 // ROUNDS},
+            "fallen weights drawn anew": {"redrawn": 0.1, "every": 1000 // ROUNDS},
             "signed constants": {"initial": "signed-constant"},
             "first order": {"second_order": False},
         },
@@ -244,17 +244,17 @@ def text_of(name: str, case: Case, results: list[Result]) -> str:
     ways = list(dict.fromkeys(r.way for r in results))
     rows = []
     for width in sorted({r.width for r in results}):
-        base_way = "maml" if not case.variants else next(iter(case.variants))
+        base_way = "maml" if case.methods else next(iter(case.variants))
         found = {
             w: {r.seed: r.test for r in results if (r.way, r.width) == (w, width)} for w in ways
         }
         for way in (w for w in (*METHODS, *case.variants) if found.get(w)):
             own = [r for r in results if (r.way, r.width) == (way, width)]
-            scored = own[0].bytes > 0
+            scored, kept = own[0].bytes > 0, [r.pruned for r in own if r.pruned is not None]
             rows.append((
                 f"{width:g}", way, spread(list(found[way].values()), factor),
                 "" if way == base_way else gain(found.get(base_way, {}), found[way], factor),
-                spread([r.pruned for r in own]) if scored else "",
+                spread(kept) if scored and kept else "",
                 f"{statistics.mean(r.bytes / r.weights for r in own):.1%}" if scored else "",
                 f"{statistics.mean(r.seconds for r in own):.0f}", str(len(own)),
             ))  # fmt: skip
@@ -265,7 +265,8 @@ def text_of(name: str, case: Case, results: list[Result]) -> str:
     told = (
         f"{what} on 1000 test tasks after {TEST_STEPS} inner steps, mean ± deviation over seeds; "
         f"{case.epochs * BATCHES} iterations of 4 tasks, inner rate {case.rate:g}, one inner step, "
-        "as many queries as shots. Differences are paired by seed.\n"
+        "as many queries as shots. Differences are paired by seed. Times are those of runs beside "
+        "other work, and no measure of speed.\n"
     )
     return f"\n## {name}\n\n{told}\n" + table(header, rows)
 
@@ -274,8 +275,8 @@ def speed_text(rows: list[dict[str, Any]]) -> str:
     """Return the table of the engine's speed."""
     told = (
         "\n## Speed\n\nTasks per second of one meta-gradient, second order, all in one run by "
-        "turns; medians of 6. The plain loop takes one task after another by `torch.autograd`; "
-        "`vmap` is what `torch.func` gives; the ratio is that of the engine to the loop.\n\n"
+        "turns, on a busy machine; medians of 6. The plain loop takes one task after another by "
+        "`torch.autograd`; `vmap` is what `torch.func` gives; the ratio is that of the engine to the loop.\n\n"
     )
     cells = [
         (
@@ -358,10 +359,10 @@ def main() -> None:
             done = json.loads(file.read_text(encoding="utf-8"))["cases"].get(name, [])
             if (way, width, seed) in {(r["way"], r["width"], r["seed"]) for r in done}:
                 continue
-            if given.method and method not in given.method:
+            if given.method and way not in given.method:
                 continue
-            rate = lr["scores" if method.startswith("ticket") else "weights"]
-            found = run(case, method, width=width, seed=seed, lr=rate, data=data, **variant)
+            rate = {"lr": lr["scores" if method.startswith("ticket") else "weights"]}
+            found = run(case, method, width=width, seed=seed, data=data, **rate | variant)
             row = asdict(replace(found, way=way))
             update(lambda d, n=name, row=row: d["cases"].setdefault(n, []).append(row))
 
