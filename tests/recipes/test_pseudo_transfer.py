@@ -34,7 +34,7 @@ from slipstream.weights import copy, load_weights_, weights_of
 
 CENTRES = 4 * torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
 HOW = Descent(epochs=4, lr=0.05, seed=1)
-SHORT = PseudoPlan(consistency=Consistency("entropy"), descent=HOW)
+SHORT = PseudoPlan(1.0, consistency=Consistency("entropy"), descent=HOW)
 PRETRAIN = PretrainPlan(3, 16, HOW)
 
 

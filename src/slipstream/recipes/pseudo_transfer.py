@@ -42,7 +42,7 @@ from slipstream.weights import Weights, copy, weights_of
 class PseudoPlan:
     """How a network learns from labelled target data and synthetic inputs, as plain data."""
 
-    weight: float = 1.0  # lambda: how much the synthetic inputs count
+    weight: float = 0.1  # lambda: how much the synthetic inputs count
     consistency: Consistency = field(default_factory=Consistency)
     conditioning: Conditioning = "soft"
     ratio: int = 1  # synthetic inputs for each labelled one

@@ -14,7 +14,7 @@ from slipstream.cli.recipe import descent
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from slipstream.recipes import Pretrained, PseudoTransferred
+    from slipstream.recipes import Pretrained, PseudoControls, PseudoTransferred
 
 MODEL = "mlp, tapered_mlp, conv_net, conv8, resnet18, or package.module:function."
 SOURCE = "digits, mnist:DIR, cifar10:DIR: trains a small generator and a classifier on it."
@@ -138,17 +138,24 @@ def pseudo_transfer(
                 task.model, task.loss, generator=made, classifier=asked, head=head, data=few,
                 plan=plan, pretrained=before, initial=initial, progress=bar,
             )  # fmt: skip
-        ways |= {
-            name_of(True, 0.0): others.fine_tuned, name_of(False, weight): others.alone,
-            "from scratch": others.scratch, "from scratch, as many steps in all": others.longer,
-            "distillation": others.distilled,
-        }  # fmt: skip
+        ways |= named(others, weight)
     rows = {
         way: evaluate(task.model, task.metrics, weights=weights, data=task.test)
         for way, weights in ways.items()
         if weights is not None
     }
     write(rows, found, before, out=out, json=json)
+
+
+def named(others: "PseudoControls", weight: float) -> dict[str, "dict[str, Tensor] | None"]:
+    """Return the weights of the controls by what they are called in the table."""
+    return {
+        name_of(True, 0.0): others.fine_tuned,
+        name_of(False, weight): others.alone,
+        "from scratch": others.scratch,
+        "from scratch, as many steps in all": others.longer,
+        "distillation": others.distilled,
+    }
 
 
 def name_of(pretrained: bool, weight: float) -> str:
