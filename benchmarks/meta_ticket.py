@@ -276,7 +276,8 @@ def speed_text(rows: list[dict[str, Any]]) -> str:
     told = (
         "\n## Speed\n\nTasks per second of one meta-gradient, second order, all in one run by "
         "turns, on a busy machine; medians of 6. The plain loop takes one task after another by "
-        "`torch.autograd`; `vmap` is what `torch.func` gives; the ratio is that of the engine to the loop.\n\n"
+        "`torch.autograd`; `vmap` is what `torch.func` gives; the ratio is that of the engine to "
+        "the loop.\n\n"
     )
     cells = [
         (
