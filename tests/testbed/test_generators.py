@@ -166,7 +166,7 @@ def test_bad_sizes_of_a_diffusion_are_named(given, message):
 
 def test_a_missing_package_is_named_with_its_install_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
-    with pytest.raises(ImportError, match=r"pip install 'slipstream\[diffusion\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'slipstream\[diffusion\]'"):
         ConditionalDiffusion(SHAPE, classes=3)
 
 

@@ -43,7 +43,7 @@ class ConditionalDiffusion(nn.Module):
             seed: Of the weights; the global generator is not touched.
 
         Raises:
-            ImportError: If diffusers is not installed.
+            ModuleNotFoundError: If diffusers is not installed.
             ValueError: If a size does not fit.
         """
         super().__init__()
@@ -160,7 +160,7 @@ def _diffusers() -> tuple[Any, Any]:
         from diffusers.models.unets.unet_2d import UNet2DModel
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
     except ImportError as error:
-        raise ImportError(
+        raise ModuleNotFoundError(
             "A conditional diffusion model needs diffusers: pip install 'slipstream[diffusion]'"
         ) from error
     return UNet2DModel, DDIMScheduler
