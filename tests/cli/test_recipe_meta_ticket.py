@@ -10,7 +10,7 @@ from slipstream.testbed import load_tasks
 from slipstream.testbed import tasks as testbed_tasks
 from slipstream.trajectory import Trajectory
 
-SMALL = ("--width", 0.05, "--epochs", 2, "--shots", 2, "--ways", 3)
+SMALL = ("--width", 0.05, "--epochs", 1, "--shots", 2, "--ways", 3)
 
 
 def slipstream(*arguments, code=0):
@@ -31,7 +31,7 @@ def few_test_tasks(monkeypatch):
 
 def test_a_ticket_is_a_run_for_every_other_command(tmp_path):
     out = tmp_path / "run"
-    said = json.loads(recipe("--out", out, "--lr", 30, "--json").stdout)
+    said = json.loads(recipe("--out", out, "--epochs", 2, "--json").stdout)
     assert (said["steps"], said["tasks"]) == (200, 800)
     assert said["bytes"]["file"] < said["bytes"]["weights"]
     shown = json.loads(slipstream("show", out, "--json").stdout)
@@ -59,7 +59,7 @@ def test_a_ticket_is_a_run_for_every_other_command(tmp_path):
 
 def test_people_get_lines(tmp_path):
     text = recipe("--out", tmp_path / "run").stdout
-    for words in ("200 steps, ", "accuracy on 40 test tasks: ", "hidden1.weight", "bit mask: "):
+    for words in ("100 steps, ", "accuracy on 40 test tasks: ", "hidden1.weight", "bit mask: "):
         assert words in text
     text = recipe("--out", tmp_path / "maml", "--method", "maml").stdout
     assert "bit mask" not in text
