@@ -6,9 +6,10 @@ Every method sees the same tasks: characters of 25 alphabets, each quarter turn 
 training, and 1000 tasks of characters from 20 other alphabets for the tables. The outer learning
 rate for weights and that for scores are chosen once, by MAML and by Meta-ticket of width 1 on 500
 5-way 5-shot tasks of five further alphabets, with a seed of their own, after half of the
-iterations. The last weights count. Every
-finished run is kept beside the output, so an interrupted benchmark goes on where it stopped; with
-`--case`, several can run at a time. `--case speed` holds the engine against a plain loop.
+iterations; then, in the same way, the inner rate of both for each number of ways, on 1-shot tasks.
+The last weights count. Every finished run is kept beside the output, so an interrupted benchmark
+goes on where it stopped; with `--case`, several can run at a time. `--case speed` holds the engine
+against a plain loop.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 from common import machine, machine_line, table, write
 from slipstream.evaluation import (
@@ -42,6 +44,7 @@ from slipstream.testbed.tasks import TaskForm, TaskSplit, load_tasks
 
 METHODS = ("maml", "ticket", "anil", "boil", "ticket-boil")
 RATES = {"weights": (1e-3, 3e-3, 1e-2), "scores": (3.0, 10.0, 30.0, 100.0)}
+INNER_RATES = (0.13, 0.4, 1.2, 3.6)
 CHOOSING_SEED, CHOOSING_EPOCHS, CHOOSING_TASKS = 1000, 15, 500
 BATCHES = 100  # in an epoch
 TEST_STEPS = 3  # inner steps on test tasks
@@ -59,7 +62,7 @@ class Case:
     epochs: int = 30
     seeds: int = 3
     data: str = "omniglot"
-    rate: float = 0.4  # of inner steps
+    rate: float | None = None  # of inner steps; chosen if not given
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the plan, by name
 
 
@@ -82,8 +85,8 @@ class Result:
 CASES = {
     "5-way 1-shot": Case(5, 1, variants={"ticket at rate 3": {"lr": 3.0}}),
     "5-way 5-shot": Case(5, 5, variants={"ticket at rate 3": {"lr": 3.0}}),
-    "20-way 1-shot": Case(20, 1),
-    "20-way 5-shot": Case(20, 5),
+    "20-way 1-shot": Case(20, 1, variants={"ticket at inner rate 0.4": {"rate": 0.4}}),
+    "20-way 5-shot": Case(20, 5, variants={"ticket at inner rate 0.4": {"rate": 0.4}}),
     "variants": Case(
         5, 1, (1.0,), (), 10,
         variants={
@@ -115,12 +118,12 @@ def network(spec: DataSpec, width: float, seed: int) -> nn.Module:
 
 
 def run(
-    case: Case, method: str, *, width: float, seed: int, lr: float, data: str, part: str = "test",
-    epochs: int | None = None, **variant: Any,
+    case: Case, method: str, *, width: float, seed: int, lr: float, rate: float, data: str,
+    part: str = "test", epochs: int | None = None, **variant: Any,
 ) -> Result:  # fmt: skip
     """Train once, and judge by tasks of a part that training never sees."""
     split = tasks_of(data, TaskForm(case.ways, case.shots, batches=BATCHES), seed)
-    plan = MetaPlan(method, case.rate, seed=seed, **variant)  # type: ignore[arg-type]
+    plan = MetaPlan(method, rate, seed=seed, **variant)  # type: ignore[arg-type]
     plan = replace(plan, descent=replace(plan.outer, epochs=epochs or case.epochs, lr=lr))
     regression = case.data == "sinusoid"
     loss = squared_loss if regression else classification_loss
@@ -137,23 +140,32 @@ def run(
     )  # fmt: skip
 
 
-def choose(case: Case, kind: str, data: str, kept: dict[str, Any]) -> float:
-    """Return the outer learning rate, chosen on validation tasks."""
-    rates = kept.setdefault("rates", {})
-    name = f"{case.data}, {kind}"
-    if name not in rates:
-        method = "maml" if kind == "weights" else "ticket"
-        case = case if case.data == "sinusoid" else CASES["5-way 5-shot"]
-        found = {
-            lr: run(
-                case, method, width=1.0, seed=CHOOSING_SEED, lr=lr, data=data, part="validation",
-                epochs=CHOOSING_EPOCHS,
-            ).test
-            for lr in RATES[kind]
-        }  # fmt: skip
-        best = min if case.data == "sinusoid" else max
-        rates[name] = {"tried": found, "chosen": best(found, key=lambda lr: found[lr])}
-    return float(rates[name]["chosen"])
+def choose(case: Case, kind: str, data: str, kept: dict[str, Any]) -> dict[str, float]:
+    """Return the outer and the inner learning rate, chosen on validation tasks."""
+    method = "maml" if kind == "weights" else "ticket"
+    regression = case.data == "sinusoid"
+
+    def chosen(name: str, tasks: Case, rates: dict[float, dict[str, float]]) -> float:
+        tried = kept.setdefault("rates", {}).setdefault(name, {"tried": {}})["tried"]
+        for value, both in rates.items():
+            if str(value) not in tried:
+                tried[str(value)] = run(
+                    tasks, method, width=1.0, seed=CHOOSING_SEED, data=data, part="validation",
+                    epochs=CHOOSING_EPOCHS, **both,
+                ).test  # fmt: skip
+        best = float((min if regression else max)(tried, key=lambda value: tried[value]))
+        kept["rates"][name]["chosen"] = best
+        return best
+
+    start = case.rate or 0.4
+    tasks = case if regression else CASES["5-way 5-shot"]
+    outer = {lr: {"lr": lr, "rate": start} for lr in RATES[kind]}
+    lr = chosen(f"{case.data}, {kind}", tasks, outer)
+    if case.rate:
+        return {"lr": lr, "rate": case.rate}
+    name = f"inner rate, {case.ways}-way, {kind}"
+    inner = {rate: {"lr": lr, "rate": rate} for rate in INNER_RATES}
+    return {"lr": lr, "rate": chosen(name, CASES[f"{case.ways}-way 1-shot"], inner)}
 
 
 def plain_loop(model: nn.Module, batch: TaskBatch, rate: float, masked: bool) -> None:
@@ -211,6 +223,9 @@ def timed(model: nn.Module, batch: TaskBatch, *, masked: bool) -> dict[str, Any]
     ways = {"engine": engine("auto"), "vmap": engine("vmap")}
     ways["loop"] = lambda: plain_loop(model, batch, inner.rate, masked)
     times: dict[str, list[float]] = {name: [] for name in ways}
+    square = torch.randn(1024, 1024)
+    ways["product"] = lambda: square @ square
+    times["product"] = []
     for turn in range(8):
         for name, step in ways.items():
             began = time.perf_counter()
@@ -218,7 +233,14 @@ def timed(model: nn.Module, batch: TaskBatch, *, masked: bool) -> dict[str, Any]
             if turn > 1:  # the first ones warm up, and prove the batching
                 times[name].append(time.perf_counter() - began)
     count = len(batch.support[0])
-    return {"masked": masked} | {n: count / statistics.median(t) for n, t in times.items()}
+    peak = 2 * len(square) ** 3 / statistics.median(times.pop("product"))
+    found = {"masked": masked} | {n: count / statistics.median(t) for n, t in times.items()}
+    for name in ("engine", "loop"):
+        with FlopCounterMode(display=False) as counter:
+            ways[name]()
+        found[f"{name} flops"] = counter.get_total_flops() / count
+        found[f"{name} load"] = found[f"{name} flops"] * found[name] / peak
+    return found
 
 
 def spread(values: list[float], factor: float = 100.0) -> str:
@@ -264,7 +286,7 @@ def text_of(name: str, case: Case, results: list[Result]) -> str:
     )  # fmt: skip
     told = (
         f"{what} on 1000 test tasks after {TEST_STEPS} inner steps, mean ± deviation over seeds; "
-        f"{case.epochs * BATCHES} iterations of 4 tasks, inner rate {case.rate:g}, one inner step, "
+        f"{case.epochs * BATCHES} iterations of 4 tasks, one inner step, "
         "as many queries as shots. Differences are paired by seed. Times are those of runs beside "
         "other work, and no measure of speed.\n"
     )
@@ -275,19 +297,26 @@ def speed_text(rows: list[dict[str, Any]]) -> str:
     """Return the table of the engine's speed."""
     told = (
         "\n## Speed\n\nTasks per second of one meta-gradient, second order, all in one run by "
-        "turns, on a busy machine; medians of 6. The plain loop takes one task after another by "
-        "`torch.autograd`; `vmap` is what `torch.func` gives; the ratio is that of the engine to "
-        "the loop.\n\n"
+        "turns; medians of 6. The plain loop takes one task after another by `torch.autograd`; "
+        "`vmap` is what `torch.func` gives; the ratio is that of the engine to the loop. Beside "
+        "it, how many million operations a task takes, and at which share of the rate of a large "
+        "matrix product, timed in the same run, they are done: no way of writing the loop can "
+        "be faster than the inverse of its share, at as many operations.\n\n"
     )
     cells = [
         (
             f"{r['ways']}-way {r['shots']}-shot", f"{r['width']}",
             "ticket" if r["masked"] else "MAML", f"{r['tasks']}", f"{r['engine']:.0f}",
             f"{r['vmap']:.0f}", f"{r['loop']:.0f}", f"{r['engine'] / r['loop']:.1f}",
+            *(f"{r[f'{name} flops'] / 1e6:.0f}" for name in ("engine", "loop")),
+            *(f"{r[f'{name} load']:.0%}" for name in ("engine", "loop")),
         )
         for r in rows
     ]  # fmt: skip
-    header = ("tasks", "width", "learns", "in a batch", "engine", "vmap", "plain loop", "ratio")
+    header = (
+        "tasks", "width", "learns", "in a batch", "engine", "vmap", "plain loop", "ratio",
+        "engine, Mflop", "loop, Mflop", "engine, share", "loop, share",
+    )  # fmt: skip
     return told + table(header, cells)
 
 
@@ -308,7 +337,7 @@ def page(data: dict[str, Any]) -> str:
     parts.append(machine_line(data["machine"]))
     told = [f"{name}: {found['chosen']:g}" for name, found in data.get("rates", {}).items()]
     if told:
-        parts += ["", f"Outer learning rates, chosen on validation tasks: {'; '.join(told)}."]
+        parts += ["", f"Learning rates chosen on validation tasks: {'; '.join(told)}."]
     for name, case in CASES.items():
         if results := [Result(**r) for r in data["cases"].get(name, [])]:
             parts.append(text_of(name, case, results))
@@ -349,10 +378,10 @@ def main() -> None:
             continue
         case = CASES[name]
         data = case.data if case.data == "sinusoid" else data
-        lr = {}
+        rates = {}
         for kind in RATES:
             kept = json.loads(file.read_text(encoding="utf-8"))
-            lr[kind] = choose(case, kind, data, kept)
+            rates[kind] = choose(case, kind, data, kept)
             update(lambda d, k=kept: d.setdefault("rates", {}).update(k["rates"]))
         for way, method, variant, width, seed in jobs(case):
             if seed >= (given.seeds or case.seeds) or width not in (given.width or case.widths):
@@ -362,8 +391,8 @@ def main() -> None:
                 continue
             if given.method and way not in given.method:
                 continue
-            rate = {"lr": lr["scores" if method.startswith("ticket") else "weights"]}
-            found = run(case, method, width=width, seed=seed, data=data, **rate | variant)
+            own = rates["scores" if method.startswith("ticket") else "weights"] | variant
+            found = run(case, method, width=width, seed=seed, data=data, **own)
             row = asdict(replace(found, way=way))
             update(lambda d, n=name, row=row: d["cases"].setdefault(n, []).append(row))
 

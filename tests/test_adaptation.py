@@ -91,9 +91,10 @@ def test_a_bowl_in_closed_form():
 @pytest.mark.parametrize("second_order", [True, False], ids=["second", "first"])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize("adapted", ["all", "head", "body"])
+@pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES + 1])  # at most PAIRS of rows, and more
 @pytest.mark.parametrize("name", NETWORKS)
-def test_all_at_once_is_one_after_another(name, adapted, steps, second_order, masked):
-    model, batch = network(name), tasks(examples=EXAMPLES + 1 if steps == 1 else EXAMPLES)
+def test_all_at_once_is_one_after_another(name, examples, adapted, steps, second_order, masked):
+    model, batch = network(name), tasks(examples=examples)
     free, masks = leaves_of(model, masked=masked)
     at = list((masks or free).values())
     after = AfterAdaptation(Adaptation(0.4, steps, adapted, second_order=second_order))

@@ -4,8 +4,8 @@ The examples of T tasks, n of each, pass through a model as one batch of T n. In
 weights of task t are W - alpha sum_k D_k' A_k, with the inputs A and the output gradients D of its
 support examples at inner step k. Such a sum of outer products is never written out: X W' is one
 product for all tasks, and the rest, (X A') D, is small. Where a mask m lies on the weights,
-m * (D' A) is written out, but for one task at a time; or, for very few examples, each pair of rows
-of X and A is multiplied with m.
+W - m * (D' A) is written out, but for one task at a time; or, for very few examples, each pair of
+rows of X and A is multiplied with m.
 """
 
 from collections.abc import Generator, Mapping, Sequence
@@ -95,9 +95,13 @@ class LinearTasks(TaskLayer):
     def forward(self, x: Tensor) -> Tensor:
         """Map (tasks * examples, ..., in) to (tasks * examples, ..., out)."""
         rows = x.reshape(self.tasks, -1, x.shape[-1])  # (tasks, rows, in)
-        y: Tensor = rows @ self.layer.weight.mT
-        for inputs, slopes in self._terms:
-            y = y - self._product(rows, inputs, slopes)
+        weight, terms = self.layer.weight, self._terms
+        if self.mask is None:
+            y: Tensor = rows @ weight.mT
+            for inputs, slopes in terms:
+                y = y - (rows @ inputs.mT) @ slopes
+        else:
+            y = self._masked(rows, weight, terms)
         if "weight" in self.moved and torch.is_grad_enabled():
             y = _with_gradient(y)
             self._used.append((rows, y))
@@ -118,16 +122,22 @@ class LinearTasks(TaskLayer):
         super().learn(slopes[len(self._used) :], rate)
         self._used = []
 
-    def _product(self, rows: Tensor, inputs: Tensor, slopes: Tensor) -> Tensor:
-        """Return rows (slopes' inputs)', with the mask on what is in brackets."""
-        if self.mask is None:
-            return (rows @ inputs.mT) @ slopes
-        if inputs.shape[1] * rows.shape[1] <= PAIRS:
-            pairs = (inputs[:, :, None] * rows[:, None]) @ self.mask.mT  # (tasks, A, X, out)
-            return (pairs * slopes[:, :, None]).sum(1)
+    def _masked(self, x: Tensor, weight: Tensor, terms: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """Return X (W - sum_k m * (D_k' A_k))', with the mask m."""
+        assert self.mask is not None
+        if not terms:
+            return x @ weight.mT
+        if terms[0][0].shape[1] * x.shape[1] <= PAIRS:
+            y = x @ weight.mT
+            for inputs, slopes in terms:
+                pairs = (inputs[:, :, None] * x[:, None]) @ self.mask.mT  # (tasks, A, X, out)
+                y = y - (pairs * slopes[:, :, None]).sum(1)
+            return y
+        # One product with as many rows as all steps have together.
+        inputs, slopes = (torch.cat(parts, 1) for parts in zip(*terms, strict=True))
         if self.keep == "several":
-            return rows @ (self.mask * (slopes.mT @ inputs)).mT
-        found: Tensor = _MaskedProduct.apply(rows, inputs, slopes, self.mask)  # type: ignore[no-untyped-call]
+            return x @ (weight - self.mask * (slopes.mT @ inputs)).mT
+        found: Tensor = _MaskedProduct.apply(x, inputs, slopes, self.mask, weight)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -265,28 +275,31 @@ def _with_gradient(value: Tensor) -> Tensor:
 
 
 class _MaskedProduct(torch.autograd.Function):
-    """X (m * (D' A))', task by task: what is in brackets is never kept."""
+    """X (W - m * (D' A))', task by task: what is in brackets is never kept."""
 
     @staticmethod
     def forward(ctx: Any, *given: Tensor) -> Tensor:
         ctx.save_for_backward(*given)
-        x, a, d, mask = given
+        x, a, d, mask, weight = given
         return torch.stack(
-            [x[t] @ (d[t].T @ a[t]).mul_(mask).T for t in range(len(x))]  # (rows, out) each
+            [x[t] @ torch.addcmul(weight, d[t].T @ a[t], mask, value=-1).T for t in range(len(x))]
         )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        x, a, d, mask = ctx.saved_tensors
+        x, a, d, mask, weight = ctx.saved_tensors
         found = [torch.empty_like(value) for value in (x, a, d)]
         of_mask = torch.zeros_like(mask) if ctx.needs_input_grad[3] else None
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[4] else None
         for t, slope in enumerate(slopes[0]):
             outer, back = d[t].T @ a[t], slope.T @ x[t]  # (out, in)
             if of_mask is not None:
-                of_mask.addcmul_(outer, back)
-            found[0][t] = slope @ outer.mul_(mask)
+                of_mask.addcmul_(outer, back, value=-1)
+            if of_weight is not None:
+                of_weight += back
+            found[0][t] = slope @ torch.addcmul(weight, outer, mask, value=-1)
             back.mul_(mask)
-            found[1][t] = d[t] @ back
-            found[2][t] = a[t] @ back.T
-        return (*found, of_mask)
+            found[1][t] = -d[t] @ back
+            found[2][t] = -a[t] @ back.T
+        return (*found, of_mask, of_weight)
