@@ -49,7 +49,7 @@ class Case:
     seeds: int
     rates: dict[str, tuple[float, ...]]  # to choose from: of sgd, of scores
     examples: int | None = None
-    sweeps: bool = False
+    sweeps: tuple[str, ...] = ()  # questions, by their beginnings
     weight_decay: float = 1e-4
     choosing: int = 2  # seeds for the learning rates
 
@@ -91,15 +91,16 @@ def cases(mnist: str, cifar10: str) -> dict[str, Case]:
     return {
         "digits": Case(
             "digits", lambda w: mlp(inputs=64, width=int(w)), (8, 16, 32, 64), 16, 100, 10, rates,
-            sweeps=True,
+            sweeps=("share", "number"),
         ),
         "mnist": Case(
             f"mnist:{mnist}", lambda w: mlp(inputs=784, width=int(w)), (8, 16, 32, 64), 16, 10, 5,
             rates, examples=6000,
         ),
         "cifar10-conv6": Case(
-            f"cifar10:{cifar10}", conv6, (0.25,), 0.25, 20, 3,
+            f"cifar10:{cifar10}", conv6, (0.25,), 0.25, 20, 5,
             {"sgd": (0.03, 0.1), "scores": (0.3, 1.0, 3.0)}, examples=5000, choosing=1,
+            sweeps=("number of randomisations, SC",),
         ),
     }  # fmt: skip
 
@@ -296,7 +297,8 @@ def jobs(case: Case, seeds: int, *, swept: bool) -> list[tuple[Way, float, int]]
     """Return what is to run: seeds outermost, so that a part of them is a whole table."""
     if not swept:
         return [(way, w, seed) for seed in range(seeds) for w in case.widths for way in ways()]
-    tested = [way for group in sweeps().values() for way in group] if case.sweeps else []
+    asked = {q: group for q, group in sweeps().items() if q.startswith(case.sweeps)}
+    tested = [way for group in asked.values() for way in group]
     return [(way, case.reference, s) for s in range(min(seeds, 5)) for way in tested]
 
 

@@ -5,11 +5,11 @@
 Every method sees the same tasks: characters of 25 alphabets, each quarter turn a class, for
 training, and 1000 tasks of characters from 20 other alphabets for the tables. The outer learning
 rate for weights and that for scores are chosen once, by MAML and by Meta-ticket of width 1 on 500
-5-way 5-shot tasks of five further alphabets, with a seed of their own, after half of the
-iterations; then, in the same way, the inner rate of both for each number of ways, on 1-shot tasks.
-The last weights count. Every finished run is kept beside the output, so an interrupted benchmark
-goes on where it stopped; with `--case`, several can run at a time. `--case speed` holds the engine
-against a plain loop.
+5-way 5-shot tasks of five further alphabets, with a seed of their own, after 1500 iterations;
+then, in the same way, the inner rate of both for each number of ways, on 1-shot tasks. The longer
+case chooses its own at its own width. The last weights count. Every finished run is kept beside
+the output, so an interrupted benchmark goes on where it stopped; with `--case`, several can run at
+a time. `--case speed` holds the engine against a plain loop.
 """
 
 import argparse
@@ -45,6 +45,7 @@ from slipstream.testbed.tasks import TaskForm, TaskSplit, load_tasks
 METHODS = ("maml", "ticket", "anil", "boil", "ticket-boil")
 RATES = {"weights": (1e-3, 3e-3, 1e-2), "scores": (3.0, 10.0, 30.0, 100.0)}
 INNER_RATES = (0.13, 0.4, 1.2, 3.6)
+LONG_RATES = {"weights": (1e-3, 3e-3, 1e-2), "scores": (30.0, 100.0, 300.0, 1000.0)}
 CHOOSING_SEED, CHOOSING_EPOCHS, CHOOSING_TASKS = 1000, 15, 500
 BATCHES = 100  # in an epoch
 TEST_STEPS = 3  # inner steps on test tasks
@@ -64,6 +65,7 @@ class Case:
     data: str = "omniglot"
     rate: float | None = None  # of inner steps; chosen if not given
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the plan, by name
+    long: bool = False  # rates are chosen in this case, not in those of width 1
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ CASES = {
     "5-way 5-shot": Case(5, 5, variants={"ticket at rate 3": {"lr": 3.0}}),
     "20-way 1-shot": Case(20, 1, variants={"ticket at inner rate 0.4": {"rate": 0.4}}),
     "20-way 5-shot": Case(20, 5, variants={"ticket at inner rate 0.4": {"rate": 0.4}}),
+    "5-way 1-shot, longer": Case(5, 1, (4.0,), ("maml", "ticket"), 90, long=True),
     "variants": Case(
         5, 1, (1.0,), (), 10,
         variants={
@@ -150,22 +153,25 @@ def choose(case: Case, kind: str, data: str, kept: dict[str, Any]) -> dict[str, 
         for value, both in rates.items():
             if str(value) not in tried:
                 tried[str(value)] = run(
-                    tasks, method, width=1.0, seed=CHOOSING_SEED, data=data, part="validation",
-                    epochs=CHOOSING_EPOCHS, **both,
+                    tasks, method, width=tasks.widths[0], seed=CHOOSING_SEED, data=data,
+                    part="validation", epochs=CHOOSING_EPOCHS, **both,
                 ).test  # fmt: skip
         best = float((min if regression else max)(tried, key=lambda value: tried[value]))
         kept["rates"][name]["chosen"] = best
         return best
 
-    start = case.rate or 0.4
-    tasks = case if regression else CASES["5-way 5-shot"]
-    outer = {lr: {"lr": lr, "rate": start} for lr in RATES[kind]}
-    lr = chosen(f"{case.data}, {kind}", tasks, outer)
+    start, tasks, rates, name = case.rate or 0.4, CASES["5-way 5-shot"], RATES[kind], case.data
+    if regression or case.long:
+        tasks, name = case, f"{case.data}{', longer' * case.long}"
+    if case.long:
+        rates = LONG_RATES[kind]
+    lr = chosen(f"{name}, {kind}", tasks, {lr: {"lr": lr, "rate": start} for lr in rates})
     if case.rate:
         return {"lr": lr, "rate": case.rate}
-    name = f"inner rate, {case.ways}-way, {kind}"
     inner = {rate: {"lr": lr, "rate": rate} for rate in INNER_RATES}
-    return {"lr": lr, "rate": chosen(name, CASES[f"{case.ways}-way 1-shot"], inner)}
+    tasks = case if case.long else CASES[f"{case.ways}-way 1-shot"]
+    name = f"inner rate, {case.ways}-way{', longer' * case.long}, {kind}"
+    return {"lr": lr, "rate": chosen(name, tasks, inner)}
 
 
 def plain_loop(model: nn.Module, batch: TaskBatch, rate: float, masked: bool) -> None:
