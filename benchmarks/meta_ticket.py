@@ -6,10 +6,10 @@ Every method sees the same tasks: characters of 25 alphabets, each quarter turn 
 training, and 1000 tasks of characters from 20 other alphabets for the tables. The outer learning
 rate for weights and that for scores are chosen once, by MAML and by Meta-ticket of width 1 on 500
 5-way 5-shot tasks of five further alphabets, with a seed of their own, after 1500 iterations;
-then, in the same way, the inner rate of both for each number of ways, on 1-shot tasks. The longer
-case chooses its own at its own width. The last weights count. Every finished run is kept beside
-the output, so an interrupted benchmark goes on where it stopped; with `--case`, several can run at
-a time. `--case speed` holds the engine against a plain loop.
+then, in the same way, the inner rate of both for each number of ways, on 1-shot tasks. The last
+weights count. Every finished run is kept beside the output, so an interrupted benchmark goes on
+where it stopped; with `--case`, several can run at a time. `--case speed` holds the engine against
+a plain loop.
 """
 
 import argparse
@@ -45,7 +45,6 @@ from slipstream.testbed.tasks import TaskForm, TaskSplit, load_tasks
 METHODS = ("maml", "ticket", "anil", "boil", "ticket-boil")
 RATES = {"weights": (1e-3, 3e-3, 1e-2), "scores": (3.0, 10.0, 30.0, 100.0)}
 INNER_RATES = (0.13, 0.4, 1.2, 3.6)
-LONG_RATES = {"weights": (1e-3, 3e-3, 1e-2), "scores": (30.0, 100.0, 300.0, 1000.0)}
 CHOOSING_SEED, CHOOSING_EPOCHS, CHOOSING_TASKS = 1000, 15, 500
 BATCHES = 100  # in an epoch
 TEST_STEPS = 3  # inner steps on test tasks
@@ -65,7 +64,6 @@ class Case:
     data: str = "omniglot"
     rate: float | None = None  # of inner steps; chosen if not given
     variants: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the plan, by name
-    long: bool = False  # rates are chosen in this case, not in those of width 1
 
 
 @dataclass(frozen=True)
@@ -84,12 +82,13 @@ class Result:
     weights: int = 0  # bytes as ordinary weights
 
 
+OTHER_RATES = {f"ticket at rate {lr:g}": {"lr": lr} for lr in (3.0, 300.0)}
 CASES = {
-    "5-way 1-shot": Case(5, 1, variants={"ticket at rate 3": {"lr": 3.0}}),
-    "5-way 5-shot": Case(5, 5, variants={"ticket at rate 3": {"lr": 3.0}}),
+    "5-way 1-shot": Case(5, 1, (1.0, 2.0, 4.0, 8.0), variants=OTHER_RATES),
+    "5-way 5-shot": Case(5, 5, variants=OTHER_RATES),
     "20-way 1-shot": Case(20, 1, variants={"ticket at inner rate 0.4": {"rate": 0.4}}),
     "20-way 5-shot": Case(20, 5, variants={"ticket at inner rate 0.4": {"rate": 0.4}}),
-    "5-way 1-shot, longer": Case(5, 1, (4.0,), ("maml", "ticket"), 90, long=True),
+    "5-way 1-shot, longer": Case(5, 1, (4.0,), ("maml", "ticket"), 90, variants=OTHER_RATES),
     "variants": Case(
         5, 1, (1.0,), (), 10,
         variants={
@@ -153,25 +152,21 @@ def choose(case: Case, kind: str, data: str, kept: dict[str, Any]) -> dict[str, 
         for value, both in rates.items():
             if str(value) not in tried:
                 tried[str(value)] = run(
-                    tasks, method, width=tasks.widths[0], seed=CHOOSING_SEED, data=data,
-                    part="validation", epochs=CHOOSING_EPOCHS, **both,
+                    tasks, method, width=1.0, seed=CHOOSING_SEED, data=data, part="validation",
+                    epochs=CHOOSING_EPOCHS, **both,
                 ).test  # fmt: skip
         best = float((min if regression else max)(tried, key=lambda value: tried[value]))
         kept["rates"][name]["chosen"] = best
         return best
 
-    start, tasks, rates, name = case.rate or 0.4, CASES["5-way 5-shot"], RATES[kind], case.data
-    if regression or case.long:
-        tasks, name = case, f"{case.data}{', longer' * case.long}"
-    if case.long:
-        rates = LONG_RATES[kind]
-    lr = chosen(f"{name}, {kind}", tasks, {lr: {"lr": lr, "rate": start} for lr in rates})
+    start, tasks = case.rate or 0.4, case if regression else CASES["5-way 5-shot"]
+    outer = {lr: {"lr": lr, "rate": start} for lr in RATES[kind]}
+    lr = chosen(f"{case.data}, {kind}", tasks, outer)
     if case.rate:
         return {"lr": lr, "rate": case.rate}
     inner = {rate: {"lr": lr, "rate": rate} for rate in INNER_RATES}
-    tasks = case if case.long else CASES[f"{case.ways}-way 1-shot"]
-    name = f"inner rate, {case.ways}-way{', longer' * case.long}, {kind}"
-    return {"lr": lr, "rate": chosen(name, tasks, inner)}
+    name = f"inner rate, {case.ways}-way, {kind}"
+    return {"lr": lr, "rate": chosen(name, CASES[f"{case.ways}-way 1-shot"], inner)}
 
 
 def plain_loop(model: nn.Module, batch: TaskBatch, rate: float, masked: bool) -> None:
@@ -357,7 +352,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--omniglot", default="data", help="folder of Omniglot")
     parser.add_argument("--case", action="append", choices=[*CASES, "speed"])
-    parser.add_argument("--method", action="append", choices=METHODS)
+    parser.add_argument("--method", action="append", help="or a variant's name")
     parser.add_argument("--width", action="append", type=float)
     parser.add_argument("--seeds", type=int, help="as many as the case says if not given")
     parser.add_argument("--tables", action="store_true", help="of what is there; run nothing")
