@@ -115,6 +115,22 @@ def test_all_at_once_is_one_after_another(name, examples, adapted, steps, second
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("examples", [EXAMPLES, EXAMPLES + 1])
+def test_masks_under_autocast(examples, steps):
+    model, batch = network("mlp").float(), tasks(examples=examples)
+    batch = TaskBatch(*((x.float(), y) for x, y in batch))
+    free, masks = leaves_of(model, masked=True)
+    masks = {n: m.detach().float().requires_grad_() for n, m in masks.items()}
+    after, slopes = AfterAdaptation(Adaptation(0.4, steps)), {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value = after.mean(model, batch, free=free, masks=masks)
+        slopes[enabled] = torch.autograd.grad(value, masks.values())
+    for one, other in zip(slopes[True], slopes[False], strict=True):
+        assert (one - other).norm() < 0.05 * other.norm()
+
+
 def test_the_gradient_of_a_mask_is_the_slope_of_the_loss():
     model, batch = network("batchnorm"), tasks(examples=7)
     free, masks = leaves_of(model, masked=True)

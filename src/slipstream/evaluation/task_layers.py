@@ -137,7 +137,9 @@ class LinearTasks(TaskLayer):
         inputs, slopes = (torch.cat(parts, 1) for parts in zip(*terms, strict=True))
         if self.keep == "several":
             return x @ (weight - self.mask * (slopes.mT @ inputs)).mT
-        found: Tensor = _MaskedProduct.apply(x, inputs, slopes, self.mask, weight)  # type: ignore[no-untyped-call]
+        given = (value.to(weight) for value in (x, inputs, slopes, self.mask))
+        with torch.autocast(x.device.type, enabled=False):  # its backward pass knows one kind only
+            found: Tensor = _MaskedProduct.apply(*given, weight)  # type: ignore[no-untyped-call]
         return found
 
 
