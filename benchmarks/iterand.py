@@ -5,7 +5,7 @@
 All ways see the same batches. The learning rate of each way at each width is chosen on validation
 data, with seeds of its own; the tables show test data, differences in pairs of equal seeds.
 Every finished run is kept beside the output, so that an interrupted benchmark goes on where it
-stopped. `--case cifar10-conv6` takes over an hour and is not run by default.
+stopped. `--case cifar10-conv6` takes two hours and is not run by default.
 """
 
 import argparse

@@ -223,10 +223,9 @@ def timed(model: nn.Module, batch: TaskBatch, *, masked: bool) -> dict[str, Any]
 
     ways = {"engine": engine("auto"), "vmap": engine("vmap")}
     ways["loop"] = lambda: plain_loop(model, batch, inner.rate, masked)
-    times: dict[str, list[float]] = {name: [] for name in ways}
     square = torch.randn(1024, 1024)
     ways["product"] = lambda: square @ square
-    times["product"] = []
+    times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(8):
         for name, step in ways.items():
             began = time.perf_counter()
@@ -301,8 +300,8 @@ def speed_text(rows: list[dict[str, Any]]) -> str:
         "turns; medians of 6. The plain loop takes one task after another by `torch.autograd`; "
         "`vmap` is what `torch.func` gives; the ratio is that of the engine to the loop. Beside "
         "it, how many million operations a task takes, and at which share of the rate of a large "
-        "matrix product, timed in the same run, they are done: no way of writing the loop can "
-        "be faster than the inverse of its share, at as many operations.\n\n"
+        "matrix product, timed in the same run, they are done. At as many operations, nothing "
+        "can be faster than the loop by more than the inverse of its share.\n\n"
     )
     cells = [
         (
@@ -349,10 +348,11 @@ def page(data: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the cases that are named."""
+    known = {*METHODS, *(name for case in CASES.values() for name in case.variants)}
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--omniglot", default="data", help="folder of Omniglot")
     parser.add_argument("--case", action="append", choices=[*CASES, "speed"])
-    parser.add_argument("--method", action="append", help="or a variant's name")
+    parser.add_argument("--method", action="append", choices=sorted(known), metavar="METHOD")
     parser.add_argument("--width", action="append", type=float)
     parser.add_argument("--seeds", type=int, help="as many as the case says if not given")
     parser.add_argument("--tables", action="store_true", help="of what is there; run nothing")
