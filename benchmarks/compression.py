@@ -26,8 +26,10 @@ import torch
 
 from common import machine, machine_line, table, write
 from slipstream.modes import compress_to_modes
-from slipstream.testbed import Setup, TrainingPlan, record_training
-from slipstream.trajectory import Trajectory, compress_run, decompress_run, packed_file, read_run
+from slipstream.named_task import Setup
+from slipstream.named_training import TrainingPlan, record_training
+from slipstream.storage import packed_file
+from slipstream.trajectory import Trajectory, compress_run, decompress_run, read_run
 
 TURNS = 3
 

@@ -25,10 +25,10 @@ from torch import nn
 
 from common import machine, machine_line, table, write
 from slipstream.evaluation import classification_loss, gradient
+from slipstream.named_task import Setup
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.testbed.networks import conv8, mlp
-from slipstream.testbed.setup import Setup
-from slipstream.testbed.training import train
+from slipstream.training.plain import train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import TransferPlan, transfer_trajectory
 from slipstream.weights import copy, weights_of

@@ -18,7 +18,9 @@ from common import machine, machine_line, table, write
 from slipstream.evaluation import evaluate
 from slipstream.modes.embedded import EmbeddedModes, EmbeddingReport
 from slipstream.modes.growth import Growth
-from slipstream.testbed import Setup, TrainingPlan, train
+from slipstream.named_task import Setup
+from slipstream.named_training import TrainingPlan
+from slipstream.training import train
 
 LAST = 3  # epochs whose metrics are averaged: one alone is noisy
 

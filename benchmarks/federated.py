@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from common import machine, machine_line, table, write
-from slipstream.integrations.federated_training import (
+from slipstream.federated import Exact, GrowingModes
+from slipstream.federated.training import (
     METHODS,
     FederatedPlan,
     FederatedRun,
     Method,
     train_federated,
 )
-from slipstream.modes.federated import Exact, GrowingModes
 from slipstream.modes.growth import Growth
-from slipstream.testbed import Setup
+from slipstream.named_task import Setup
 
 SPLITS = {"iid": None, "Dirichlet 0.3": 0.3}
 CONTROLS: dict[str, Method] = {

@@ -15,12 +15,12 @@ from flwr.serverapp import ServerApp
 from flwr.simulation import run_simulation
 
 from common import machine, machine_line, table, write
-from slipstream.integrations.federated_training import FederatedPlan, client_app
-from slipstream.integrations.flower import CompressedAveraging
-from slipstream.integrations.in_process import InProcessGrid
+from slipstream.federated import EightBit, GrowingModes
+from slipstream.federated.flower import CompressedAveraging
+from slipstream.federated.in_process import InProcessGrid
+from slipstream.federated.training import FederatedPlan, client_app
 from slipstream.modes import Growth
-from slipstream.modes.federated import EightBit, GrowingModes
-from slipstream.testbed import Setup
+from slipstream.named_task import Setup
 from slipstream.testbed.clients import split_among_clients
 
 SETUP = Setup("mlp", "digits", width=32, options={"hidden_layers": 2})

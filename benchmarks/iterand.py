@@ -26,10 +26,10 @@ from torch import nn
 
 from common import machine, machine_line, table, write
 from slipstream.evaluation import accuracy, classification_loss, evaluate
-from slipstream.landscape import Descent
 from slipstream.recipes import IterandPlan, ticket_size, train_iterand
-from slipstream.testbed import load_data, mlp, train
+from slipstream.testbed import load_data, mlp
 from slipstream.testbed.datasets import DataSplit
+from slipstream.training import Descent, train
 
 INITIALS = {"KU": "kaiming-uniform", "SC": "signed-constant"}
 CHOOSING = 1000  # the first of the seeds for the learning rates

@@ -34,8 +34,9 @@ from slipstream.evaluation import (
 )
 from slipstream.landscape import align_then_barrier, loss_plane, plane_through, random_plane
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.testbed import load_data, mlp, resnet18, train
+from slipstream.testbed import load_data, mlp, resnet18
 from slipstream.testbed.datasets import DataSplit, Examples
+from slipstream.training import train
 from slipstream.weights import copy, weights_of
 
 PARTS = ("plane", "small", "resnet", "digits", "mnist")

@@ -29,14 +29,9 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import (
-    AfterAdaptation,
-    TaskBatch,
-    accuracy,
-    classification_loss,
-    squared_loss,
-)
+from slipstream.evaluation import TaskBatch, accuracy, classification_loss, squared_loss
 from slipstream.recipes import MetaPlan, judge_tasks, ticket_size, train_meta
+from slipstream.recipes.few_shot.adaptation import AfterAdaptation
 from slipstream.testbed import build_network
 from slipstream.testbed import tasks as testbed_tasks
 from slipstream.testbed.datasets import DataSpec

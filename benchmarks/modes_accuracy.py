@@ -26,18 +26,11 @@ import torch
 from torch import Tensor
 
 from common import machine, machine_line, table, write
+from slipstream.averaging import EMA, LAWA, SWA, average_run, choose_average
 from slipstream.evaluation import evaluate
-from slipstream.modes import (
-    EMA,
-    LAWA,
-    SWA,
-    Modes,
-    average_run,
-    choose_average,
-    fit_modes,
-)
-from slipstream.testbed.recording import TrainingPlan, record_training
-from slipstream.testbed.setup import Setup, rebuild
+from slipstream.modes import Modes, fit_modes
+from slipstream.named_task import Setup, rebuild
+from slipstream.named_training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights
 

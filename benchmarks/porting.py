@@ -24,9 +24,9 @@ from torch import nn
 from common import machine, machine_line, table, write
 from porting_cases import Case, Shuffled, cases
 from slipstream.evaluation import evaluate
+from slipstream.porting import PortPlan, port_fine_tune
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.transfer import SignWeights
-from slipstream.transfer.porting import PortPlan, port_fine_tune
 from slipstream.weights import Weights, weights_of
 
 STAGES = 10

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from slipstream.evaluation import Batch, Loss, accuracy, classification_loss
 from slipstream.testbed import build_network, load_data
 from slipstream.testbed.datasets import DataSpec, Examples
-from slipstream.testbed.training import train
+from slipstream.training.plain import train
 
 CONTEXT = 64  # characters
 FEW = 4  # batches of labelled data

@@ -27,20 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import (
-    accuracy,
-    classification_loss,
-    evaluate,
-    recalibrate_batchnorm,
-)
-from slipstream.landscape import Descent
+from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
 from slipstream.recipes import (
     ConditionalGenerator,
     DistilPlan,
     PretrainPlan,
     PseudoPlan,
     QualityPlan,
-    descend,
     distil_source,
     generator_quality,
     pseudo_pretrain,
@@ -49,6 +42,7 @@ from slipstream.recipes import (
 from slipstream.testbed import Batches, DataSpec, Examples, build_network, load_data
 from slipstream.testbed.conditional_vae import ConditionalVAE, train_conditional_vae
 from slipstream.testbed.omniglot import read_omniglot
+from slipstream.training import Descent, descend
 from slipstream.weights import Weights
 
 TARGET_STEPS, BATCH, RATE = 240, 30, 0.05

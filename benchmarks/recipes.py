@@ -23,13 +23,11 @@ from torch import nn
 
 from common import machine, machine_line, table, write
 from slipstream.evaluation import accuracy, classification_loss, evaluate
-from slipstream.landscape import Descent
 from slipstream.recipes import (
     AggregationPlan,
     LurePlan,
     SidePlan,
     aggregation_controls,
-    descend,
     distil_side,
     features_of,
     side_controls,
@@ -40,6 +38,7 @@ from slipstream.recipes import (
 )
 from slipstream.testbed import Examples, load_data, mlp
 from slipstream.testbed.clients import split_among_clients
+from slipstream.training import Descent, descend
 from slipstream.weights import Weights, copy, weights_of
 
 PARTS = ("lure", "side-tuning", "aggregation")

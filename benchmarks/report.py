@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from common import machine, machine_line, table, write
+from slipstream.named_task import Setup
+from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.report import write_report
 from slipstream.report.sections import Landscapes
-from slipstream.testbed.recording import TrainingPlan, record_training
-from slipstream.testbed.setup import Setup
 from slipstream.trajectory import Trajectory
 
 LARGE = Setup("mlp", "digits", width=935, options={"hidden_layers": 2}, batch_size=128)

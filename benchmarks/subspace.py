@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from common import machine, machine_line, table, write
+from slipstream.averaging import SWA, Averages
 from slipstream.evaluation import Ensemble, accuracy, classification_loss, evaluate
-from slipstream.landscape import CurvePlan, Descent, Shape, Span, evaluate_span, fit_curve
+from slipstream.landscape import CurvePlan, Shape, Span, evaluate_span, fit_curve
 from slipstream.landscape.span import Calibration
-from slipstream.modes import SWA, Averages
 from slipstream.recipes import Subspace, SubspacePlan, train_subspace
 from slipstream.testbed import Examples, build_network, load_data
+from slipstream.training import Descent
 from slipstream.weights import Weights, copy, weights_of
 
 METRICS = {"accuracy": accuracy, "loss": classification_loss}

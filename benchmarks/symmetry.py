@@ -35,10 +35,10 @@ from oracles.network_zoo import NETWORKS, symmetries
 from oracles.vision_networks import declare_operators
 from slipstream.pretrained import example_input_for, model_from_config
 from slipstream.symmetry.capture import call_with, capture
+from slipstream.symmetry.eval_copy import evaluation_copy
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.proof import check
-from slipstream.symmetry.replica import evaluation_copy
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.weights import weights_of
 

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from oracles.network_zoo import NETWORKS
 from oracles.vision_networks import coupled_axes, declare_operators
-from slipstream.symmetry.replica import answer
+from slipstream.symmetry.eval_copy import answer
 
 
 class OneToOne(nn.Module):

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import Loss, accuracy, classification_loss, evaluate, squared_loss
-from slipstream.testbed import Examples, build_network, train
+from slipstream.testbed import Examples, build_network
 from slipstream.testbed.datasets import DataSpec
+from slipstream.training import train
 
 RATE_SHARE = 0.2  # of the largest stable learning rate at the start
 LOSSES: dict[str, Loss] = {"squared": squared_loss, "cross-entropy": classification_loss}

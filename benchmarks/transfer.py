@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from common import machine, machine_line, table, write
 from slipstream.evaluation import evaluate, recalibrate_batchnorm, to_device, weights_in
+from slipstream.named_task import Experiment, Setup
+from slipstream.named_training import TrainingPlan
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.testbed.recording import TrainingPlan
-from slipstream.testbed.setup import Experiment, Setup
-from slipstream.testbed.training import train
+from slipstream.training.plain import train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import TransferPlan, TransferResult, transfer_trajectory
 from slipstream.weights import Weights, copy, load_weights_, weights_of

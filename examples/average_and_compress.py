@@ -11,8 +11,8 @@ import tempfile
 import torch
 
 from slipstream import Averages, Recorder, Schedule, Trajectory, classification_loss, evaluate
-from slipstream.modes import EMA, SWA, average_candidates, choose_average
-from slipstream.testbed import Setup
+from slipstream.averaging import EMA, SWA, average_candidates, choose_average
+from slipstream.named_task import Setup
 from slipstream.trajectory import compress_run
 
 EPOCHS = 20

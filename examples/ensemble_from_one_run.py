@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from slipstream import Trajectory, TransferPlan, classification_loss, transfer_to_many, weights_of
 from slipstream.evaluation import eval_mode, weights_in
-from slipstream.testbed import Setup, TrainingPlan, record_training
+from slipstream.named_task import Setup
+from slipstream.named_training import TrainingPlan, record_training
 from slipstream.weights import Weights
 
 MEMBERS = 5

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from slipstream import Trajectory, evaluate, fit_modes
 from slipstream.modes import compare_modes
-from slipstream.testbed import Setup, TrainingPlan, record_training
+from slipstream.named_task import Setup
+from slipstream.named_training import TrainingPlan, record_training
 
 SETUP = Setup("mlp", "digits", width=64, options={"hidden_layers": 2})
 MODES = 5

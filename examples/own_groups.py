@@ -22,7 +22,8 @@ from slipstream import (
 )
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup
 from slipstream.symmetry.proof import check
-from slipstream.testbed import load_data, train
+from slipstream.testbed import load_data
+from slipstream.training import train
 from slipstream.weights import copy
 
 

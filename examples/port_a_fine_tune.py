@@ -9,9 +9,10 @@ Takes: about half a minute on one core of a laptop; no download, no GPU.
 from torch import nn
 
 from slipstream import accuracy, classification_loss, evaluate, port_fine_tune, weights_of
-from slipstream.testbed import build_network, load_data, train
+from slipstream.porting import PortPlan
+from slipstream.testbed import build_network, load_data
 from slipstream.testbed.datasets import DataSpec, Examples
-from slipstream.transfer.porting import PortPlan
+from slipstream.training import train
 from slipstream.weights import copy
 
 

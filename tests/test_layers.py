@@ -7,22 +7,30 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "slipstream"
 LAYERS = {
+    "deprecated": 0,
     "weights": 0,
-    "evaluation": 0,
     "pretrained": 0,
+    "evaluation": 0,
+    "storage": 0,
     "trajectory": 1,
     "symmetry": 1,
+    "training": 2,
     "matching": 2,
+    "averaging": 3,
     "modes": 2,
     "dynamics": 2,
     "transfer": 3,
-    "testbed": 3,
+    "porting": 4,
     "landscape": 3,
+    "testbed": 3,
     "recipes": 4,
-    "report": 4,
     "integrations": 4,
-    "demo": 5,
-    "cli": 6,
+    "named_task": 5,
+    "named_training": 6,
+    "federated": 6,
+    "report": 6,
+    "demo": 7,
+    "cli": 8,
 }
 
 

@@ -3,20 +3,20 @@
 The names below are the whole public interface at a glance; they load on first use.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from slipstream.deprecated import NAMES, MovedModules, moved_names
+
 if TYPE_CHECKING:
+    from slipstream.averaging import Averages, average_run
     from slipstream.dynamics import predict_training_time
-    from slipstream.evaluation import (
-        accuracy,
-        classification_loss,
-        evaluate,
-        recalibrate_batchnorm,
-    )
+    from slipstream.evaluation import Task, accuracy, classification_loss, evaluate
     from slipstream.landscape import loss_barrier, loss_plane
     from slipstream.matching import match_activations, match_gradients, match_weights
-    from slipstream.modes import Averages, OnlineModes, average_run, fit_modes
+    from slipstream.modes import OnlineModes, fit_modes
+    from slipstream.porting import port_fine_tune
     from slipstream.report.report import write_report
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.symmetry.permutation import Permutation
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
         transfer_to_many,
         transfer_trajectory,
     )
-    from slipstream.transfer.porting import port_fine_tune
     from slipstream.weights import weights_of
+
+sys.meta_path.append(MovedModules())  # last: only for what is not found
 
 _ROOMS = {
     # record
@@ -53,20 +54,20 @@ _ROOMS = {
     "load_transfer": "transfer",
     "transfer_to_many": "transfer",
     "transfer_trajectory": "transfer",
-    "port_fine_tune": "transfer.porting",
+    "port_fine_tune": "porting",
     # decompose
-    "Averages": "modes",
+    "Averages": "averaging",
     "OnlineModes": "modes",
-    "average_run": "modes",
+    "average_run": "averaging",
     "fit_modes": "modes",
     # measure
     "accuracy": "evaluation",
     "classification_loss": "evaluation",
+    "Task": "evaluation",
     "evaluate": "evaluation",
     "loss_barrier": "landscape",
     "loss_plane": "landscape",
     "predict_training_time": "dynamics",
-    "recalibrate_batchnorm": "evaluation",
     "weights_of": "weights",
     "write_report": "report.report",
 }
@@ -78,6 +79,7 @@ __all__ = [
     "Permutation",
     "Recorder",
     "Schedule",
+    "Task",
     "Trajectory",
     "TransferPlan",
     "TransferResult",
@@ -97,7 +99,6 @@ __all__ = [
     "match_weights",
     "port_fine_tune",
     "predict_training_time",
-    "recalibrate_batchnorm",
     "transfer_to_many",
     "transfer_trajectory",
     "weights_of",
@@ -106,6 +107,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in NAMES["slipstream"]:
+        return moved_names("slipstream")(name)
     if name not in _ROOMS:
         raise AttributeError(
             f"slipstream has no public name {name!r}; it has {', '.join(__all__)}."

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slipstream.evaluation import evaluate
+from slipstream.named_task import Experiment, Setup
+from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.figures import plot_along
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.testbed.recording import TrainingPlan, record_training
-from slipstream.testbed.setup import Experiment, Setup
-from slipstream.testbed.training import train
+from slipstream.training.plain import train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer.comparison import Comparison, Target, compare_methods
 from slipstream.transfer.plan import Method, TransferPlan

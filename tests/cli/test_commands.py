@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.evaluation import evaluate
+from slipstream.named_task import Setup
 from slipstream.symmetry.neuron_groups import NeuronGroups
-from slipstream.testbed.setup import Setup
 from slipstream.trajectory import Trajectory
 from slipstream.weights import weights_of
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from slipstream.cli.app import app
 from slipstream.dynamics import find_phases, measure_motion, principal_path
 from slipstream.landscape import measure_curvature
-from slipstream.testbed.setup import rebuild
+from slipstream.named_task import rebuild
 from slipstream.trajectory import Layout, Trajectory, create_run
 
 

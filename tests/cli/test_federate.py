@@ -54,7 +54,7 @@ def test_without_flower_the_install_line_is_told(monkeypatch):
             raise ModuleNotFoundError("No module named 'flwr'")
         return imported(name, *arguments, **named)
 
-    for name in [n for n in sys.modules if n.startswith("slipstream.integrations.")]:
+    for name in [n for n in sys.modules if n.startswith("slipstream.federated")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
     told = slipstream("demo", *QUICK, code=2).stderr

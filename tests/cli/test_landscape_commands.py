@@ -19,8 +19,8 @@ from slipstream.landscape import (
     random_plane,
     trajectory_plane,
 )
+from slipstream.named_task import rebuild
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.testbed.setup import rebuild
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import load_transfer
 

@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from slipstream.cli.app import app
+from slipstream.named_task import Setup
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.testbed.setup import Setup
 from slipstream.weights import copy, weights_of
 
 

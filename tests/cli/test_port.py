@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.cli.port import Method
-from slipstream.testbed.setup import Setup
-from slipstream.transfer.porting.plan import PortMethod
+from slipstream.named_task import Setup
+from slipstream.porting.plan import PortMethod
 from slipstream.weights import weights_of
 
 TASK = """

@@ -9,7 +9,7 @@ from slipstream.cli.app import app
 from slipstream.cli.predict import first_examples
 from slipstream.dynamics import predict_training_time
 from slipstream.evaluation import classification_loss
-from slipstream.testbed import Setup
+from slipstream.named_task import Setup
 from slipstream.weights import weights_of
 
 NETWORK = ("--model", "mlp", "--width", 16, "--data", "digits", "--examples", 20)

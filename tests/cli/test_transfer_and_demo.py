@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 from slipstream import demo
 from slipstream.cli.app import app
 from slipstream.evaluation import evaluate
-from slipstream.testbed.recording import TrainingPlan
-from slipstream.testbed.setup import Setup
+from slipstream.named_task import Setup
+from slipstream.named_training import TrainingPlan
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import load_transfer
 from slipstream.weights import weights_of

@@ -7,7 +7,8 @@ from torch import nn
 from cases import CASES
 from slipstream.dynamics import Trust, predict_training_time
 from slipstream.evaluation import classification_loss, squared_loss
-from slipstream.testbed import Examples, train
+from slipstream.testbed import Examples
+from slipstream.training import train
 from slipstream.weights import copy, displace, weights_of
 
 DTYPE = torch.float64

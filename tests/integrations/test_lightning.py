@@ -8,12 +8,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from slipstream.averaging import EMA, LAWA, SWA
 from slipstream.integrations.lightning import (
     AveragingCallback,
     OnlineModesCallback,
     RecordingCallback,
 )
-from slipstream.modes import EMA, LAWA, SWA
 from slipstream.trajectory import Schedule, Trajectory, check_run
 from slipstream.weights import weights_of
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 import transformers
 
+from slipstream.averaging import EMA, LAWA, SWA, Averages
 from slipstream.integrations.transformers import (
     AveragingCallback,
     OnlineModesCallback,
     RecordingCallback,
 )
-from slipstream.modes import EMA, LAWA, SWA, Averages
 from slipstream.trajectory import Schedule, Trajectory, check_run
 from slipstream.weights import weights_of
 

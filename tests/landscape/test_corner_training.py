@@ -7,8 +7,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from slipstream.evaluation import classification_loss
-from slipstream.landscape import Descent, Shape
+from slipstream.landscape import Shape
 from slipstream.landscape.corner_training import CornerTraining, layer_of
+from slipstream.training import Descent
 from slipstream.weights import copy, weights_of
 
 

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from slipstream.evaluation import accuracy, classification_loss, evaluate
-from slipstream.landscape import CurvePlan, Descent, Shape, Span, barrier_along, fit_curve
+from slipstream.landscape import CurvePlan, Shape, Span, barrier_along, fit_curve
+from slipstream.training import Descent
 from slipstream.weights import copy, interpolate, weights_of
 
 SHORT = CurvePlan(descent=Descent(epochs=4, lr=0.02), points=5)

@@ -8,12 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from cases import CASES
-from slipstream.evaluation import (
-    accuracy,
-    classification_loss,
-    evaluate,
-    recalibrate_batchnorm,
-)
+from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
 from slipstream.landscape import evaluate_points, mix
 from slipstream.landscape import evaluator as evaluator_module
 from slipstream.landscape.line import polyline

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from slipstream.modes import EMA, LAWA, SWA
+from slipstream.averaging import EMA, LAWA, SWA
 
 RULES = (SWA(start=4), EMA(0.8), LAWA(3))
 

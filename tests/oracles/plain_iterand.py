@@ -3,7 +3,11 @@
 import numpy as np
 import torch
 
-from slipstream.recipes.random_weights import counted_generator, initial_scores, values_of_round
+from slipstream.recipes.masks.random_weights import (
+    counted_generator,
+    initial_scores,
+    values_of_round,
+)
 
 
 def mask_of(scores, share, *, absolute):

@@ -12,11 +12,12 @@ from slipstream.evaluation import (
     gradient,
     recalibrate_batchnorm,
 )
-from slipstream.landscape import Descent, checkpoint
-from slipstream.recipes import AggregationPlan, fresh_weights, train_aggregation
-from slipstream.recipes.aggregation import Together, _Family
+from slipstream.recipes import AggregationPlan, train_aggregation
+from slipstream.recipes.aggregation.training import Together, _Family
+from slipstream.storage import resumable_state as checkpoint
+from slipstream.storage.tensor_file import map_tensors
+from slipstream.training import Descent, fresh_weights
 from slipstream.trajectory import Trajectory, check_run
-from slipstream.trajectory.tensor_file import map_tensors
 from slipstream.weights import copy, parameter_names, weights_of
 
 SHORT = AggregationPlan(descent=Descent(epochs=3, lr=0.02))

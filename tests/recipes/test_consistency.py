@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from slipstream.recipes import Consistency
-from slipstream.recipes.augmentation import distort_images, shift_images
+from slipstream.recipes.pseudo_transfer.augmentation import distort_images, shift_images
 
 IMAGES = torch.rand(6, 2, 12, 10, generator=torch.Generator().manual_seed(0))
 

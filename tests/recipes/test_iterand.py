@@ -12,7 +12,7 @@ from cases import CASES
 from oracles import plain_iterand
 from slipstream.evaluation import classification_loss, squared_loss
 from slipstream.recipes import Iterand, IterandPlan, churn, select
-from slipstream.recipes.random_weights import counted_generator, draw, redraw
+from slipstream.recipes.masks.random_weights import counted_generator, draw, redraw
 from slipstream.trajectory import Recorder, Schedule, Trajectory
 from slipstream.weights import copy, weights_of
 

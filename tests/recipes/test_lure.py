@@ -6,18 +6,18 @@ from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
 from slipstream.evaluation import accuracy, classification_loss, evaluate
-from slipstream.landscape import Descent, checkpoint
 from slipstream.recipes import (
     LurePlan,
-    fresh_weights,
     least_salient,
     reset_weights_,
     resettable,
     train_lure,
     weight_saliency,
 )
-from slipstream.recipes.descending import Descending
-from slipstream.recipes.lure import _Joined, _unlearn_
+from slipstream.recipes.lure.training import _Joined, _unlearn_
+from slipstream.storage import resumable_state as checkpoint
+from slipstream.training import Descent, fresh_weights
+from slipstream.training.loop import Descending
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import copy, weights_of
 

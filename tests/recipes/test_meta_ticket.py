@@ -10,18 +10,14 @@ from torch import nn
 from oracles.plain_meta import plain_objective
 from recipes.small_networks import Interrupt, same, same_runs
 from slipstream import Permutation, Trajectory, find_neuron_groups
-from slipstream.evaluation import (
-    Adaptation,
-    AfterAdaptation,
-    accuracy,
-    batch_statistics,
-    classification_loss,
-)
-from slipstream.landscape import Descent, checkpoint
+from slipstream.evaluation import accuracy, batch_statistics, classification_loss
 from slipstream.recipes import MetaPlan, judge_tasks, load_ticket, train_meta
-from slipstream.recipes.meta_ticket import _Training
+from slipstream.recipes.few_shot.adaptation import Adaptation, AfterAdaptation
+from slipstream.recipes.few_shot.meta_training import _Training
+from slipstream.storage import resumable_state as checkpoint
 from slipstream.testbed import ClassTasks, TaskForm, build_network, load_tasks
 from slipstream.testbed.datasets import DataSpec
+from slipstream.training import Descent
 from slipstream.weights import copy, weights_of
 
 FORM = TaskForm(ways=3, shots=2, tasks=3, batches=4)

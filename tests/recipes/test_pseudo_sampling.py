@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from slipstream.recipes import ConditionalGenerator, SyntheticBatches, pseudo_samples
-from slipstream.recipes.pseudo_sampling import class_probabilities
+from slipstream.recipes.pseudo_transfer.sampling import class_probabilities
 
 ECHO = ConditionalGenerator(lambda labels, _: labels, classes=3)  # gives back what it is given
 HARD = ConditionalGenerator(

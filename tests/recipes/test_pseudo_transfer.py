@@ -6,13 +6,7 @@ import torch
 from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
-from slipstream.evaluation import (
-    accuracy,
-    classification_loss,
-    evaluate,
-    recalibrate_batchnorm,
-)
-from slipstream.landscape import Descent, checkpoint
+from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
 from slipstream.recipes import (
     ConditionalGenerator,
     Consistency,
@@ -21,14 +15,14 @@ from slipstream.recipes import (
     PseudoPlan,
     QualityPlan,
     SyntheticBatches,
-    descend,
     distil_source,
-    fresh_weights,
     generator_quality,
     pseudo_pretrain,
     pseudo_semi_supervised,
 )
-from slipstream.recipes.other_head import under_other_head
+from slipstream.recipes.pseudo_transfer.other_head import under_other_head
+from slipstream.storage import resumable_state as checkpoint
+from slipstream.training import Descent, descend, fresh_weights
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import copy, load_weights_, weights_of
 

@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 
 from slipstream import find_neuron_groups
 from slipstream.cli.app import app
-from slipstream.cli.zeros import lost_mask, share_of_zeros
+from slipstream.cli.masks import lost_mask, share_of_zeros
 from slipstream.evaluation import accuracy, evaluate
+from slipstream.named_task import rebuild
 from slipstream.recipes import load_subspace, load_ticket
 from slipstream.report.content import Lines
 from slipstream.report.recorded_run import RecordedRun, shown
 from slipstream.report.sections import Extras, build_section
 from slipstream.symmetry.permutation import Permutation
-from slipstream.testbed.setup import rebuild
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import interpolate, parameter_names
 

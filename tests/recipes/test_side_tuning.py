@@ -7,18 +7,18 @@ from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
 from slipstream.evaluation import accuracy, classification_loss, evaluate
-from slipstream.landscape import Descent, checkpoint
 from slipstream.recipes import (
     SideNetwork,
     SidePlan,
     SideTask,
     distil_side,
     features_of,
-    fresh_weights,
     side_tune,
     small_side,
 )
-from slipstream.recipes.descending import Descending
+from slipstream.storage import resumable_state as checkpoint
+from slipstream.training import Descent, fresh_weights
+from slipstream.training.loop import Descending
 from slipstream.trajectory import Recorder, Trajectory, check_run
 from slipstream.weights import copy, load_weights_, weights_of
 

@@ -8,8 +8,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
-from slipstream.landscape import Descent, checkpoint, cosine
-from slipstream.recipes import SubspacePlan, fresh_weights, load_subspace, train_subspace
+from slipstream.landscape import cosine
+from slipstream.recipes import SubspacePlan, load_subspace, train_subspace
+from slipstream.storage import resumable_state as checkpoint
+from slipstream.training import Descent, fresh_weights
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import copy, weights_of
 

@@ -8,7 +8,6 @@ from torch.nn.utils import prune
 from cases import CASES
 from slipstream import find_neuron_groups
 from slipstream.evaluation import accuracy, classification_loss, evaluate
-from slipstream.landscape import Descent, checkpoint
 from slipstream.recipes import (
     Iterand,
     IterandPlan,
@@ -18,7 +17,9 @@ from slipstream.recipes import (
     ticket_size,
     train_iterand,
 )
+from slipstream.storage import resumable_state as checkpoint
 from slipstream.symmetry.permutation import Permutation
+from slipstream.training import Descent
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.transfer import TransferPlan, transfer_trajectory
 from slipstream.weights import copy, weights_of

@@ -7,12 +7,12 @@ import torch
 from report.recorded import walk
 from slipstream.evaluation import evaluate
 from slipstream.landscape import trajectory_plane
+from slipstream.named_task import Setup, rebuild
+from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.content import Contours, HeatMap, Lines, Note, Panels, Table, plain
 from slipstream.report.recorded_run import RecordedRun, fingerprint, short_names, shown
 from slipstream.report.sections import QUESTIONS, Extras, Landscapes, build_section
 from slipstream.report.sections.gain import Way, along, compared, costs, gain
-from slipstream.testbed.recording import TrainingPlan, record_training
-from slipstream.testbed.setup import Setup, rebuild
 from slipstream.trajectory import Trajectory, create_run, is_being_written
 from slipstream.transfer import Comparison, Outcome, TransferPlan, transfer_trajectory
 from slipstream.weights import weights_of

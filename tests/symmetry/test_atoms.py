@@ -19,7 +19,7 @@ from slipstream.symmetry.atoms import (
     resolve,
     tie,
 )
-from slipstream.symmetry.nesting import settle
+from slipstream.symmetry.parents import settle
 
 WHY = Cause("test", "here", "because")
 

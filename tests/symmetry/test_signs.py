@@ -11,10 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from cases import CASES, Wired
+from slipstream.symmetry.narrow_model import proven_alike
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.proof import check
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.symmetry.twin import proven_alike
 from slipstream.weights import load_weights_, weights_of
 
 

@@ -5,8 +5,8 @@ import torch
 
 from oracles.network_zoo import NETWORKS
 from slipstream.pretrained import example_input_for
+from slipstream.symmetry.narrow_model import proven_alike, twin_of
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.symmetry.twin import proven_alike, twin_of
 
 transformers = pytest.importorskip("transformers")
 

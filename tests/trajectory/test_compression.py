@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from slipstream.storage import packed_file
 from slipstream.trajectory import (
     Layout,
     Trajectory,
@@ -21,7 +22,6 @@ from slipstream.trajectory import (
     create_run,
     decompress_run,
     import_run,
-    packed_file,
     read_run,
     reopen_run,
 )

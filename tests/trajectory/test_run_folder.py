@@ -15,16 +15,9 @@ import torch
 from recorded_networks import tied
 from safetensors.torch import load_file
 
-from slipstream.trajectory import (
-    Layout,
-    Trajectory,
-    check_run,
-    create_run,
-    read_run,
-    reopen_run,
-    tensor_file,
-)
-from slipstream.trajectory.tensor_file import tensor_chunks
+from slipstream.storage import tensor_file
+from slipstream.storage.tensor_file import tensor_chunks
+from slipstream.trajectory import Layout, Trajectory, check_run, create_run, read_run, reopen_run
 from slipstream.weights import weights_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)

@@ -14,7 +14,7 @@ from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import SignWeights, TransferPlan, transfer_to_many, transfer_trajectory
 from slipstream.transfer.gradient_store import GradientStore
-from slipstream.transfer.networks import BatchStream, Networks
+from slipstream.transfer.transfer_state import BatchStream, Networks
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 

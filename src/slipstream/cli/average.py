@@ -38,9 +38,9 @@ def average(
     """
     from safetensors.torch import save_file
 
-    from slipstream.cli.opening import open_experiment
-    from slipstream.cli.zeros import lost_mask
-    from slipstream.modes import average_candidates, choose_average, parse_rule
+    from slipstream.averaging import average_candidates, choose_average, parse_rule
+    from slipstream.cli.loading import open_experiment
+    from slipstream.cli.masks import lost_mask
     from slipstream.trajectory import Trajectory
 
     experiment = open_experiment(

@@ -41,7 +41,7 @@ def complexity(
 
     Example: slipstream complexity run -o complexity.png
     """
-    from slipstream.cli.opening import open_experiment
+    from slipstream.cli.loading import open_experiment
     from slipstream.dynamics import complexity_of_run
     from slipstream.evaluation import batches_of_epoch
     from slipstream.report.dynamics import plot_complexity
@@ -78,7 +78,7 @@ def complexity(
 
 def _recipe(trajectory: "Trajectory", lr: float | None) -> tuple[float | list[float], int]:
     """The learning rates of a run, and its epochs."""
-    from slipstream.testbed import TrainingPlan
+    from slipstream.named_training import TrainingPlan
 
     told = trajectory.description["configuration"].get("training")
     if told:

@@ -45,7 +45,7 @@ def curvature(
 
     Example: slipstream curvature run --step 0 --step 100 -o curvature.png
     """
-    from slipstream.cli.opening import open_experiment
+    from slipstream.cli.loading import open_experiment
     from slipstream.landscape import curvature_along
     from slipstream.report.dynamics import plot_curvature
     from slipstream.trajectory import Trajectory

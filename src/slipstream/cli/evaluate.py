@@ -29,7 +29,7 @@ def evaluate(
     Example: slipstream evaluate run --step 100 --split validation
     """
     from slipstream import evaluation
-    from slipstream.cli.opening import open_experiment, open_weights
+    from slipstream.cli.loading import open_experiment, open_weights
 
     experiment = open_experiment(
         run, model=model, data=data, loss=loss, width=width, option=option, device=device

@@ -30,8 +30,8 @@ def federate(
     Example: slipstream federate demo --method fedavg --method modes --split iid --split 0.3
     """
     with pieces_bar("starting", hidden=json) as bar:
-        from slipstream.integrations.federated_training import FederatedPlan, compare_federated
-        from slipstream.testbed.setup import Setup
+        from slipstream.federated.training import FederatedPlan, compare_federated
+        from slipstream.named_task import Setup
 
         outcomes = compare_federated(
             Setup("mlp", data, width=width, options={"hidden_layers": 2}, seed=seed),

@@ -30,7 +30,7 @@ def groups(
 
     Example: slipstream groups resnet18 --width 0.5 --data cifar10:data --save groups.json
     """
-    from slipstream.cli.opening import open_model
+    from slipstream.cli.loading import open_model
     from slipstream.symmetry.tracing import find_neuron_groups
 
     opened, example_input = open_model(model, data=data, width=width, option=option)

@@ -8,11 +8,11 @@ from typing import Any, Literal
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from slipstream.cli.opening import open_experiment, open_model, open_weights
+from slipstream.cli.loading import open_experiment, open_model, open_weights
 from slipstream.evaluation import inputs_of
 from slipstream.matching import Matching, match_activations, match_weights
+from slipstream.named_task import Experiment
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.testbed.setup import Experiment
 
 
 def match_files(

@@ -38,7 +38,7 @@ def plot(
 
     Example: slipstream plot path run -o path.pdf
     """
-    from slipstream.cli.opening import landscapes_of, open_comparison
+    from slipstream.cli.loading import landscapes_of, open_comparison
     from slipstream.report.recorded_run import shown
     from slipstream.report.report import open_runs
     from slipstream.report.sections import Extras

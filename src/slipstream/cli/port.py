@@ -49,8 +49,8 @@ def port(
 
     Example: slipstream port --from-base A --fine-tuned A-chat --to-base B -o B-chat
     """
+    from slipstream.porting import PortPlan, port_checkpoint
     from slipstream.symmetry.neuron_groups import NeuronGroups
-    from slipstream.transfer.porting import PortPlan, port_checkpoint
 
     plan = PortPlan(method, stages=stages, exclude=tuple(exclude or ()))
     with steps_bar("porting", hidden=json) as bar:
@@ -78,8 +78,8 @@ def _task(
     option: list[str] | None,
 ) -> dict[str, Any]:
     """The arguments that data, model and loss make."""
-    from slipstream.cli.opening import open_experiment
-    from slipstream.testbed.setup import find_function
+    from slipstream.cli.loading import open_experiment
+    from slipstream.named_task import find_function
 
     if model is not None:
         experiment = open_experiment(

@@ -58,7 +58,7 @@ def predict(
 
     Example: slipstream predict run --data cifar10:data --lr 0.01 --reach 50% --reach 0.1
     """
-    from slipstream.cli.opening import open_experiment, open_weights
+    from slipstream.cli.loading import open_experiment, open_weights
     from slipstream.dynamics import predict_training_time
     from slipstream.evaluation import evaluate
     from slipstream.report.training_time import plot_training_time

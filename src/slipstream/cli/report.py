@@ -37,7 +37,7 @@ def report(
 
     Example: slipstream report run transferred -o report.html
     """
-    from slipstream.cli.opening import landscapes_of, open_comparison
+    from slipstream.cli.loading import landscapes_of, open_comparison
     from slipstream.report.report import write_report
 
     how = landscapes_of(

@@ -42,8 +42,8 @@ def train(
     Example: slipstream train mlp --width 1024 --data mnist:data --epochs 3 --lr 0.02 --out run
     """
     from slipstream.cli.progress import steps_bar
-    from slipstream.testbed.recording import TrainingPlan, record_training
-    from slipstream.testbed.setup import Setup
+    from slipstream.named_task import Setup
+    from slipstream.named_training import TrainingPlan, record_training
 
     further = options.network_options(option)
     setup = Setup(model or network, data, loss, width, further, examples, batch_size, seed)

@@ -55,8 +55,8 @@ def transfer(
 
     Example: slipstream transfer run --target-seed 7 --method fgmt-signed --out transferred
     """
-    from slipstream.cli.opening import open_experiment, open_file
-    from slipstream.cli.zeros import lost_mask
+    from slipstream.cli.loading import open_experiment, open_file
+    from slipstream.cli.masks import lost_mask
     from slipstream.evaluation import evaluate
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.trajectory import Trajectory

@@ -29,7 +29,7 @@ def view(
 
     Example: slipstream view runs --port 8265
     """
-    from slipstream.cli.opening import landscapes_of
+    from slipstream.cli.loading import landscapes_of
     from slipstream.report.gallery import Gallery
     from slipstream.report.sections import Extras
     from slipstream.report.view import serve

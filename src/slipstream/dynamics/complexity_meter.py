@@ -15,7 +15,7 @@ from slipstream.dynamics.complexity import TrainingComplexity
 from slipstream.dynamics.first_layer import FirstLayer, broken_by_model, find_first_layer
 from slipstream.evaluation import Batch, Loss, weights_in
 from slipstream.evaluation.batches import sized_batches
-from slipstream.evaluation.means import checked_loss
+from slipstream.evaluation.metrics import checked_loss
 from slipstream.trajectory import Trajectory
 
 Progress = Callable[[int, int], object]  # steps done, and how many there are

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from slipstream.evaluation.borrowing import eval_mode
+from slipstream.evaluation.swapped_weights import eval_mode
 
 # Operators after which a network is not piecewise linear any more, by what people call them.
 _CURVED = {

@@ -1,6 +1,6 @@
 """Loss, gradient and metrics over a data set; determinism; BatchNorm statistics."""
 
-from slipstream.evaluation.adaptation import Adaptation, AfterAdaptation, adapt, head_of
+from slipstream.deprecated import moved_names
 from slipstream.evaluation.batches import (
     Batch,
     Loss,
@@ -21,22 +21,23 @@ from slipstream.evaluation.batchnorm import (
     forward_inputs,
     recalibrate_batchnorm,
 )
-from slipstream.evaluation.borrowing import eval_mode, weights_in
 from slipstream.evaluation.determinism import DeterminismProbe, probe_determinism
 from slipstream.evaluation.ensembles import Ensemble
-from slipstream.evaluation.means import evaluate, gradient
+from slipstream.evaluation.metrics import evaluate, gradient
+from slipstream.evaluation.swapped_weights import eval_mode, weights_in
+from slipstream.evaluation.takes_task import takes_task
+from slipstream.evaluation.task import Split, Task
 
 __all__ = [
-    "Adaptation",
-    "AfterAdaptation",
     "Batch",
     "DeterminismProbe",
     "Ensemble",
     "Loss",
     "Metric",
+    "Split",
+    "Task",
     "TaskBatch",
     "accuracy",
-    "adapt",
     "batch_size",
     "batch_statistics",
     "batches_of_epoch",
@@ -47,11 +48,13 @@ __all__ = [
     "evaluate",
     "forward_inputs",
     "gradient",
-    "head_of",
     "inputs_of",
     "probe_determinism",
     "recalibrate_batchnorm",
     "squared_loss",
+    "takes_task",
     "to_device",
     "weights_in",
 ]
+
+__getattr__ = moved_names("slipstream.evaluation")

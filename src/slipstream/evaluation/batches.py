@@ -136,15 +136,18 @@ def tensors_in(batch: Batch) -> Iterator[Tensor]:
             yield from tensors_in(value)
 
 
-def sized_batches(model: nn.Module, data: Iterable[Batch]) -> Iterator[tuple[Batch, int]]:
+def sized_batches(
+    model: nn.Module, data: Iterable[Batch], size: Callable[[Batch], int] = batch_size
+) -> Iterator[tuple[Batch, int]]:
     """Yield the batches on the model's device, each with its size.
 
     Args:
         model: Says where the batches go.
         data: Batches, not necessarily of equal size.
+        size: What a batch weighs: its examples, or its tokens.
 
     Yields:
-        A batch and the number of its examples.
+        A batch and its size.
 
     Raises:
         ValueError: At the end, if there was no batch.
@@ -153,6 +156,6 @@ def sized_batches(model: nn.Module, data: Iterable[Batch]) -> Iterator[tuple[Bat
     empty = True
     for batch in data:
         empty = False
-        yield to_device(batch, device), batch_size(batch)
+        yield to_device(batch, device), size(batch)
     if empty:
         raise ValueError("data is empty: there is no batch to average over.")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slipstream.evaluation.batches import Batch, inputs_of, sized_batches
-from slipstream.evaluation.borrowing import eval_mode, weights_in
+from slipstream.evaluation.batches import Batch, batch_size, inputs_of, sized_batches
+from slipstream.evaluation.swapped_weights import eval_mode, weights_in
 from slipstream.weights import Weights
 
 
@@ -64,6 +64,7 @@ def recalibrate_batchnorm(
     weights: Weights | None = None,
     data: Iterable[Batch],
     forward: Callable[[nn.Module, Batch], object] = forward_inputs,
+    batch_size: Callable[[Batch], int] = batch_size,
 ) -> dict[str, Tensor]:
     """Estimate the running statistics of every BatchNorm anew, pooled over all of `data`.
 
@@ -75,6 +76,7 @@ def recalibrate_batchnorm(
         weights: What to run instead of the model's own tensors.
         data: Batches, not necessarily of equal size.
         forward: Runs the model on a batch; a loss will do.
+        batch_size: Sizes a batch; the statistics themselves weigh what each layer saw.
 
     Returns:
         The new buffers under their state-dict names, of layers that ran; empty if no layer keeps
@@ -99,7 +101,7 @@ def recalibrate_batchnorm(
         with weights_in(model, weights), eval_mode(model), torch.no_grad():
             for layer in layers.values():
                 layer.training, layer.momentum = True, 1.0  # the buffers are the batch's own
-            for batch, _ in sized_batches(model, data):
+            for batch, _ in sized_batches(model, data, batch_size):
                 forward(model, batch)
     finally:
         for hook in hooks:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from slipstream.evaluation.batches import Batch, Loss, batch_size, device_of, tensors_in, to_device
-from slipstream.evaluation.borrowing import weights_in
+from slipstream.evaluation.swapped_weights import weights_in
 from slipstream.weights import Weights
 
 

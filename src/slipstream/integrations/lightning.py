@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from slipstream.averaging import AverageRule, Averages
 from slipstream.integrations.following import (
     Every,
     FollowingRecorder,
@@ -18,7 +19,7 @@ from slipstream.integrations.following import (
     check_every,
     is_due,
 )
-from slipstream.modes import AverageRule, Averages, OnlineModes
+from slipstream.modes import OnlineModes
 from slipstream.trajectory import Schedule
 
 try:
@@ -170,7 +171,7 @@ class AveragingCallback(_TrackingCallback):
     """Averages the weights while the Trainer trains; `averages` has them.
 
     Example:
-        >>> from slipstream.modes import EMA, SWA
+        >>> from slipstream.averaging import EMA, SWA
         >>> callback = AveragingCallback([EMA(0.999), SWA(start=2000)])
         >>> # Trainer(callbacks=[callback]).fit(module, data)
         >>> # evaluate(module, metrics, weights=callback.averages.weights(EMA(0.999)), data=...)

@@ -1,8 +1,8 @@
 """The loss along lines and curves and over planes of weight space, and what networks share."""
 
+from slipstream.deprecated import moved_names
 from slipstream.landscape.alignment import AlignedBarriers, align_then_barrier
 from slipstream.landscape.angles import cosine
-from slipstream.landscape.corner_training import Descent
 from slipstream.landscape.curvature import (
     Curvature,
     CurvatureAlong,
@@ -43,7 +43,6 @@ __all__ = [
     "CurvatureAlong",
     "Curve",
     "CurvePlan",
-    "Descent",
     "GradientNoise",
     "HessianSpectrum",
     "HessianTrace",
@@ -81,3 +80,5 @@ __all__ = [
     "sharpness",
     "trajectory_plane",
 ]
+
+__getattr__ = moved_names("slipstream.landscape")

@@ -13,8 +13,8 @@ from slipstream.evaluation import Batch, Loss
 from slipstream.evaluation.batches import sized_batches
 from slipstream.landscape.evaluator import Progress
 from slipstream.landscape.hessian import MeanLoss, Mode
+from slipstream.landscape.point_store import PointStore, fingerprint
 from slipstream.landscape.spectrum import spectrum_of, trace_of
-from slipstream.landscape.storage import PointStore, fingerprint
 from slipstream.trajectory import Snapshot, Trajectory
 from slipstream.weights import Weights
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Loss, Metric
 from slipstream.evaluation.determinism import batch_digest
-from slipstream.landscape.checkpoint import Checkpoint
-from slipstream.landscape.corner_training import CornerTraining, Descent
+from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.line import Barrier, LossLine, learned, with_loss
 from slipstream.landscape.span import Calibration, Shape, Span, evaluate_span
+from slipstream.storage.resumable_state import Checkpoint
+from slipstream.training.plan import Descent
 from slipstream.weights import (
     Weights,
     check_same_layout,

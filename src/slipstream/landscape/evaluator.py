@@ -25,8 +25,8 @@ from slipstream.evaluation import (
     weights_in,
 )
 from slipstream.evaluation.batches import sized_batches
+from slipstream.landscape.point_store import PointStore, fingerprint
 from slipstream.landscape.points import Corners, check_corners
-from slipstream.landscape.storage import PointStore, fingerprint
 from slipstream.weights import Weights, weights_of
 
 Progress = Callable[[int, int], object]  # points done, and in all

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Loss, eval_mode, probe_determinism, weights_in
 from slipstream.evaluation.batches import sized_batches
-from slipstream.evaluation.means import checked_loss
+from slipstream.evaluation.metrics import checked_loss
 from slipstream.weights import Weights, check_shapes, norm
 
 Mode = Literal["eval", "own"]

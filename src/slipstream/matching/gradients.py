@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from slipstream.evaluation import Batch, Loss, eval_mode, weights_in
 from slipstream.evaluation.batches import sized_batches
-from slipstream.evaluation.means import checked_loss
+from slipstream.evaluation.metrics import checked_loss
 from slipstream.matching.low_rank import Gradient, LowRank, dense
 from slipstream.matching.objective import Objective
 from slipstream.matching.solve import Matching, solve

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.low_rank import Gradient, LowRank, dense, inner, wide
+from slipstream.symmetry.gather import multiply, take
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
-from slipstream.symmetry.places import multiply, take
 
 Pair = tuple[Gradient, Gradient]  # target, source
 CHUNK = 1 << 22  # numbers of a tensor that are permuted at once

@@ -1,8 +1,6 @@
 """Decompose a run into a few modes, groups of weights that move in step; average its snapshots."""
 
-from slipstream.modes.average_rules import EMA, LAWA, SWA, AverageRule, parse_rule
-from slipstream.modes.averages import Averages, average_run
-from slipstream.modes.choosing import AverageChoice, Candidate, average_candidates, choose_average
+from slipstream.deprecated import moved_names
 from slipstream.modes.comparison import Explained, ModesComparison, compare_modes
 from slipstream.modes.compression import ModesCompression, compress_to_modes
 from slipstream.modes.embedded import EmbeddedModes, EmbeddingReport
@@ -13,13 +11,6 @@ from slipstream.modes.online import Coefficients, OnlineModes
 from slipstream.modes.plane import ModePlane, mode_plane
 
 __all__ = [
-    "EMA",
-    "LAWA",
-    "SWA",
-    "AverageChoice",
-    "AverageRule",
-    "Averages",
-    "Candidate",
     "Coefficients",
     "EmbeddedModes",
     "EmbeddingReport",
@@ -30,12 +21,10 @@ __all__ = [
     "ModesComparison",
     "ModesCompression",
     "OnlineModes",
-    "average_candidates",
-    "average_run",
-    "choose_average",
     "compare_modes",
     "compress_to_modes",
     "fit_modes",
     "mode_plane",
-    "parse_rule",
 ]
+
+__getattr__ = moved_names("slipstream.modes")

@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from slipstream.symmetry.gather import take
 from slipstream.symmetry.permutation import Permutation
-from slipstream.symmetry.places import take
 from slipstream.trajectory import Layout, Snapshot, Trajectory
 
 FORMAT = 1

@@ -1,49 +1,55 @@
 """Ways to train that give more than one network, or another one, for the price of a run."""
 
-from slipstream.recipes.aggregation import Aggregation, AggregationPlan, train_aggregation
-from slipstream.recipes.aggregation_controls import AggregationControls, aggregation_controls
-from slipstream.recipes.consistency import (
-    Consistency,
+from slipstream.deprecated import moved_names
+from slipstream.recipes.aggregation.controls import AggregationControls, aggregation_controls
+from slipstream.recipes.aggregation.training import Aggregation, AggregationPlan, train_aggregation
+from slipstream.recipes.few_shot.meta_training import (
+    MetaTraining,
+    TaskScores,
+    judge_tasks,
+    train_meta,
 )
-from slipstream.recipes.descending import descend
-from slipstream.recipes.fresh import fresh_weights
-from slipstream.recipes.generator_quality import (
-    GeneratorQuality,
-    QualityPlan,
-    generator_quality,
+from slipstream.recipes.few_shot.plan import MetaPlan
+from slipstream.recipes.lure.training import Lure, LurePlan, LureStage, train_lure
+from slipstream.recipes.lure.unlearning import (
+    least_salient,
+    reset_weights_,
+    resettable,
+    weight_saliency,
 )
-from slipstream.recipes.iterand import Iterand
-from slipstream.recipes.iterand_plan import IterandPlan
-from slipstream.recipes.iterand_training import IterandTraining, train_iterand
-from slipstream.recipes.lure import Lure, LurePlan, LureStage, train_lure
-from slipstream.recipes.meta_plan import MetaPlan
-from slipstream.recipes.meta_ticket import MetaTraining, TaskScores, judge_tasks, train_meta
-from slipstream.recipes.pseudo_controls import (
+from slipstream.recipes.masks.iterand import Iterand
+from slipstream.recipes.masks.plan import IterandPlan
+from slipstream.recipes.masks.selection import churn, select
+from slipstream.recipes.masks.ticket import Ticket
+from slipstream.recipes.masks.ticket_file import TicketSize, load_ticket, save_ticket, ticket_size
+from slipstream.recipes.masks.training import IterandTraining, train_iterand
+from slipstream.recipes.pseudo_transfer.consistency import Consistency
+from slipstream.recipes.pseudo_transfer.controls import (
     DistilPlan,
     PseudoControls,
     SourceDistilled,
     distil_source,
     pseudo_controls,
 )
-from slipstream.recipes.pseudo_pretraining import (
-    Pretrained,
-    PretrainPlan,
-    pseudo_pretrain,
+from slipstream.recipes.pseudo_transfer.generator_quality import (
+    GeneratorQuality,
+    QualityPlan,
+    generator_quality,
 )
-from slipstream.recipes.pseudo_sampling import (
+from slipstream.recipes.pseudo_transfer.pretraining import Pretrained, PretrainPlan, pseudo_pretrain
+from slipstream.recipes.pseudo_transfer.sampling import (
     ConditionalGenerator,
     SyntheticBatches,
     pseudo_samples,
 )
-from slipstream.recipes.pseudo_transfer import (
+from slipstream.recipes.pseudo_transfer.semi_supervised import (
     PseudoPlan,
     PseudoTransferred,
     check_transfer,
     pseudo_semi_supervised,
 )
-from slipstream.recipes.selection import churn, select
-from slipstream.recipes.side_controls import SideControls, side_controls
-from slipstream.recipes.side_tuning import (
+from slipstream.recipes.side_tuning.controls import SideControls, side_controls
+from slipstream.recipes.side_tuning.training import (
     DistilledSide,
     SideNetwork,
     SidePlan,
@@ -54,17 +60,9 @@ from slipstream.recipes.side_tuning import (
     side_tune,
     small_side,
 )
-from slipstream.recipes.subspace import Subspace, SubspacePlan
-from slipstream.recipes.subspace_folder import load_subspace
-from slipstream.recipes.subspace_training import train_subspace
-from slipstream.recipes.ticket import Ticket
-from slipstream.recipes.ticket_file import TicketSize, load_ticket, save_ticket, ticket_size
-from slipstream.recipes.unlearning import (
-    least_salient,
-    reset_weights_,
-    resettable,
-    weight_saliency,
-)
+from slipstream.recipes.subspaces.folder import load_subspace
+from slipstream.recipes.subspaces.subspace import Subspace, SubspacePlan
+from slipstream.recipes.subspaces.training import train_subspace
 
 __all__ = [
     "Aggregation",
@@ -104,11 +102,9 @@ __all__ = [
     "aggregation_controls",
     "check_transfer",
     "churn",
-    "descend",
     "distil_side",
     "distil_source",
     "features_of",
-    "fresh_weights",
     "generator_quality",
     "judge_tasks",
     "least_salient",
@@ -133,3 +129,5 @@ __all__ = [
     "train_subspace",
     "weight_saliency",
 ]
+
+__getattr__ = moved_names("slipstream.recipes")

@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from slipstream.report.digits import measured
+from slipstream.report.number_format import measured
 from slipstream.report.page import section_html
 from slipstream.report.recorded_run import MODES, RecordedRun, fingerprint, shown
 from slipstream.report.sections import Extras, build_section

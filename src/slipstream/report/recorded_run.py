@@ -10,7 +10,7 @@ from slipstream.dynamics import Motion, PrincipalPath, measure_motion, principal
 from slipstream.modes import Modes, fit_modes
 from slipstream.trajectory import RunFolder, Trajectory, is_being_written, read_run
 from slipstream.transfer import TransferResult, load_transfer
-from slipstream.transfer.ledger import SUMMARY
+from slipstream.transfer.stage_log import SUMMARY
 
 MOST_SNAPSHOTS = 200  # that are measured: a page shows no more
 MODES = 6

@@ -7,7 +7,7 @@ from pathlib import Path
 from slipstream.report.page import page_of
 from slipstream.report.recorded_run import MODES, RecordedRun, shown
 from slipstream.report.sections import QUESTIONS, Extras, Landscapes, build_section
-from slipstream.trajectory.run_folder import write_whole
+from slipstream.storage.writing import write_whole
 from slipstream.transfer import Comparison
 
 

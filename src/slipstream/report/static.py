@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from slipstream.report.content import Chart, Contours, HeatMap, Lines, Note, Panels, Series
 from slipstream.report.recorded_run import Shown
 from slipstream.report.sections import Extras, build_section
-from slipstream.trajectory.run_folder import write_whole
+from slipstream.storage.writing import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

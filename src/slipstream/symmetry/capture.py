@@ -15,7 +15,7 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from slipstream.symmetry.replica import answer, traceable
+from slipstream.symmetry.eval_copy import answer, traceable
 from slipstream.symmetry.selections import drop_unused_, take_early_
 from slipstream.weights import weights_of
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from slipstream.symmetry.places import multiply, take
+from slipstream.symmetry.gather import multiply, take
 
 # What the optimisers of torch keep: tensors that change their sign with the weight, and sizes.
 SIGNED = frozenset({"exp_avg", "momentum_buffer", "grad_avg", "ax", "prev"})

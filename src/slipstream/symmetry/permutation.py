@@ -12,9 +12,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from slipstream.symmetry.gather import multiply, sign_factors, source_places, take
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.optimizer_state import moved_along
-from slipstream.symmetry.places import multiply, sign_factors, source_places, take
 from slipstream.weights import Weights, check_shapes
 
 SIGNS = "signs of "  # before the name of a group, in a file

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from slipstream.symmetry.capture import ExampleInput
+from slipstream.symmetry.eval_copy import evaluation_copy
 from slipstream.symmetry.neuron_groups import NeuronGroups, Pin
-from slipstream.symmetry.replica import evaluation_copy
-from slipstream.symmetry.trial import Trial, with_noise
+from slipstream.symmetry.perturbed_model import Trial, with_noise
 from slipstream.weights import weights_of
 
 ATTEMPTS = 3  # other inputs and weights for groups that the output does not depend on

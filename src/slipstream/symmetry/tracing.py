@@ -21,12 +21,12 @@ from slipstream.symmetry.axis_rules.registry import (
 )
 from slipstream.symmetry.axis_rules.table import find_rule
 from slipstream.symmetry.capture import Capture, ExampleInput, capture
-from slipstream.symmetry.nesting import Independence, settle
+from slipstream.symmetry.eval_copy import evaluation_copy
+from slipstream.symmetry.narrow_model import proven_alike, twin_of
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups, Pin
+from slipstream.symmetry.parents import Independence, settle
 from slipstream.symmetry.proof import check
-from slipstream.symmetry.replica import evaluation_copy
 from slipstream.symmetry.signs import Equation, pin_new, signed_runs, with_signs
-from slipstream.symmetry.twin import proven_alike, twin_of
 from slipstream.weights import weights_of
 
 INPUT = Cause("input", "", "the order of the model's inputs is given")

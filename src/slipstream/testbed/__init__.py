@@ -1,5 +1,6 @@
 """The small real data sets and networks of the demo, the tests and the benchmarks."""
 
+from slipstream.deprecated import moved_names
 from slipstream.testbed.datasets import Batches, DataSpec, DataSplit, Examples, load_data
 from slipstream.testbed.networks import (
     NETWORKS,
@@ -11,10 +12,7 @@ from slipstream.testbed.networks import (
     tapered_mlp,
 )
 from slipstream.testbed.omniglot import Characters, read_omniglot
-from slipstream.testbed.recording import RecordedTraining, TrainingPlan, record_training
-from slipstream.testbed.setup import Experiment, FewShot, Setup, rebuild
 from slipstream.testbed.tasks import ClassTasks, SinusoidTasks, TaskForm, TaskSplit, load_tasks
-from slipstream.testbed.training import TrainingResult, train
 
 __all__ = [
     "NETWORKS",
@@ -24,15 +22,9 @@ __all__ = [
     "DataSpec",
     "DataSplit",
     "Examples",
-    "Experiment",
-    "FewShot",
-    "RecordedTraining",
-    "Setup",
     "SinusoidTasks",
     "TaskForm",
     "TaskSplit",
-    "TrainingPlan",
-    "TrainingResult",
     "build_network",
     "conv8",
     "conv_net",
@@ -40,9 +32,8 @@ __all__ = [
     "load_tasks",
     "mlp",
     "read_omniglot",
-    "rebuild",
-    "record_training",
     "resnet18",
     "tapered_mlp",
-    "train",
 ]
+
+__getattr__ = moved_names("slipstream.testbed")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slipstream.evaluation import Batch
 from slipstream.testbed.conditional_vae import learn_ends_
-from slipstream.testbed.training import TrainingResult, train
+from slipstream.training.plain import TrainingResult, train
 
 STEPS = 1000  # of the noise, in training
 

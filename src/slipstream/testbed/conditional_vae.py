@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch
-from slipstream.testbed.training import TrainingResult, train
+from slipstream.training.plain import TrainingResult, train
 
 
 class ConditionalVAE(nn.Module):

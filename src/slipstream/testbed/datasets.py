@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slipstream.testbed.changes import split_name
+from slipstream.testbed.corruptions import split_name
 from slipstream.testbed.files import Raw, read_cifar10, read_mnist
 
 VALIDATION_SHARE = 0.1  # of the training examples

@@ -1,8 +1,9 @@
 """One training run, on disk and in memory: record it, open it, import it."""
 
+from slipstream.storage.tensor_form import TensorForm
 from slipstream.trajectory.compression import Compression, compress_run, decompress_run
 from slipstream.trajectory.importing import import_run
-from slipstream.trajectory.layout import Layout, TensorForm
+from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.recorder import Recorder
 from slipstream.trajectory.run_files import RunFolder, check_run, is_being_written, read_run
 from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run

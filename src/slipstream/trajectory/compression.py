@@ -13,16 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slipstream.trajectory.packed_file import SUFFIX, packed_chunks, unpacked_chunks
-from slipstream.trajectory.packed_numbers import require_zstandard
+from slipstream.storage.packed_file import SUFFIX, packed_chunks, unpacked_chunks
+from slipstream.storage.packed_numbers import require_zstandard
+from slipstream.storage.writing import write_whole
 from slipstream.trajectory.run_files import FORMAT, PACKED_FORMAT, SNAPSHOTS, Entry, read_run
-from slipstream.trajectory.run_folder import (
-    RunWriter,
-    remove_own,
-    reopen_run,
-    rewrite_description,
-    write_whole,
-)
+from slipstream.trajectory.run_folder import RunWriter, remove_own, reopen_run, rewrite_description
 
 _PLAIN = ".safetensors"
 Progress = Callable[[int, int], object]  # snapshots done, and how many there are

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from slipstream.storage.tensor_file import read_places
 from slipstream.trajectory.checkpoint_files import (
     Checkpoint,
     find_checkpoints,
@@ -17,7 +18,6 @@ from slipstream.trajectory.checkpoint_files import (
 )
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.run_folder import RunWriter, create_run
-from slipstream.trajectory.tensor_file import read_places
 from slipstream.trajectory.trajectory import Trajectory
 
 _log = logging.getLogger(__name__)

@@ -1,6 +1,5 @@
 """Which tensors the snapshots of a run hold: names, shapes, dtypes and ties."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,25 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slipstream.storage.tensor_form import TensorForm, dtype_name
 from slipstream.weights import Weights, weights_of
 
 _STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated, not learned
-
-
-@dataclass(frozen=True)
-class TensorForm:
-    """The shape and the dtype of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def bytes(self) -> int:
-        """How much room the numbers take."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def __str__(self) -> str:
-        return f"{self.shape} {dtype_name(self.dtype)}"
 
 
 @dataclass(frozen=True)
@@ -162,11 +146,6 @@ class Layout:
             for name, form in data["tensors"].items()
         }
         return cls(tensors, data["aliases"], data["class"])
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of `dtype` without `torch.`, such as "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _place(value: Tensor) -> tuple[Any, ...]:

@@ -18,15 +18,16 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from slipstream.trajectory.layout import Layout, TensorForm
-from slipstream.trajectory.packed_file import (
+from slipstream.storage.packed_file import (
     SUFFIX,
     in_present_form,
     places_of,
     read_packed,
     unpack_tensors,
 )
-from slipstream.trajectory.tensor_file import Place, map_tensors, read_tensor
+from slipstream.storage.tensor_file import Place, map_tensors, read_tensor
+from slipstream.storage.tensor_form import TensorForm
+from slipstream.trajectory.layout import Layout
 
 FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
 DESCRIPTION, INDEX, SNAPSHOTS = "run.json", "snapshots.jsonl", "snapshots"

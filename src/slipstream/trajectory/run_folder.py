@@ -10,7 +10,6 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,8 +20,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from slipstream.storage.packed_file import SUFFIX as PACKED
+from slipstream.storage.tensor_file import tensor_chunks
+from slipstream.storage.writing import TEMPORARY, flush_folder, write_flushed, write_whole
 from slipstream.trajectory.layout import Layout
-from slipstream.trajectory.packed_file import SUFFIX as PACKED
 from slipstream.trajectory.run_files import (
     COMPANIONS,
     DESCRIPTION,
@@ -34,10 +35,7 @@ from slipstream.trajectory.run_files import (
     read_run,
     whole_lines,
 )
-from slipstream.trajectory.tensor_file import tensor_chunks
 from slipstream.weights import Weights
-
-_TEMPORARY = ".tmp"
 
 
 class RunWriter:
@@ -117,11 +115,11 @@ class RunWriter:
         Raises:
             OSError: If the disk is full or fails; the run then lists what it listed before.
         """
-        temporary = self.path / (INDEX + _TEMPORARY)
+        temporary = self.path / (INDEX + TEMPORARY)
         index = FileIO(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), "r+")
         try:
             fcntl.flock(index, fcntl.LOCK_EX)  # before it takes the name: no other may come between
-            _write_all(index, b"".join(map(_line, entries)))
+            write_flushed(index, b"".join(map(_line, entries)))
             temporary.replace(self.path / INDEX)
         except BaseException:
             index.close()
@@ -129,7 +127,7 @@ class RunWriter:
             raise
         self._index.close()
         self._index = index
-        _flush_folder(self.path)
+        flush_folder(self.path)
 
     def close(self) -> None:
         """Release the run for other writers."""
@@ -153,7 +151,7 @@ class RunWriter:
     def _list(self, entry: Entry) -> None:
         end = self._index.seek(0, os.SEEK_END)
         try:
-            _write_all(self._index, _line(entry))
+            write_flushed(self._index, _line(entry))
         except BaseException:
             self._index.truncate(end)
             raise
@@ -266,7 +264,7 @@ def _check_free(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (overwrite and (folder / DESCRIPTION).is_file()):
         return
     # All that is left of a run whose making was broken off:
-    unfinished = {INDEX: 0, DESCRIPTION + _TEMPORARY: None}
+    unfinished = {INDEX: 0, DESCRIPTION + TEMPORARY: None}
     for file in folder.iterdir():
         if file.name in unfinished and unfinished[file.name] in (None, file.stat().st_size):
             continue
@@ -315,8 +313,8 @@ def remove_own(folder: Path, files: Iterable[str]) -> None:
 
 def _remove_temporary(folder: Path) -> None:
     for name in (DESCRIPTION, INDEX):
-        (folder / (name + _TEMPORARY)).unlink(missing_ok=True)
-    for file in (folder / SNAPSHOTS).glob(f"*{_TEMPORARY}"):
+        (folder / (name + TEMPORARY)).unlink(missing_ok=True)
+    for file in (folder / SNAPSHOTS).glob(f"*{TEMPORARY}"):
         file.unlink()
 
 
@@ -324,51 +322,6 @@ def _reference(file: Path, folder: Path) -> str:
     """Relative for what lies beside the run, so that both may move together; else absolute."""
     beside = file.is_relative_to(folder.parent)
     return os.path.relpath(file, folder) if beside else str(file)
-
-
-def write_whole(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
-    """Write a file so that it is there whole or not at all, even if the power fails.
-
-    Args:
-        path: Where to.
-        chunks: Its bytes.
-
-    Returns:
-        Its size.
-
-    Raises:
-        OSError: If the disk is full or fails; what was there before is still there.
-    """
-    temporary = path.with_name(path.name + _TEMPORARY)
-    try:
-        with temporary.open("wb") as file:
-            size = sum(file.write(chunk) for chunk in chunks)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.filename is None:  # of a write: it names no file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    _flush_folder(path.parent)
-    return size
-
-
-def _flush_folder(path: Path) -> None:
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _write_all(file: FileIO, text: bytes) -> None:
-    left = memoryview(text)
-    while left:
-        left = left[file.write(left) :]
-    os.fsync(file.fileno())
 
 
 def _line(entry: Entry) -> bytes:

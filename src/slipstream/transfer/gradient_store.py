@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slipstream.matching.low_rank import Gradient, LowRank
-from slipstream.transfer.files import whole_file
+from slipstream.storage.writing import whole_file
 from slipstream.transfer.processes import from_main_process, is_main_process
 
 FOLDER = "gradients"

@@ -24,13 +24,13 @@ from slipstream.transfer.checks import (
     repeatable,
 )
 from slipstream.transfer.gradient_store import GradientStore
-from slipstream.transfer.ledger import SUMMARY, Ledger, finished_transfer
 from slipstream.transfer.methods import Step
-from slipstream.transfer.networks import BatchStream, Networks, Stopwatch
 from slipstream.transfer.paths import paths
 from slipstream.transfer.plan import TransferPlan
 from slipstream.transfer.processes import from_main_process
 from slipstream.transfer.result import TransferCost, TransferResult
+from slipstream.transfer.stage_log import SUMMARY, Ledger, finished_transfer
+from slipstream.transfer.transfer_state import BatchStream, Networks, Stopwatch
 from slipstream.weights import Weights, check_shapes, parameter_names, weights_of
 
 Progress = Callable[[int, int], None]  # steps of work done, and in all

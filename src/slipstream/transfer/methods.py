@@ -11,8 +11,8 @@ from slipstream.matching.low_rank import Gradient, dense, inner, scaled
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
-from slipstream.transfer.networks import Networks
 from slipstream.transfer.plan import SignWeights, TransferPlan
+from slipstream.transfer.transfer_state import Networks
 from slipstream.weights import Weights, difference
 
 

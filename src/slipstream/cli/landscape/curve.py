@@ -46,8 +46,9 @@ def curve(
 
     Example: slipstream landscape curve run other -o curve.png --save midpoint.safetensors
     """
-    from slipstream.landscape import CurvePlan, Descent, fit_curve
+    from slipstream.landscape import CurvePlan, fit_curve
     from slipstream.report.landscape import plot_loss_line
+    from slipstream.training import Descent
 
     files = networks.check_outputs(out)
     opened = networks.open_networks(
@@ -88,8 +89,8 @@ def curve(
 
 
 def _save(fitted: "Curve", file: Path) -> None:
-    from slipstream.trajectory.run_folder import write_whole
-    from slipstream.trajectory.tensor_file import tensor_chunks
+    from slipstream.storage.tensor_file import tensor_chunks
+    from slipstream.storage.writing import write_whole
 
     middle = {name: value.cpu() for name, value in fitted.at(0.5).items()}
     write_whole(file, tensor_chunks(middle))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from slipstream.evaluation import Batch
-    from slipstream.testbed.setup import Experiment
+    from slipstream.named_task import Experiment
     from slipstream.weights import Weights
 
 PLACES = "Run folders (the last snapshot, or RUN@STEP) and .safetensors files; NAME=PATH names one."
@@ -86,7 +86,7 @@ def open_networks(
     Raises:
         ValueError: If two have the same name, a path does not exist, or something does not fit.
     """
-    from slipstream.cli.opening import open_experiment, open_weights
+    from slipstream.cli.loading import open_experiment, open_weights
 
     found = [_Place.of(text) for text in places]
     run = next((place.path for place in found if place.path.is_dir()), None)
@@ -145,7 +145,7 @@ def check_outputs(out: Sequence[Path] | None) -> list[Path]:
 
 def write_outputs(out: Sequence[Path], *, data: dict[str, Any], figure: "Figure") -> None:
     """Write the data and the figure, each to the files with its ending."""
-    from slipstream.trajectory.run_folder import write_whole
+    from slipstream.storage.writing import write_whole
 
     for file in out:
         if file.suffix == ".json":

@@ -51,11 +51,11 @@ def aggregation(
 
     Example: slipstream recipe aggregation mlp --data digits --data digits+permuted --out sum
     """
-    from slipstream.cli.opening import open_weights
+    from slipstream.cli.loading import open_weights
     from slipstream.evaluation import evaluate
-    from slipstream.landscape import Descent
+    from slipstream.named_task import Setup
     from slipstream.recipes import AggregationPlan, aggregation_controls, train_aggregation
-    from slipstream.testbed.setup import Setup
+    from slipstream.training import Descent
 
     names = data or ["digits", "digits+permuted"]
     further = options.network_options(option)

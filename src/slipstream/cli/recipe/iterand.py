@@ -57,9 +57,9 @@ def iterand(
     Example: slipstream recipe iterand mlp --width 64 --pruned 0.5 --out ticket
     """
     from slipstream.evaluation import evaluate
-    from slipstream.landscape import Descent
+    from slipstream.named_task import Setup
     from slipstream.recipes import IterandPlan, ticket_size, train_iterand
-    from slipstream.testbed.setup import Setup
+    from slipstream.training import Descent
 
     further = options.network_options(option)
     setup = Setup(network, data, loss, width, further, examples, batch_size, seed)

@@ -53,10 +53,10 @@ def lure(
 
     Example: slipstream recipe lure mlp --chunks 4 --share 0.2 --out lure
     """
-    from slipstream.cli.opening import open_weights
-    from slipstream.landscape import Descent
+    from slipstream.cli.loading import open_weights
+    from slipstream.named_task import Setup
     from slipstream.recipes import LurePlan, train_lure
-    from slipstream.testbed.setup import Setup
+    from slipstream.training import Descent
 
     further = options.network_options(option)
     setup = Setup(network, data, loss, width, further, None, batch_size, seed)

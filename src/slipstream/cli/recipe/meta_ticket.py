@@ -67,8 +67,9 @@ def meta_ticket(
 
     Example: slipstream recipe meta-ticket --data omniglot:data --ways 5 --shots 1 --out meta
     """
+    from slipstream.named_task import FewShot, Setup
     from slipstream.recipes import MetaPlan, judge_tasks, train_meta
-    from slipstream.testbed import FewShot, Setup, TaskForm
+    from slipstream.testbed import TaskForm
 
     plan = MetaPlan(
         method, rate, steps, second_order, tuple(head or ()), "auto", initial, threshold, pruned,

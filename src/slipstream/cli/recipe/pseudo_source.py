@@ -5,16 +5,16 @@ from typing import Any
 
 import torch
 
-from slipstream.cli.opening import open_experiment, open_weights
+from slipstream.cli.loading import open_experiment, open_weights
 from slipstream.evaluation import Batch, classification_loss
-from slipstream.landscape import Descent
-from slipstream.recipes import ConditionalGenerator, descend
-from slipstream.recipes.fresh import model_at
-from slipstream.recipes.pseudo_sampling import Classifier
+from slipstream.named_task import find_function
+from slipstream.recipes import ConditionalGenerator
+from slipstream.recipes.pseudo_transfer.sampling import Classifier
 from slipstream.testbed import Batches, Examples, build_network, load_data
 from slipstream.testbed.conditional_vae import ConditionalVAE, train_conditional_vae
 from slipstream.testbed.generator_file import load_generator
-from slipstream.testbed.setup import find_function
+from slipstream.training import Descent, descend
+from slipstream.training.reinitialise import model_at
 
 WIDTH = 128  # of the networks that are made for a data set of the testbed
 

@@ -78,10 +78,10 @@ def pseudo_transfer(
 
     Example: slipstream recipe pseudo-transfer --source digits --data digits+turned --labels 5
     """
-    from slipstream.cli.opening import open_weights
+    from slipstream.cli.loading import open_weights
     from slipstream.cli.recipe.pseudo_source import few_of_each, open_source
     from slipstream.evaluation import evaluate
-    from slipstream.landscape import Descent
+    from slipstream.named_task import Setup
     from slipstream.recipes import (
         Consistency,
         PretrainPlan,
@@ -91,7 +91,7 @@ def pseudo_transfer(
         pseudo_pretrain,
         pseudo_semi_supervised,
     )
-    from slipstream.testbed import Setup
+    from slipstream.training import Descent
 
     def how(epochs: int) -> Descent:
         return Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)

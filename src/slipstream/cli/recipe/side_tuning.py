@@ -47,9 +47,8 @@ def side_tuning(
 
     Example: slipstream recipe side-tuning run --data digits+turned --out turned
     """
-    from slipstream.cli.opening import open_experiment, open_weights
+    from slipstream.cli.loading import open_experiment, open_weights
     from slipstream.evaluation import evaluate, inputs_of
-    from slipstream.landscape import Descent
     from slipstream.recipes import (
         SidePlan,
         distil_side,
@@ -58,6 +57,7 @@ def side_tuning(
         side_tune,
         small_side,
     )
+    from slipstream.training import Descent
 
     how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     old = open_experiment(run, model=model, device=device)

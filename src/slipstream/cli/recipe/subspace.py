@@ -13,8 +13,8 @@ from slipstream.cli.recipe import descent
 from slipstream.cli.train import MODEL
 
 if TYPE_CHECKING:
+    from slipstream.named_task import Experiment
     from slipstream.recipes import Subspace
-    from slipstream.testbed.setup import Experiment
 
 SHAPE = "A line between 2 corners, a quadratic curve, or a simplex of --corners."
 REPULSION = "How strongly corners are pushed towards right angles."
@@ -52,9 +52,9 @@ def subspace(
 
     Example: slipstream recipe subspace mlp --shape simplex --corners 3 --out simplex
     """
-    from slipstream.landscape import Descent
+    from slipstream.named_task import Setup
     from slipstream.recipes import SubspacePlan, train_subspace
-    from slipstream.testbed.setup import Setup
+    from slipstream.training import Descent
     from slipstream.weights import weights_of
 
     further = options.network_options(option)

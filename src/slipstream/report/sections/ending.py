@@ -8,6 +8,7 @@ from itertools import combinations, islice
 
 from slipstream.evaluation import Batch
 from slipstream.landscape import Barrier, LossPlane, loss_barrier, loss_plane, trajectory_plane
+from slipstream.named_task import Experiment, rebuild
 from slipstream.report.content import (
     Cell,
     Contours,
@@ -19,10 +20,9 @@ from slipstream.report.content import (
     Table,
     plain,
 )
-from slipstream.report.digits import measured
+from slipstream.report.number_format import measured
 from slipstream.report.palette import run_colour
 from slipstream.report.recorded_run import RecordedRun, Shown
-from slipstream.testbed.setup import Experiment, rebuild
 from slipstream.weights import Weights
 
 MOST_PAIRS = 6  # of runs, between whose ends the loss is measured

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slipstream.report.content import Cell, Item, Lines, Note, Series, Table
-from slipstream.report.digits import with_spread
+from slipstream.report.number_format import with_spread
 from slipstream.report.palette import BLACK, method_colour
 from slipstream.report.recorded_run import RecordedRun, Shown
 from slipstream.report.sections.ending import Landscapes

@@ -8,7 +8,7 @@ from typing import Any
 from rich.filesize import decimal
 
 from slipstream.report.content import Cell, Item, Lines, Note, Series, Table
-from slipstream.report.digits import measured
+from slipstream.report.number_format import measured
 from slipstream.report.palette import BLACK, SPLITS, run_colour
 from slipstream.report.recorded_run import Shown
 from slipstream.trajectory.run_files import Entry

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from slipstream.dynamics import find_phases
 from slipstream.report.content import Cell, HeatMap, Item, Lines, Note, Series, Table, plain
-from slipstream.report.digits import measured
+from slipstream.report.number_format import measured
 from slipstream.report.palette import run_colour
 from slipstream.report.recorded_run import Shown
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from slipstream.symmetry import atoms
 from slipstream.symmetry.atoms import Axis, Cause, Layout
-from slipstream.symmetry.nesting import Independence
+from slipstream.symmetry.parents import Independence
 from slipstream.symmetry.signs import Equation, multiply
 
 MAP = "places of a map"

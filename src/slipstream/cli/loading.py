@@ -1,0 +1,192 @@
+"""From what a user types to a model with its data: of a run, or of the testbed, or their own."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from slipstream.cli.options import network_options
+from slipstream.evaluation import inputs_of
+from slipstream.named_task import Experiment, Setup, rebuild
+from slipstream.pretrained import example_input_for, model_from_config, timm_model
+from slipstream.storage.tensor_file import map_tensors
+from slipstream.trajectory import Snapshot, Trajectory, read_run
+from slipstream.weights import check_same_layout, weights_of
+
+if TYPE_CHECKING:
+    from slipstream.report.sections import Landscapes
+    from slipstream.transfer import Comparison
+
+
+def open_experiment(
+    run: Path | None,
+    *,
+    model: str | None = None,
+    data: str | None = None,
+    loss: str | None = None,
+    width: float | None = None,
+    option: list[str] | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+) -> Experiment:
+    """Build the model and load the data of a run, or those that are named.
+
+    Args:
+        run: A run folder, if there is one; what is named besides replaces what it tells.
+        model: A network of the testbed, or `package.module:function`.
+        data: A data set of the testbed, or `package.module:function`; `digits` without a run.
+        loss: `package.module:function`.
+        width: Of the testbed's network.
+        option: Further settings of it, as `name=value`.
+        seed: Of the initial weights.
+        device: Where the model goes.
+
+    Returns:
+        The model with initial weights, the data and the loss.
+
+    Raises:
+        ValueError: If there is neither a run nor a model, or something does not fit.
+    """
+    options = network_options(option)
+    if run is not None:
+        return rebuild(
+            read_run(run).description["configuration"],
+            model=model,
+            data=data,
+            loss=loss,
+            width=width,
+            options=options,
+            seed=seed,
+            device=device,
+        )
+    if model is None:
+        raise ValueError("Give a run folder, or name a model with --model.")
+    setup = Setup(model, data or "digits", loss, width=width, options=options, seed=seed or 0)
+    return setup.build(device=device)
+
+
+def landscapes_of(seconds: float, **given: Any) -> "Landscapes":
+    """Return how the loss around runs is measured, with the models and data that are named.
+
+    Args:
+        seconds: How long a line or a plane may take, about.
+        given: What `open_experiment` takes besides the run.
+
+    Returns:
+        What opens the experiment of a run when it is asked for.
+    """
+    from slipstream.report.sections import Landscapes
+
+    return Landscapes(lambda run: open_experiment(run.path, **given), seconds)
+
+
+def open_comparison(file: Path) -> "Comparison":
+    """Read a comparison of transfer methods that was written as JSON.
+
+    Args:
+        file: What `slipstream demo --json` printed.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ValueError: If the file holds no comparison.
+    """
+    from slipstream.transfer import Comparison, Outcome
+
+    try:
+        outcomes = json.loads(file.read_text(encoding="utf-8"))["outcomes"]
+        return Comparison(tuple(Outcome(**{**o, "along": tuple(o["along"])}) for o in outcomes))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{file} holds no comparison as `slipstream demo --json` prints it: {error!r}."
+        ) from error
+
+
+def open_model(
+    name: str, *, data: str | None, width: float | None, option: list[str] | None
+) -> tuple[nn.Module, Any]:
+    """Build the model that a user names, with an input that it accepts.
+
+    Args:
+        name: A run folder, a Hugging Face folder, `timm:NAME`, a network of the testbed, or
+            `package.module:function`.
+        data: A data set of the testbed, or `package.module:function`, to take the input from.
+        width: Of the testbed's network.
+        option: Further settings of it, as `name=value`.
+
+    Returns:
+        The model, on the meta device if it is of a Hugging Face folder, and the input.
+
+    Raises:
+        ValueError: If there is no such model, or something does not fit.
+    """
+    run = Path(name) if Path(name, "run.json").is_file() else None
+    if run is None and (name.startswith("timm:") or Path(name, "config.json").is_file()):
+        if data or width or option:
+            raise ValueError(f"--data, --width and --option are not for {name}.")
+        timm = name.startswith("timm:")
+        model = timm_model(name.removeprefix("timm:")) if timm else model_from_config(name)
+        return model, example_input_for(model)
+    experiment = open_experiment(
+        run, model=None if run else name, data=data, width=width, option=option
+    )
+    if data is None and hasattr(experiment.model, "main_input_name"):  # of transformers
+        return experiment.model, example_input_for(experiment.model)
+    return experiment.model, inputs_of(next(iter(experiment.train)))
+
+
+def open_weights(
+    model: nn.Module, *, run: Path | None, step: int | None, file: Path | None
+) -> dict[str, Tensor]:
+    """Read a file of weights, or a snapshot of a run, and check that it is the model's.
+
+    Args:
+        model: What the weights are for.
+        run: A run folder.
+        step: Step of the snapshot; by default the last.
+        file: A safetensors file, instead of a snapshot.
+
+    Returns:
+        Weights for every tensor of the model.
+
+    Raises:
+        ValueError: If there is nothing to read, the step was not kept, or a tensor is missing.
+    """
+    if file is not None:
+        return open_file(model, file)
+    if run is None:
+        raise ValueError("Give a run folder, or a file with --weights.")
+    snapshot = _snapshot(run, step)
+    return _complete(model, snapshot.weights, f"step {snapshot.step} of {run}")
+
+
+def open_file(model: nn.Module, file: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of weights, and check that no tensor of the model is missing."""
+    return _complete(model, _read(file), str(file))
+
+
+def _complete(model: nn.Module, weights: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    if missing := [name for name in weights_of(model) if name not in weights]:
+        raise ValueError(f"{where} lacks the tensor {missing[0]!r} that the model has.")
+    same = {name: weights[name] for name in weights_of(model)}
+    check_same_layout(weights_of(model), same, names=("the model", where))
+    return weights
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return map_tensors(file)
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from error
+
+
+def _snapshot(run: Path, step: int | None) -> Snapshot:
+    trajectory = Trajectory.open(run)
+    if not len(trajectory):
+        raise ValueError(f"{run} holds no snapshot.")
+    try:
+        return trajectory[-1] if step is None else trajectory.at(step)
+    except KeyError as error:
+        raise ValueError(error.args[0]) from error

@@ -1,0 +1,168 @@
+"""Where modules and names of version 0.1 are now: they work, with a `DeprecationWarning`."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+# Modules of 0.1 that users import, or whose names their own files hold, and where they are now.
+MODULES = {
+    "slipstream.integrations.federated_training": "slipstream.federated.training",
+    "slipstream.integrations.flower": "slipstream.federated.flower",
+    "slipstream.integrations.flower_api": "slipstream.federated.flower_api",
+    "slipstream.integrations.in_process": "slipstream.federated.in_process",
+    "slipstream.landscape.checkpoint": "slipstream.storage.resumable_state",
+    "slipstream.landscape.storage": "slipstream.landscape.point_store",
+    "slipstream.modes.average_rules": "slipstream.averaging.rules",
+    "slipstream.modes.averages": "slipstream.averaging.averages",
+    "slipstream.modes.choosing": "slipstream.averaging.choosing",
+    "slipstream.modes.federated": "slipstream.federated",
+    "slipstream.modes.federated.client": "slipstream.federated.client",
+    "slipstream.modes.federated.encodings": "slipstream.federated.encodings",
+    "slipstream.modes.federated.messages": "slipstream.federated.messages",
+    "slipstream.modes.federated.policies": "slipstream.federated.policies",
+    "slipstream.modes.federated.server": "slipstream.federated.server",
+    "slipstream.modes.federated.shared": "slipstream.federated.shared",
+    "slipstream.recipes.aggregation_controls": "slipstream.recipes.aggregation.controls",
+    "slipstream.recipes.augmentation": "slipstream.recipes.pseudo_transfer.augmentation",
+    "slipstream.recipes.consistency": "slipstream.recipes.pseudo_transfer.consistency",
+    "slipstream.recipes.descending": "slipstream.training.loop",
+    "slipstream.recipes.fresh": "slipstream.training.reinitialise",
+    "slipstream.recipes.generator_quality": "slipstream.recipes.pseudo_transfer.generator_quality",
+    "slipstream.recipes.iterand": "slipstream.recipes.masks.iterand",
+    "slipstream.recipes.iterand_plan": "slipstream.recipes.masks.plan",
+    "slipstream.recipes.iterand_training": "slipstream.recipes.masks.training",
+    "slipstream.recipes.keeping": "slipstream.training.recorded_training",
+    "slipstream.recipes.meta_plan": "slipstream.recipes.few_shot.plan",
+    "slipstream.recipes.meta_ticket": "slipstream.recipes.few_shot.meta_training",
+    "slipstream.recipes.other_head": "slipstream.recipes.pseudo_transfer.other_head",
+    "slipstream.recipes.pseudo_controls": "slipstream.recipes.pseudo_transfer.controls",
+    "slipstream.recipes.pseudo_pretraining": "slipstream.recipes.pseudo_transfer.pretraining",
+    "slipstream.recipes.pseudo_sampling": "slipstream.recipes.pseudo_transfer.sampling",
+    "slipstream.recipes.random_weights": "slipstream.recipes.masks.random_weights",
+    "slipstream.recipes.scored_weights": "slipstream.recipes.masks.scored_weights",
+    "slipstream.recipes.selection": "slipstream.recipes.masks.selection",
+    "slipstream.recipes.side_controls": "slipstream.recipes.side_tuning.controls",
+    "slipstream.recipes.subspace": "slipstream.recipes.subspaces.subspace",
+    "slipstream.recipes.subspace_folder": "slipstream.recipes.subspaces.folder",
+    "slipstream.recipes.subspace_training": "slipstream.recipes.subspaces.training",
+    "slipstream.recipes.ticket": "slipstream.recipes.masks.ticket",
+    "slipstream.recipes.ticket_file": "slipstream.recipes.masks.ticket_file",
+    "slipstream.recipes.unlearning": "slipstream.recipes.lure.unlearning",
+    "slipstream.testbed.changes": "slipstream.testbed.corruptions",
+    "slipstream.testbed.recording": "slipstream.training",
+    "slipstream.testbed.setup": "slipstream.named_task",
+    "slipstream.testbed.training": "slipstream.training.plain",
+    "slipstream.trajectory.packed_file": "slipstream.storage.packed_file",
+    "slipstream.trajectory.packed_numbers": "slipstream.storage.packed_numbers",
+    "slipstream.trajectory.tensor_file": "slipstream.storage.tensor_file",
+    "slipstream.transfer.ledger": "slipstream.transfer.stage_log",
+    "slipstream.transfer.networks": "slipstream.transfer.transfer_state",
+    "slipstream.transfer.porting": "slipstream.porting",
+    "slipstream.transfer.porting.adapters": "slipstream.porting.adapters",
+    "slipstream.transfer.porting.checkpoints": "slipstream.porting.checkpoints",
+    "slipstream.transfer.porting.choosing": "slipstream.porting.choosing",
+    "slipstream.transfer.porting.factoring": "slipstream.porting.factoring",
+    "slipstream.transfer.porting.output": "slipstream.porting.output",
+    "slipstream.transfer.porting.plan": "slipstream.porting.plan",
+    "slipstream.transfer.porting.porting": "slipstream.porting.porting",
+    "slipstream.transfer.porting.preparing": "slipstream.porting.displacement",
+    "slipstream.transfer.porting.problem": "slipstream.porting.problem",
+    "slipstream.transfer.porting.result": "slipstream.porting.result",
+    "slipstream.transfer.porting.solution": "slipstream.porting.solution",
+    "slipstream.transfer.porting.stored": "slipstream.porting.stored",
+    "slipstream.transfer.porting.survey": "slipstream.porting.base_alignment",
+    "slipstream.transfer.porting.vocabulary": "slipstream.porting.vocabulary",
+    "slipstream.transfer.porting.workbench": "slipstream.porting.method_inputs",
+}
+
+# Names that left a package that is still there: package to name to where it is now.
+NAMES = {
+    "slipstream": {"recalibrate_batchnorm": "slipstream.evaluation"},
+    "slipstream.evaluation": {
+        "Adaptation": "slipstream.recipes.few_shot.adaptation",
+        "AfterAdaptation": "slipstream.recipes.few_shot.adaptation",
+        "adapt": "slipstream.recipes.few_shot.adaptation",
+        "head_of": "slipstream.recipes.few_shot.adaptation",
+    },
+    "slipstream.landscape": {
+        "Descent": "slipstream.training",
+    },
+    "slipstream.modes": {
+        "AverageChoice": "slipstream.averaging",
+        "AverageRule": "slipstream.averaging",
+        "Averages": "slipstream.averaging",
+        "Candidate": "slipstream.averaging",
+        "EMA": "slipstream.averaging",
+        "LAWA": "slipstream.averaging",
+        "SWA": "slipstream.averaging",
+        "average_candidates": "slipstream.averaging",
+        "average_run": "slipstream.averaging",
+        "choose_average": "slipstream.averaging",
+        "parse_rule": "slipstream.averaging",
+    },
+    "slipstream.recipes": {
+        "descend": "slipstream.training",
+        "fresh_weights": "slipstream.training",
+    },
+    "slipstream.testbed": {
+        "Experiment": "slipstream.named_task",
+        "FewShot": "slipstream.named_task",
+        "RecordedTraining": "slipstream.named_training",
+        "Setup": "slipstream.named_task",
+        "TrainingPlan": "slipstream.named_training",
+        "TrainingResult": "slipstream.training",
+        "rebuild": "slipstream.named_task",
+        "record_training": "slipstream.named_training",
+        "train": "slipstream.training",
+    },
+}
+
+
+class MovedModules(MetaPathFinder, Loader):
+    """Finds a module of 0.1 under its old name."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return how an old name is loaded, None for all others."""
+        return ModuleSpec(name, self) if name in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        """Return a module that has the names of the one that took its place."""
+        _warn(spec.name, MODULES[spec.name])
+        present = import_module(MODULES[spec.name])
+        module = ModuleType(spec.name)
+        module.__getattr__ = lambda name: getattr(present, name)  # type: ignore[method-assign]
+        module.__path__ = []
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: the module is loaded already."""
+
+
+def moved_names(package: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package that names have left.
+
+    Args:
+        package: Its name.
+
+    Returns:
+        What finds them where they are now, and warns.
+    """
+
+    def find(name: str) -> Any:
+        if name not in NAMES[package]:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        module = NAMES[package][name]
+        _warn(f"{package}.{name}", f"{module}.{name}")
+        return getattr(import_module(module), name)
+
+    return find
+
+
+def _warn(before: str, now: str) -> None:
+    warnings.warn(f"{before} is now {now}.", DeprecationWarning, stacklevel=3)

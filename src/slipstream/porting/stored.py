@@ -1,0 +1,128 @@
+"""Weights on disk: folders of Hugging Face and single files, each tensor read when it is asked."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from slipstream.porting.problem import LazyWeights
+from slipstream.storage.tensor_file import map_tensor, read_places
+from slipstream.storage.tensor_form import TensorForm
+from slipstream.trajectory.checkpoint_files import model_files, read_pickled
+from slipstream.weights import Weights
+
+_EIGHT_BITS = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+# What GPTQ, AWQ, bitsandbytes and their like store beside a matrix.
+_QUANTISED = re.compile(r"\.(qweight|qzeros|absmax|quant_map|quant_state\..*|SCB|weight_scale.*)$")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The weights in a folder or a file."""
+
+    path: Path
+    weights: Weights  # each is mapped into memory while somebody holds it
+    files: Mapping[str, tuple[str, ...]]  # file names to the tensors in them
+    forms: Mapping[str, TensorForm]
+    config: Mapping[str, Any]  # config.json, empty if there is none
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder, with more than weights in it."""
+        return self.path.is_dir()
+
+    def named_like(self, like: "Stored") -> "Stored":
+        """Return the same with the prefix that makes most names those of `like`: `bert.` or none.
+
+        Hugging Face's models carry the body under a prefix when they have a head.
+        """
+        first = sorted({name.partition(".")[0] + "." for name in (*self.forms, *like.forms)})
+        renamings = [{name: name for name in self.forms}]
+        renamings += [{prefix + name: name for name in self.forms} for prefix in first]
+        renamings += [{name.removeprefix(prefix): name for name in self.forms} for prefix in first]
+        best = max(renamings, key=lambda names: sum(name in like.forms for name in names))
+        return replace(
+            self,
+            weights=LazyWeights(best, lambda name: self.weights[best[name]]),
+            forms={name: self.forms[own] for name, own in best.items()},
+        )
+
+
+def open_stored(path: str | Path, *, argument: str) -> Stored:
+    """Open weights without reading them.
+
+    Args:
+        path: A Hugging Face folder, or a file: `.safetensors`, the `.safetensors.index.json` of
+            shards, `.bin`, `.pt` or `.pth`.
+        argument: What to call it in an error.
+
+    Returns:
+        The weights, lazily.
+
+    Raises:
+        FileNotFoundError: If there is nothing, or no weights.
+        ValueError: If a shard is missing, a file is damaged, or the weights are quantised.
+    """
+    place = Path(path)
+    files = _files_of(place, argument)
+    try:
+        stored = _open(place, files)
+    except ValueError as error:
+        raise ValueError(f"{argument} {place} cannot be read: {error}") from error
+    _check_numbers(stored, argument)
+    return stored
+
+
+def _files_of(place: Path, argument: str) -> tuple[Path, ...]:
+    if not place.exists():
+        raise FileNotFoundError(f"{argument} {place} does not exist.")
+    if place.name.endswith(".index.json"):
+        return tuple(f for f in model_files(place.parent) if f.suffix != ".json")
+    if place.is_file():
+        return (place,)
+    files = model_files(place) or tuple(sorted(place.glob("*.safetensors")))
+    if not files:
+        raise FileNotFoundError(
+            f"{argument} {place} holds no weights: neither model.safetensors, nor shards with "
+            "their index, nor another .safetensors file."
+        )
+    return files
+
+
+def _open(place: Path, files: tuple[Path, ...]) -> Stored:
+    config = place / "config.json"
+    described = json.loads(config.read_bytes()) if config.is_file() else {}
+    if any(file.suffix != ".safetensors" for file in files):
+        parts = {file.name: read_pickled(file).weights for file in files}
+        held = {name: value for part in parts.values() for name, value in part.items()}
+        forms = {name: TensorForm(tuple(v.shape), v.dtype) for name, v in held.items()}
+        return Stored(place, held, {n: tuple(p) for n, p in parts.items()}, forms, described)
+    places = {file: read_places(file) for file in files}
+    homes = {name: file for file, listed in places.items() for name in listed}
+    return Stored(
+        place,
+        LazyWeights(homes, lambda name: map_tensor(homes[name], name)),
+        {file.name: tuple(listed) for file, listed in places.items()},
+        {name: p.form for listed in places.values() for name, p in listed.items()},
+        described,
+    )
+
+
+def _check_numbers(stored: Stored, argument: str) -> None:
+    """Raise if the weights are quantised."""
+    odd = [
+        name
+        for name, form in stored.forms.items()
+        if _QUANTISED.search(name) or (form.dtype in _EIGHT_BITS and len(form.shape) > 1)
+    ]
+    if odd or "quantization_config" in stored.config:
+        what = f"{odd[0]!r} is {stored.forms[odd[0]]}" if odd else "its config.json says so"
+        raise ValueError(
+            f"{argument} {stored.path} is quantised ({what}): such numbers cannot be subtracted. "
+            "Take the original weights; or load it with transformers, call model.dequantize(), "
+            "and save_pretrained it to another folder."
+        )

@@ -1,0 +1,1 @@
+"""Several specialists trained together and averaged."""

@@ -1,0 +1,1 @@
+"""Resetting the least important weights before new data."""

@@ -1,0 +1,1 @@
+"""Masks of random weights: edge-popup and IteRand."""

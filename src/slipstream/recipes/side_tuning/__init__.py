@@ -1,0 +1,1 @@
+"""A small side network beside a frozen base."""

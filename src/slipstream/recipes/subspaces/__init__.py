@@ -1,0 +1,1 @@
+"""Lines, curves and simplices of networks trained in one run."""

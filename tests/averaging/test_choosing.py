@@ -1,0 +1,176 @@
+"""Choosing among averages: on validation data, with BatchNorm recalibrated, and nothing else."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from typer.testing import CliRunner
+
+from slipstream.averaging import EMA, LAWA, average_candidates, average_run, choose_average
+from slipstream.cli.app import app
+from slipstream.evaluation import evaluate, recalibrate_batchnorm
+from slipstream.modes import fit_modes
+from slipstream.named_task import Setup, rebuild
+from slipstream.trajectory import Trajectory
+from slipstream.weights import weights_of
+
+
+def value_of(model, batch):
+    return model.weight.square().sum()
+
+
+def distance_from(target):
+    return lambda model, batch: (model.weight - target).square().sum()
+
+
+def line(*values):
+    return Trajectory.from_weights([{"weight": torch.tensor([[v]])} for v in values])
+
+
+ONE = [torch.ones(2, 1)]
+
+
+def choose(trajectory, metrics, *, rules=None, **options):
+    model = nn.Linear(1, 1, bias=False)
+    candidates = average_candidates(trajectory, rules=rules)
+    return choose_average(
+        model, metrics, candidates=candidates, validation=ONE, train=ONE, **options
+    )
+
+
+def test_the_best_on_validation_data_wins():
+    run = line(0.0, 4.0, 2.0, 8.0)  # the mean of the last two is 5, of the last three 14/3
+    choice = choose(run, {"loss": distance_from(5.0)}, rules=[LAWA(2), LAWA(3), EMA(0.1)])
+    assert [c.name for c in choice.candidates] == ["last", "lawa:2", "lawa:3", "ema:0.1"]
+    assert [c.validation["loss"] for c in choice.candidates[:3]] == pytest.approx([9, 0, 1 / 9])
+    assert choice.best is choice.candidates[1]
+    assert choice.weights["weight"] == 5
+
+
+def test_the_highest_wins_where_high_is_good_and_the_loss_decides_among_equals():
+    run = line(1.0, 2.0, 3.0)
+    metrics = {"loss": distance_from(2.4), "accuracy": lambda model, batch: 0.5}
+    choice = choose(run, metrics, rules=[LAWA(2)], criterion="accuracy", highest=True)
+    assert choice.best.name == "lawa:2"
+    metrics["accuracy"] = lambda model, batch: model.weight.item()
+    choice = choose(run, metrics, rules=[LAWA(2)], criterion="accuracy", highest=True)
+    assert choice.best.name == "last"
+
+
+def test_what_is_not_finite_never_wins():
+    run = line(1.0, 2.0)
+    metrics = {"loss": lambda model, batch: math.nan if model.weight > 1.9 else 1.0}
+    assert choose(run, metrics, rules=[LAWA(2)]).best.name == "lawa:2"
+    with pytest.raises(ValueError, match="No candidate has a finite loss"):
+        choose(run, {"loss": lambda model, batch: math.inf}, rules=[])
+
+
+def test_an_unknown_metric_and_an_empty_run_are_told():
+    with pytest.raises(ValueError, match="criterion must be one of loss, got 'accuracy'"):
+        choose(line(1.0), {"loss": value_of}, criterion="accuracy")
+    with pytest.raises(ValueError, match="at least one snapshot"):
+        average_candidates(line(1.0)[:0])
+
+
+def test_short_runs_have_candidates_too():
+    assert list(average_candidates(line(1.0)))[:2] == ["last", "swa:0"]
+    assert "lawa:3" not in average_candidates(line(1.0, 2.0))
+
+
+def test_batchnorm_is_recalibrated_for_averages_and_left_alone_for_the_last_snapshot():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    points = []
+    for _ in range(3):
+        with torch.no_grad():
+            model[0].weight.add_(torch.randn(4, 3))
+        points.append({name: value.clone() for name, value in weights_of(model).items()})
+    run = Trajectory.from_weights(points)
+    train, validation = [torch.randn(7, 3), torch.randn(5, 3)], [torch.randn(4, 3)]
+    metrics = {"loss": lambda model, batch: model(batch).square().mean()}
+    choice = choose_average(
+        model,
+        metrics,
+        candidates=average_candidates(run, rules=[LAWA(2)]),
+        validation=validation,
+        train=train,
+    )
+    averaged = average_run(run, LAWA(2))
+    averaged |= recalibrate_batchnorm(model, weights=averaged, data=train)
+    found = {c.name: c.validation for c in choice.candidates}
+    assert found["lawa:2"] == evaluate(model, metrics, weights=averaged, data=validation)
+    assert found["last"] == evaluate(model, metrics, weights=points[-1], data=validation)
+    expected = points[-1] if choice.best.name == "last" else averaged
+    assert all(torch.equal(choice.weights[name], value) for name, value in expected.items())
+
+
+def test_modes_are_candidates_too():
+    generator = torch.Generator().manual_seed(0)
+    slopes = torch.randn(2000, generator=generator)
+    points = [
+        {"weight": slopes * t + 0.01 * torch.randn(2000, generator=generator)} for t in range(8)
+    ]
+    candidates = average_candidates(Trajectory.from_weights(points))
+    assert list(candidates)[-1] == "modes:10"
+    exact = fit_modes(Trajectory.from_weights(points), modes=1, reference="component")
+    alone = average_candidates(Trajectory.from_weights(points), modes=[1])
+    assert list(alone) == ["last", "modes:1"]
+    assert torch.equal(alone["modes:1"]()["weight"], exact.weights_at(7)["weight"])
+
+
+# the command
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "run"
+    command = ["train", "mlp", "--width", "8", "--examples", "300", "--epochs", "4"]
+    assert CliRunner().invoke(app, [*command, "--out", str(path)]).exit_code == 0
+    return path
+
+
+def slipstream(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_the_command_saves_the_best_and_never_sees_test_data(run, tmp_path, monkeypatch):
+    def without_test_data(*arguments, **options):
+        return replace(rebuild(*arguments, **options), test=None)
+
+    monkeypatch.setattr("slipstream.cli.loading.rebuild", without_test_data)
+    file = tmp_path / "best.safetensors"
+    said = json.loads(slipstream("average", run, "--json", "-o", file).stdout)
+    named = {c["name"]: c["validation"] for c in said["candidates"]}
+    best = max(named, key=lambda name: (named[name]["accuracy"], -named[name]["loss"]))
+    assert said["best"] == best
+    assert said["by"] == "accuracy"
+    experiment = Setup("mlp", "digits", width=8, examples=300).build()
+    metrics = evaluate(
+        experiment.model, experiment.metrics, weights=load_file(file), data=experiment.validation
+    )
+    assert metrics == named[best]
+
+
+def test_the_command_prints_a_table_and_takes_rules(run):
+    lines = slipstream("average", run, "--rule", "lawa:2", "--by", "loss").stdout.splitlines()
+    assert lines[0].split() == ["validation", "loss", "accuracy"]
+    assert [line.split()[0] for line in lines[1:3]] == ["last", "lawa:2"]
+    assert lines[-1].startswith("best by loss: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rule", "mean:3"], "got 'mean:3'"),
+        (["--by", "recall"], "criterion must be one of loss, accuracy, got 'recall'"),
+        (["--rule", "swa:999"], "SWA starts at step 999; the last snapshot is 12"),
+    ],
+)
+def test_the_command_tells_mistakes(run, options, message):
+    assert message in slipstream("average", run, *options, code=2).stderr
