@@ -1,10 +1,11 @@
 """Calls of version 0.1, which had a model, a loss and data where there is a `Task` now."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from functools import wraps
-from inspect import signature
-from typing import Any, ParamSpec, TypeVar
+from inspect import Parameter, signature
+from typing import Any, ParamSpec, TypeVar, overload
 
 from torch import nn
 
@@ -17,36 +18,107 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def takes_task(function: Callable[P, R]) -> Callable[P, R]:
+@overload
+def takes_task(function: Callable[P, R]) -> Callable[P, R]: ...
+
+
+@overload
+def takes_task(
+    function: None = None, **bundles: Callable[..., Any]
+) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+
+def takes_task(function: Any = None, **bundles: Callable[..., Any]) -> Any:
     """Let `model`, `loss`, `data` and so on be passed one by one, as in 0.1, instead of a `Task`.
 
     Args:
         function: Has a parameter `task`; perhaps `run_folder`, a path or a `NewRun`.
+        bundles: For a parameter that bundles options of 0.1, such as `plan`, what makes it of
+            them: a dataclass, or a function whose parameters are those options.
 
     Returns:
-        The function, which makes the task of what belongs to it.
+        The function, which makes the task and the bundles of what belongs to them.
     """
+    if function is None:
+        return lambda decorated: _converted(decorated, bundles)
+    return _converted(function, {})
+
+
+def _converted(
+    function: Callable[..., R], bundles: Mapping[str, Callable[..., Any]]
+) -> Callable[..., R]:
     parameters = signature(function).parameters
+    bound = next(iter(parameters), "") in ("self", "cls")
+    fields = {
+        option: bundle
+        for bundle, make in bundles.items()
+        for option in signature(make).parameters
+        if option not in parameters
+    }
 
     @wraps(function)
-    def call(*args: P.args, **given: P.kwargs) -> R:
-        loose = args and isinstance(args[0], nn.Module)
-        if not loose and "model" not in given:
+    def call(*args: Any, **given: Any) -> R:
+        owner, rest = args[:bound], list(args[bound:])
+        if rest and isinstance(rest[0], nn.Module) and "model" not in parameters:
+            given["model"] = rest.pop(0)
+        old = "model" in given and "model" not in parameters
+        loose = [name for name in given if name in fields]
+        if not old and not loose:
             return function(*args, **given)
+        new = ["a Task"] * old + list(dict.fromkeys(fields[name] for name in loose))
+        before = ["model, loss and data one by one"] * old + loose
         warnings.warn(
-            f"{function.__name__} takes a Task now, instead of model, loss and data one by one.",
+            f"{function.__name__} takes {' and '.join(new)} now, instead of {', '.join(before)}.",
             DeprecationWarning,
             stacklevel=2,
         )
-        rest, named = list(args), dict(given)
-        pieces: dict[str, Any] = {"model": rest.pop(0)} if loose else {}
-        if loose and rest and callable(rest[0]):
-            pieces["loss"] = rest.pop(0)
-        pieces |= {name: named.pop(name) for name in _TASK if name in named}
-        if "run_folder" in parameters and named.get("run_folder") is not None:
-            options = {name: named.pop(name) for name in _RUN if name in named}
-            named["run_folder"] = NewRun(named["run_folder"], **options)  # type: ignore[arg-type]
-        present = {name: value for name, value in pieces.items() if value is not None}
-        return function(*rest, **named, task=Task(**present))  # type: ignore[arg-type]
+        if old:
+            _name_positional(rest, given, parameters)
+            _make_task(given, {*parameters, *fields})
+        return function(*owner, *rest, **_bundled(given, bundles, fields, all_of_them=old))
 
     return call
+
+
+def _name_positional(
+    rest: list[Any], given: dict[str, Any], parameters: Mapping[str, Parameter]
+) -> None:
+    """Name the arguments that stood after the model: the loss or metrics, and the data."""
+    if rest and isinstance(rest[0], Mapping) and all(map(callable, rest[0].values())):
+        given["metrics"] = rest.pop(0)
+    elif rest and callable(rest[0]):
+        given["loss"] = rest.pop(0)
+    places = [p.name for p in parameters.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    if len(rest) > len({*places} - {"self", "cls", "task"}):
+        given["data"] = rest.pop()
+
+
+def _make_task(given: dict[str, Any], kept: Collection[str]) -> None:
+    """Put what belongs to a task, and to a `NewRun`, into one."""
+    pieces = {name: given.pop(name) for name in _TASK if name in given and name not in kept}
+    if "recalibrate" not in kept and given.pop("recalibrate", True) is False:
+        pieces["calibration"] = ()
+    if given.get("run_folder") is not None:
+        options = {name: given.pop(name) for name in _RUN if name in given and name not in kept}
+        if options:
+            given["run_folder"] = NewRun(given["run_folder"], **options)
+    present = {name: value for name, value in pieces.items() if value is not None}
+    given["task"] = Task(**{"metrics": {}} | present)  # by default 0.1 measured the loss alone
+
+
+def _bundled(
+    given: Mapping[str, Any],
+    bundles: Mapping[str, Callable[..., Any]],
+    fields: Mapping[str, str],
+    *,
+    all_of_them: bool,
+) -> dict[str, Any]:
+    """Put options into their bundles; in a call of 0.1 those that are left out as well."""
+    kept = {name: value for name, value in given.items() if name not in fields}
+    for bundle, make in bundles.items():
+        options = {name: given[name] for name in given if fields.get(name) == bundle}
+        if kept.get(bundle) is not None:
+            kept[bundle] = replace(kept[bundle], **options) if options else kept[bundle]
+        elif options or all_of_them:
+            kept[bundle] = make(**options)
+    return kept
