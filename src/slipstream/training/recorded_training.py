@@ -12,7 +12,7 @@ from slipstream.evaluation import Batch, Metric, evaluate
 from slipstream.evaluation.determinism import batch_digest
 from slipstream.storage.resumable_state import Checkpoint
 from slipstream.training.loop import Descending
-from slipstream.trajectory import Recorder, Schedule
+from slipstream.trajectory import Recorder, Schedule, declare_companions
 from slipstream.weights import Weights
 
 STATE = "recipe.pt"
@@ -78,6 +78,7 @@ def kept(
         checkpoint.offer(training.state_dict)
 
     with recorder:
+        declare_companions(run_folder, STATE)
         if state is None:
             checkpoint.offer(training.state_dict, last=True)
         if recorder.last_kept is None:

@@ -1,6 +1,7 @@
 """One training run, on disk and in memory: record it, open it, import it."""
 
 from slipstream.storage.tensor_form import TensorForm
+from slipstream.trajectory.companions import declare_companions
 from slipstream.trajectory.compression import Compression, compress_run, decompress_run
 from slipstream.trajectory.importing import import_run
 from slipstream.trajectory.layout import Layout
@@ -23,6 +24,7 @@ __all__ = [
     "check_run",
     "compress_run",
     "create_run",
+    "declare_companions",
     "decompress_run",
     "import_run",
     "is_being_written",

@@ -16,8 +16,15 @@ from pathlib import Path
 from slipstream.storage.packed_file import SUFFIX, packed_chunks, unpacked_chunks
 from slipstream.storage.packed_numbers import require_zstandard
 from slipstream.storage.writing import write_whole
-from slipstream.trajectory.run_files import FORMAT, PACKED_FORMAT, SNAPSHOTS, Entry, read_run
-from slipstream.trajectory.run_folder import RunWriter, remove_own, reopen_run, rewrite_description
+from slipstream.trajectory.run_files import (
+    FORMAT,
+    PACKED_FORMAT,
+    SNAPSHOTS,
+    Entry,
+    read_run,
+    rewrite_description,
+)
+from slipstream.trajectory.run_folder import RunWriter, remove_own, reopen_run
 
 _PLAIN = ".safetensors"
 Progress = Callable[[int, int], object]  # snapshots done, and how many there are

@@ -27,16 +27,11 @@ from slipstream.storage.packed_file import (
 )
 from slipstream.storage.tensor_file import Place, map_tensors, read_tensor
 from slipstream.storage.tensor_form import TensorForm
+from slipstream.storage.writing import write_whole
 from slipstream.trajectory.layout import Layout
 
 FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
 DESCRIPTION, INDEX, SNAPSHOTS = "run.json", "snapshots.jsonl", "snapshots"
-# What other rooms leave beside the snapshots: it goes with the run when that is overwritten.
-COMPANIONS = (
-    *("transfer.json", "permutations/*.safetensors", "gradients/*.safetensors"),  # transfer
-    *("recipe.pt", "ticket.safetensors", "scores.safetensors", "specialists/*.safetensors"),
-    *("subspace.json", "corners/*.safetensors", "unfinished.pt"),  # recipes
-)
 _LOCKS = Path("/proc/locks")  # of Linux: who holds which file
 _RECENT = 60  # seconds
 Value = TypeVar("Value")
@@ -153,6 +148,12 @@ def read_run(path: str | Path) -> RunFolder:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {error}.") from error
     entries = tuple(_entry(folder, n, line) for n, line in enumerate(whole_lines(folder), start=1))
     return RunFolder(folder, description, layout, entries)
+
+
+def rewrite_description(path: Path, **changed: object) -> None:
+    """Replace some values of a run's description, all at once."""
+    description = json.loads((path / DESCRIPTION).read_bytes()) | changed
+    write_whole(path / DESCRIPTION, [json.dumps(description, indent=1).encode()])
 
 
 def check_run(path: str | Path) -> list[str]:

@@ -23,9 +23,9 @@ from torch import nn
 from slipstream.storage.packed_file import SUFFIX as PACKED
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.storage.writing import TEMPORARY, flush_folder, write_flushed, write_whole
+from slipstream.trajectory.companions import remove_companions
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.run_files import (
-    COMPANIONS,
     DESCRIPTION,
     FORMAT,
     INDEX,
@@ -175,8 +175,8 @@ def create_run(
         configuration: What made the run, as plain data; kept in `run.json`.
         seed: The seed of the run; kept in `run.json`.
         provenance: Who wrote the snapshots and how, as plain data; kept in `run.json`.
-        overwrite: Whether to delete the snapshots of a run that is already there, and what a
-            transfer or a recipe left beside them. Other files in its folder are left alone.
+        overwrite: Whether to delete the snapshots of a run that is already there, and the
+            files that belong to it. Other files in its folder are left alone.
 
     Returns:
         The writer, which holds the lock of the folder until it is closed.
@@ -254,12 +254,6 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
     return RunWriter(folder, run.layout, index, kept[-1].step if kept else None)
 
 
-def rewrite_description(path: Path, **changed: object) -> None:
-    """Replace some values of a run's description, all at once."""
-    description = json.loads((path / DESCRIPTION).read_bytes()) | changed
-    write_whole(path / DESCRIPTION, [json.dumps(description, indent=1).encode()])
-
-
 def _check_free(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (overwrite and (folder / DESCRIPTION).is_file()):
         return
@@ -296,11 +290,7 @@ def _clear(folder: Path, index: FileIO) -> None:
     for suffix in (".safetensors", PACKED):
         for file in (folder / SNAPSHOTS).glob(f"*{suffix}"):
             file.unlink()
-    for pattern in COMPANIONS:
-        for file in folder.glob(pattern):
-            file.unlink()
-            if file.parent != folder and not any(file.parent.iterdir()):
-                file.parent.rmdir()
+    remove_companions(folder)
     _remove_temporary(folder)
 
 

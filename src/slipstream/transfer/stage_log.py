@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from slipstream.evaluation import Batch, Metric, evaluate
 from slipstream.storage.writing import whole_file
 from slipstream.symmetry.permutation import Permutation
-from slipstream.trajectory import RunWriter, Trajectory, create_run, read_run, reopen_run
+from slipstream.trajectory import (
+    RunWriter,
+    Trajectory,
+    create_run,
+    declare_companions,
+    read_run,
+    reopen_run,
+)
+from slipstream.transfer.gradient_store import FOLDER as GRADIENTS
 from slipstream.transfer.methods import Step
 from slipstream.transfer.plan import SignWeights, TransferPlan
 from slipstream.transfer.processes import from_main_process, is_main_process
@@ -22,6 +30,7 @@ from slipstream.transfer.transfer_state import Stopwatch
 from slipstream.weights import Weights
 
 SUMMARY, PERMUTATIONS = "transfer.json", "permutations"
+COMPANIONS = (SUMMARY, *(f"{name}/*.safetensors" for name in (PERMUTATIONS, GRADIENTS)))
 
 
 @dataclass
@@ -144,9 +153,11 @@ class Ledger:
                     f"{folder} already holds a run: give another run_folder, or resume=True to go "
                     "on with an unfinished transfer."
                 )
-            return create_run(
+            writer = create_run(
                 folder, model=self.model, configuration=self.configuration, provenance=plan
             )
+            declare_companions(folder, *COMPANIONS)
+            return writer
         before = read_run(folder)
         _check_same_plan(before.description, self.plan, folder)
         self._stored = {entry.step: entry.metrics for entry in before.entries}

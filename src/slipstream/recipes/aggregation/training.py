@@ -19,6 +19,7 @@ from slipstream.training import Descent
 from slipstream.training.loop import Descending, Progress, check_sized
 from slipstream.training.recorded_training import kept
 from slipstream.training.reinitialise import fresh_weights, model_at
+from slipstream.trajectory import declare_companions
 from slipstream.weights import (
     Weights,
     check_same_layout,
@@ -157,6 +158,7 @@ def train_aggregation(
             training.run(objective, data=together, on_epoch=keep, progress=progress)
     found = _result(model, loss, data, plan, family, training)
     if run_folder is not None:
+        declare_companions(run_folder, f"{SPECIALISTS}/*.safetensors")
         for number, specialist in enumerate(found.specialists, start=1):
             on_cpu = {name: value.cpu() for name, value in specialist.items()}
             file = Path(run_folder) / SPECIALISTS / f"{number}.safetensors"

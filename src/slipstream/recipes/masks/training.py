@@ -17,6 +17,7 @@ from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.storage.writing import write_whole
 from slipstream.training.loop import Descending
 from slipstream.training.recorded_training import kept, validated
+from slipstream.trajectory import declare_companions
 from slipstream.weights import copy, weights_of
 
 
@@ -159,6 +160,7 @@ class _Training(Descending):
 
 def save_beside(ticket: Ticket, folder: Path) -> None:
     """Write the scores, then the ticket, which says that both are whole."""
+    declare_companions(folder, SCORES, TICKET)
     scores = {name: value.cpu() for name, value in (ticket.scores or {}).items()}
     write_whole(folder / SCORES, tensor_chunks(scores))
     save_ticket(ticket, folder / TICKET)

@@ -18,12 +18,14 @@ from slipstream.recipes.subspaces.subspace import Subspace, SubspacePlan
 from slipstream.storage.tensor_file import map_tensors, tensor_chunks
 from slipstream.storage.writing import write_whole
 from slipstream.training.plan import Descent
+from slipstream.trajectory import declare_companions
 
 DESCRIPTION, CORNERS, UNFINISHED = "subspace.json", "corners", "unfinished.pt"
 
 
 def save_subspace(subspace: Subspace, path: Path) -> None:
     """Write the corners, then the description, into a run folder."""
+    declare_companions(path, DESCRIPTION, f"{CORNERS}/*.safetensors")
     (path / CORNERS).mkdir(parents=True, exist_ok=True)
     for number, corner in enumerate(subspace.corners):
         on_cpu = {name: value.cpu() for name, value in corner.items()}

@@ -24,7 +24,7 @@ from slipstream.recipes.subspaces.subspace import Subspace, SubspacePlan
 from slipstream.storage.resumable_state import Checkpoint
 from slipstream.training.recorded_training import validated
 from slipstream.training.reinitialise import fresh_weights
-from slipstream.trajectory import Recorder, Schedule
+from slipstream.trajectory import Recorder, Schedule, declare_companions
 from slipstream.weights import (
     Weights,
     check_same_layout,
@@ -133,6 +133,7 @@ def train_subspace(
     )
     keep = partial(task.record, recorder=recorder, validation=validation, metrics=metrics)
     with recorder:
+        declare_companions(folder, UNFINISHED)
         if state is None:
             checkpoint.offer(training.state_dict, last=True)
         if recorder.last_kept is None:
