@@ -33,10 +33,10 @@ FAMILIES = (
 
 
 def find_rule(operator: torch._ops.OpOverload) -> Rule | None:
-    """Return the rule of an ATen operator, or None if there is none."""
+    """Return the rule of an operator, or None if there is none."""
     namespace, name = operator._schema.name.split("::")
     if namespace != "aten":
-        return None
+        return RULES.get(operator._schema.name)  # a user's own: "library::operator"
     overload = operator._schema.overload_name
     for base in (name, name.rstrip("_")):
         for key in (f"{base}.{overload}", base):
