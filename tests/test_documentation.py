@@ -35,7 +35,7 @@ def commands_of(group, before=""):
 
 
 COMMANDS = commands_of(typer.main.get_command(app))
-REMARK = re.compile(r"^(\S.*?)  # (\[.*\]|\{.*\}|True|False|[\d.]+)(?=$|: )", flags=re.MULTILINE)
+REMARK = re.compile(r"^(\S.*?)  # (\[.*\]|True|False|[\d.]+)(?=$|: )", flags=re.MULTILINE)
 
 
 def text_of(page):
