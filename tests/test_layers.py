@@ -8,6 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "slipstream"
 LAYERS = {
     "deprecated": 0,
+    "lazy_names": 0,
     "weights": 0,
     "pretrained": 0,
     "evaluation": 0,

@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from slipstream.storage import packed_file
 from slipstream.storage.packed_file import (
     packed_chunks,
-    places_of,
     read_packed,
     unpack_tensors,
     unpacked_chunks,
 )
+from slipstream.storage.packed_header import contents_of, parsed, places_of
 from slipstream.storage.packed_numbers import bits_of, pack, unpack
-from slipstream.storage.tensor_file import read_places
 from slipstream.storage.tensor_form import TensorForm
+from slipstream.storage.tensor_header import read_places
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32,
@@ -124,7 +124,7 @@ def test_only_the_blocks_that_are_asked_for_are_read(three):
     _, packed = three
     place = places_of(packed[2])["long"]
     for path in packed:
-        contents = packed_file._contents(path)
+        contents = contents_of(path)
         data = bytearray(bytes_in(path))
         for number, block in enumerate(contents.blocks):
             if not block.start <= place.start + 4 * 200_000 < block.stop:
@@ -146,7 +146,7 @@ def test_small_tensors_share_a_block(tmp_path):
     weights = {f"{n:03d}": torch.randn(100) for n in range(200)}
     save_file(weights, tmp_path / "w.safetensors")
     path = write(tmp_path / "w.packed", packed_chunks(tmp_path / "w.safetensors", base=None))
-    assert len(packed_file._contents(path).blocks) == 1
+    assert len(contents_of(path).blocks) == 1
     found = unpack_tensors(path)
     assert all(torch.equal(found[name], value) for name, value in weights.items())
 
@@ -159,7 +159,7 @@ def test_a_reader_finds_the_bases_in_its_cache(three, monkeypatch):
     packed_file._unpacked.cache_clear()
     for path in three[1]:
         unpack_tensors(path)
-    assert len(calls) == sum(len(packed_file._contents(path).blocks) for path in three[1])
+    assert len(calls) == sum(len(contents_of(path).blocks) for path in three[1])
 
 
 def test_a_base_with_other_tensors_is_left_alone(tmp_path):
@@ -167,7 +167,7 @@ def test_a_base_with_other_tensors_is_left_alone(tmp_path):
     save_file({"w": torch.zeros(4), "v": torch.ones(2)}, tmp_path / "1.safetensors")
     base = tmp_path / "0.safetensors"
     packed = write(tmp_path / "1.packed", packed_chunks(tmp_path / "1.safetensors", base=base))
-    assert packed_file._contents(packed).base is None
+    assert contents_of(packed).base is None
     assert b"".join(unpacked_chunks(packed)) == bytes_in(tmp_path / "1.safetensors")
 
 
@@ -222,7 +222,7 @@ def test_a_tensor_that_is_not_there_is_told(three):
 
 def test_without_zstandard_the_line_that_installs_it_is_told(three, monkeypatch):
     monkeypatch.setitem(sys.modules, "zstandard", None)
-    packed_file._parsed.cache_clear()
+    parsed.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r'pip install "slipstream\[zstd\]"'):
         places_of(three[1][0])
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from slipstream.storage import packed_file
+from slipstream.storage.packed_header import contents_of
 from slipstream.trajectory import (
     Layout,
     Trajectory,
@@ -97,7 +98,7 @@ def test_a_snapshot_is_reached_over_few_differences(run, every):
     compress_run(run, keyframe_every=every)
 
     def depth(path):
-        base = packed_file._contents(path).base
+        base = contents_of(path).base
         return 0 if base is None else 1 + depth(path.with_name(f"{base}.packed"))
 
     depths = [depth(path) for path in sorted((run / "snapshots").iterdir())]

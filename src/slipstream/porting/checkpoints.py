@@ -170,7 +170,7 @@ def _write(
     weights = ported_adapter(
         adapter, solution.choice, files.to_base.weights, retokenised=files.aligned.retokenised
     )
-    forms = {name: TensorForm(tuple(v.shape), v.dtype) for name, v in weights.items()}
+    forms = {name: TensorForm.of(v) for name, v in weights.items()}
     write_tensors(out / WEIGHTS, forms, weights.__getitem__)
     for name in adapter.tensors:
         tensor(name)

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from slipstream.porting.stored import Stored
-from slipstream.storage.tensor_file import bytes_of, file_order, header_of
+from slipstream.storage.tensor_file import bytes_of
 from slipstream.storage.tensor_form import TensorForm
+from slipstream.storage.tensor_header import file_order, header_of
 
 REPORT = "port.json"
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from slipstream.porting.problem import LazyWeights
-from slipstream.storage.tensor_file import map_tensor, read_places
+from slipstream.storage.tensor_file import map_tensor
 from slipstream.storage.tensor_form import TensorForm
+from slipstream.storage.tensor_header import read_places
 from slipstream.trajectory.checkpoint_files import model_files, read_pickled
 from slipstream.weights import Weights
 
@@ -99,7 +100,7 @@ def _open(place: Path, files: tuple[Path, ...]) -> Stored:
     if any(file.suffix != ".safetensors" for file in files):
         parts = {file.name: read_pickled(file).weights for file in files}
         held = {name: value for part in parts.values() for name, value in part.items()}
-        forms = {name: TensorForm(tuple(v.shape), v.dtype) for name, v in held.items()}
+        forms = {name: TensorForm.of(v) for name, v in held.items()}
         return Stored(place, held, {n: tuple(p) for n, p in parts.items()}, forms, described)
     places = {file: read_places(file) for file in files}
     homes = {name: file for file, listed in places.items() for name in listed}

@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from slipstream.storage.zstd_text import require_zstandard, unpack_text
+
 Bits = NDArray[Any]  # unsigned whole numbers, one for each number of a tensor
 
 _UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -30,33 +32,6 @@ _LEVEL = 1  # what is left is noise: higher levels search longer and find nothin
 def bits_of(tensor: Tensor) -> Bits:
     """Return the bit patterns of a contiguous CPU tensor, in the same memory."""
     return tensor.reshape(-1).view(torch.uint8).numpy().view(_UNSIGNED[tensor.element_size()])
-
-
-def require_zstandard() -> Any:
-    """Return the package zstandard, or raise with the line that installs it."""
-    try:
-        import zstandard
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'Compressed runs need zstandard: pip install "slipstream[zstd]".', name="zstandard"
-        ) from error
-    return zstandard
-
-
-def pack_text(text: bytes) -> bytes:
-    """Return text as a zstd frame."""
-    packed: bytes = require_zstandard().ZstdCompressor(write_checksum=True).compress(text)
-    return packed
-
-
-def unpack_text(packed: bytes) -> bytes:
-    """Return what `pack_text` packed, or raise a ValueError if it is damaged."""
-    zstandard = require_zstandard()
-    try:
-        text: bytes = zstandard.ZstdDecompressor().decompress(packed)
-    except zstandard.ZstdError as error:
-        raise ValueError(f"the file is damaged: {error}") from error
-    return text
 
 
 def pack(bits: Bits, base: Bits | None, *, dtype: torch.dtype) -> bytes:

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from slipstream.storage.packed_file import SUFFIX as PACKED
 from slipstream.storage.packed_file import unpack_tensors
+from slipstream.storage.packed_header import SUFFIX as PACKED
 
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", PACKED)
 _HUGGING_FACE = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slipstream.storage.packed_file import SUFFIX, packed_chunks, unpacked_chunks
-from slipstream.storage.packed_numbers import require_zstandard
+from slipstream.storage.packed_file import packed_chunks, unpacked_chunks
+from slipstream.storage.packed_header import SUFFIX
 from slipstream.storage.writing import write_whole
+from slipstream.storage.zstd_text import require_zstandard
 from slipstream.trajectory.run_files import (
     FORMAT,
     PACKED_FORMAT,

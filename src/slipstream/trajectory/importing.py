@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from slipstream.storage.tensor_file import read_places
+from slipstream.storage.tensor_header import read_places
 from slipstream.trajectory.checkpoint_files import (
     Checkpoint,
     find_checkpoints,

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from slipstream.storage.tensor_form import TensorForm
 
-from slipstream.storage.tensor_form import TensorForm, dtype_name
-from slipstream.weights import Weights, weights_of
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from slipstream.weights import Weights
 
 _STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated, not learned
 
@@ -27,19 +28,22 @@ class Layout:
         return tuple(
             name
             for name, form in self.tensors.items()
-            if form.dtype.is_floating_point and name.rpartition(".")[2] not in _STATISTICS
+            if form.floating and name.rpartition(".")[2] not in _STATISTICS
         )
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Layout":
+    def of(cls, model: "nn.Module") -> "Layout":
         """Return the layout of the weights of `model`, in the order of `weights_of`.
 
         Example:
+            >>> from torch import nn
             >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
             >>> model[1].weight = model[0].weight
             >>> Layout.of(model).aliases
             {'1.weight': '0.weight'}
         """
+        from slipstream.weights import weights_of
+
         named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         named |= dict(model.named_buffers(remove_duplicate=False))
         weights = weights_of(model)
@@ -53,7 +57,7 @@ class Layout:
         return cls(_forms(weights), aliases, f"{owner.__module__}.{owner.__qualname__}")
 
     @classmethod
-    def of_weights(cls, weights: Weights, *, ties: bool = False) -> "Layout":
+    def of_weights(cls, weights: "Weights", *, ties: bool = False) -> "Layout":
         """Return the layout of `weights`.
 
         Args:
@@ -110,7 +114,7 @@ class Layout:
             if name not in forms:
                 raise ValueError(f"{where}: the tensor {name!r} {form} is missing.")
 
-    def untie(self, weights: Weights, *, where: str) -> dict[str, Tensor]:
+    def untie(self, weights: "Weights", *, where: str) -> "dict[str, Tensor]":
         """Return `weights` in the order of this layout, each tied tensor once.
 
         Args:
@@ -133,7 +137,7 @@ class Layout:
     def to_json(self) -> dict[str, Any]:
         """Return the layout as plain data that `from_json` reads."""
         tensors = {
-            name: {"shape": list(form.shape), "dtype": dtype_name(form.dtype)}
+            name: {"shape": list(form.shape), "dtype": form.dtype_name}
             for name, form in self.tensors.items()
         }
         return {"class": self.model, "tensors": tensors, "aliases": dict(self.aliases)}
@@ -142,19 +146,21 @@ class Layout:
     def from_json(cls, data: Mapping[str, Any]) -> "Layout":
         """Read what `to_json` returned."""
         tensors = {
-            name: TensorForm(tuple(form["shape"]), getattr(torch, form["dtype"]))
+            name: TensorForm(tuple(form["shape"]), form["dtype"])
             for name, form in data["tensors"].items()
         }
         return cls(tensors, data["aliases"], data["class"])
 
 
-def _place(value: Tensor) -> tuple[Any, ...]:
+def _place(value: "Tensor") -> tuple[Any, ...]:
     return value.data_ptr(), value.shape, value.stride(), value.dtype
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
+def _same(first: "Tensor", second: "Tensor") -> bool:
+    import torch
+
     return _place(first) == _place(second) or torch.equal(first, second)
 
 
-def _forms(weights: Weights) -> dict[str, TensorForm]:
-    return {name: TensorForm(tuple(v.shape), v.dtype) for name, v in weights.items()}
+def _forms(weights: "Weights") -> dict[str, TensorForm]:
+    return {name: TensorForm.of(v) for name, v in weights.items()}

@@ -14,21 +14,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
-
-from slipstream.storage.packed_file import (
-    SUFFIX,
-    in_present_form,
-    places_of,
-    read_packed,
-    unpack_tensors,
-)
-from slipstream.storage.tensor_file import Place, map_tensors, read_tensor
+from slipstream.storage.packed_header import SUFFIX, in_present_form, places_of
 from slipstream.storage.tensor_form import TensorForm
+from slipstream.storage.tensor_header import Place
 from slipstream.storage.writing import write_whole
 from slipstream.trajectory.layout import Layout
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
 DESCRIPTION, INDEX, SNAPSHOTS = "run.json", "snapshots.jsonl", "snapshots"
@@ -73,8 +68,11 @@ class StoredSnapshot:
     layout: Layout
     prefix: str = ""  # stands before every name in the files; what lacks it is left out
 
-    def weights(self) -> dict[str, Tensor]:
+    def weights(self) -> "dict[str, Tensor]":
         """Return all tensors: mapped into memory, or unpacked."""
+        from slipstream.storage.packed_file import unpack_tensors
+        from slipstream.storage.tensor_file import map_tensors
+
         found: dict[str, Tensor] = {}
         for path in map(in_present_form, self.files):
             with self._reading(path):
@@ -82,8 +80,11 @@ class StoredSnapshot:
         with self._reading(self.files[0]):
             return self.layout.untie(found, where=f"step {self.step}")
 
-    def read_into(self, name: str, out: Tensor, start: int = 0) -> None:
+    def read_into(self, name: str, out: "Tensor", start: int = 0) -> None:
         """Read one tensor, or a stretch of it, into `out`, touching only its bytes."""
+        from slipstream.storage.packed_file import read_packed
+        from slipstream.storage.tensor_file import read_tensor
+
         path = self.files[0]
         if len(self.files) > 1 and name in self._places:
             path = self._places[name][0]

@@ -20,7 +20,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from slipstream.storage.packed_file import SUFFIX as PACKED
+from slipstream.storage.packed_header import SUFFIX as PACKED
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.storage.writing import TEMPORARY, flush_folder, write_flushed, write_whole
 from slipstream.trajectory.companions import remove_companions

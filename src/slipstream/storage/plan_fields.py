@@ -1,0 +1,46 @@
+"""Fields of plans that are options of commands: the help is written once, with the field."""
+
+from collections.abc import Callable
+from dataclasses import MISSING, field
+from typing import Any
+
+HELP, FLAGS, MINIMUM, SHOWN, HIDDEN = "help", "flags", "minimum", "shown", "hidden"
+
+
+def option(
+    default: Any = MISSING,
+    help: str = "",
+    *,
+    factory: Callable[[], Any] | None = None,
+    flags: tuple[str, ...] = (),
+    minimum: float | None = None,
+    shown: str | None = None,
+) -> Any:
+    """Return a field of a plan that becomes an option of the commands that take the plan.
+
+    A field that is a plan itself gives all of its options; a field made otherwise gives none.
+
+    Args:
+        default: The value if none is given, in Python and on the command line.
+        help: A sentence for `--help`.
+        factory: Makes the default instead, for a mapping or another plan.
+        flags: How the option is written besides `--name`, such as `-o`. One that begins with
+            `--` and is an old spelling is hidden: it is understood, and not shown in `--help`.
+        minimum: The least value that the command line takes.
+        shown: What `--help` shows as the default, if not the value itself.
+
+    Returns:
+        The field.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
+        ... class Plan:
+        ...     stages: int = option(10, "Stages along the path.", minimum=1)
+        >>> Plan().stages
+        10
+    """
+    metadata = {HELP: help, FLAGS: flags, MINIMUM: minimum, SHOWN: shown}
+    if factory is not None:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
