@@ -107,7 +107,7 @@ def test_messages_name_the_options(arguments, message):
 
 
 def test_two_options_of_one_name_are_refused():
-    with pytest.raises(TypeError, match="several options .'seed'"):
+    with pytest.raises(TypeError, match=r"several options .'seed'"):
 
         @with_plan_options
         def command(plan: Plan, seed: int = 1) -> None:

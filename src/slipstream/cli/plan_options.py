@@ -35,6 +35,9 @@ def with_plan_options(command: Command) -> Command:
         The command for typer: it gets the options, makes the plans, and calls the function. Where
         the function raises a ValueError that names a field, the message names the option.
 
+    Raises:
+        TypeError: If two options have the same name.
+
     Example:
         >>> from slipstream.storage.plan_fields import option
         >>> @dataclass(frozen=True)
