@@ -115,3 +115,20 @@ def test_an_unknown_option_is_named() -> None:
         pytest.raises(TypeError, match="colour"),
     ):
         fit(MODEL, squared_loss, start="here", data=DATA, colour=1)
+
+
+@takes_task
+def pair(other: nn.Module, task: Task) -> Any:
+    return other, task
+
+
+def test_a_module_that_is_not_the_model_stays_where_it_stands():
+    base, side = nn.Linear(2, 2), nn.Linear(2, 3)
+    task = Task(base)
+    assert pair(side, task) == pair(side, task=task) == (side, task)
+    with pytest.warns(DeprecationWarning, match="takes a Task"):
+        other, made = pair(base, side, data=[1])
+    assert (other, made.model, made.data) == (side, base, [1])
+    with pytest.warns(DeprecationWarning, match="takes a Task"):
+        other, made = pair(base, squared_loss, other=side)
+    assert (other, made.loss) == (side, squared_loss)

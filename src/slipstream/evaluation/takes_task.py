@@ -59,7 +59,8 @@ def _converted(
     @wraps(function)
     def call(*args: Any, **given: Any) -> R:
         owner, rest = args[:bound], list(args[bound:])
-        if rest and isinstance(rest[0], nn.Module) and "model" not in parameters:
+        loose_model = bool(rest) and isinstance(rest[0], nn.Module) and "model" not in parameters
+        if loose_model and not any(isinstance(one, Task) for one in (*rest, *given.values())):
             given["model"] = rest.pop(0)
         old = "model" in given and "model" not in parameters
         loose = [name for name in given if name in fields]
@@ -84,12 +85,13 @@ def _name_positional(
     rest: list[Any], given: dict[str, Any], parameters: Mapping[str, Parameter]
 ) -> None:
     """Name the arguments that stood after the model: the loss or metrics, and the data."""
+    positional = [p.name for p in parameters.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    places = len({*positional} - {"self", "cls", "task"} - given.keys())
     if rest and isinstance(rest[0], Mapping) and all(map(callable, rest[0].values())):
         given["metrics"] = rest.pop(0)
-    elif rest and callable(rest[0]):
+    elif len(rest) > places and callable(rest[0]):
         given["loss"] = rest.pop(0)
-    places = [p.name for p in parameters.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
-    if len(rest) > len({*places} - {"self", "cls", "task"}):
+    if len(rest) > places:
         given["data"] = rest.pop()
 
 
