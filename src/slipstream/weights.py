@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Weights = Mapping[str, Tensor]
 
@@ -26,6 +27,7 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
         >>> list(weights_of(nn.BatchNorm1d(2)))
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
     """
+    model = unwrapped(model)
     weights = {name: value.detach() for name, value in model.named_parameters()}
     persistent = model.state_dict().keys()
     for name, buffer in model.named_buffers():
@@ -34,9 +36,39 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return weights
 
 
+def is_continuous(value: Tensor | torch.dtype) -> bool:
+    """Return whether values can lie between two others: floating or complex, not counters.
+
+    Example:
+        >>> is_continuous(torch.tensor(1j)), is_continuous(torch.int64)
+        (True, False)
+    """
+    dtype = value.dtype if isinstance(value, Tensor) else value
+    return dtype.is_floating_point or dtype.is_complex
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`.
+
+    Their prefixes (`_orig_mod.`, `module.`) are not part of the model's names.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> unwrapped(nn.DataParallel(model)) is model
+        True
+    """
+    while True:
+        if isinstance(model, nn.DataParallel | DistributedDataParallel):
+            model = model.get_submodule("module")
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model
+
+
 def parameter_names(model: nn.Module) -> tuple[str, ...]:
     """Return the names of the trained tensors of `model`, each tied tensor once."""
-    return tuple(name for name, _ in model.named_parameters())
+    return tuple(name for name, _ in unwrapped(model).named_parameters())
 
 
 def load_weights_(model: nn.Module, weights: Weights) -> None:
@@ -49,6 +81,7 @@ def load_weights_(model: nn.Module, weights: Weights) -> None:
     Raises:
         ValueError: If a name is unknown to the model or a shape differs.
     """
+    model = unwrapped(model)
     own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     own |= dict(model.named_buffers(remove_duplicate=False))
     check_shapes(weights, {name: tuple(value.shape) for name, value in own.items()})
@@ -128,7 +161,7 @@ def interpolate(start: Weights, end: Weights, fraction: float) -> dict[str, Tens
     check_same_layout(start, end)
     return {
         name: torch.lerp(value, end[name], fraction)
-        if value.is_floating_point()
+        if is_continuous(value)
         else (end[name] if fraction > 0 else value)
         for name, value in start.items()
     }
@@ -159,7 +192,7 @@ def norm(weights: Weights) -> float:
 def inner(first: Weights, second: Weights) -> float:
     """Return the inner product over the tensors of `first`, summed in float64."""
     return math.fsum(
-        torch.dot(left.double(), right.double()).item()
+        torch.dot(_wide(left), _wide(right)).item()
         for name, value in first.items()
         # In pieces, or the two copies in float64 would be the largest thing in memory.
         for left, right in zip(_pieces(value), _pieces(second[name]), strict=True)
@@ -174,9 +207,15 @@ def copy(weights: Weights) -> dict[str, Tensor]:
 def first_nonfinite(weights: Weights) -> str | None:
     """Return the name of the first tensor that holds a NaN or an infinity, or None."""
     for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if is_continuous(value) and not torch.isfinite(value).all():
             return name
     return None
+
+
+def _wide(value: Tensor) -> Tensor:
+    """In float64; complex values as their real and imaginary parts."""
+    real = torch.view_as_real(value.resolve_conj()).flatten() if value.is_complex() else value
+    return real.double()
 
 
 def _pieces(value: Tensor) -> tuple[Tensor, ...]:

@@ -322,11 +322,35 @@ def test_first_batchnorm_gets_the_statistics_of_the_pooled_data(layer, momentum)
     before = everything(model)
     new = recalibrate_batchnorm(model, data=batches)
     assert_untouched(model, before)
-    assert list(new) == ["0.running_mean", "0.running_var", "0.num_batches_tracked"]
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    assert list(new) == [f"{layer}.{name}" for layer in (0, 1) for name in kept]
     values = torch.cat(batches).transpose(0, 1).flatten(1)
     torch.testing.assert_close(new["0.running_mean"], values.mean(1))
     torch.testing.assert_close(new["0.running_var"], values.var(1))
     assert new["0.num_batches_tracked"] == 3
+    normed = model[0].train()(torch.cat(batches[:1]))  # InstanceNorm: a mean over the examples
+    own = recalibrate_batchnorm(model, data=batches[:1])
+    torch.testing.assert_close(own["1.running_mean"], normed.mean((0, 2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(own["1.running_var"], normed.flatten(2).var(2).mean(0))
+
+
+def test_a_batch_of_one_counts_as_what_it_holds():
+    rows = torch.randn(9, 4) * 3 + 1
+    new = recalibrate_batchnorm(nn.BatchNorm1d(4), data=list(rows.split([4, 4, 1])))
+    torch.testing.assert_close(new["running_mean"], rows.mean(0))
+    torch.testing.assert_close(new["running_var"], rows.var(0))
+    with pytest.raises(ValueError, match="needs more than one value per channel"):
+        recalibrate_batchnorm(nn.BatchNorm1d(4), data=[rows[:1]])
+
+
+def test_sparse_embeddings_give_the_gradient_of_dense_ones():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(5, 3, sparse=True), nn.Flatten(), nn.Linear(9, 2))
+    data = [(torch.randint(0, 5, (8, 3)), torch.randint(0, 2, (8,))) for _ in range(2)]
+    sparse = gradient(model, classification_loss, data=data)
+    assert model[0].sparse
+    model[0].sparse = False
+    torch.testing.assert_close(sparse, gradient(model, classification_loss, data=data))
 
 
 def test_equal_batches_agree_with_torchs_own_cumulative_mean():

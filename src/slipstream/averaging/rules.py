@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from slipstream.weights import Weights, copy
+from slipstream.weights import Weights, copy, is_continuous
 
 
 class AverageRule(Protocol):
@@ -250,7 +250,7 @@ class _Window:
 
 def is_averaged(value: Tensor) -> bool:
     """Return whether there is something between two values: not for a count of batches."""
-    return value.is_floating_point() or value.is_complex()
+    return is_continuous(value)
 
 
 def widened(value: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from slipstream.evaluation.batches import Batch, batch_size, inputs_of, sized_batches
 from slipstream.evaluation.swapped_weights import eval_mode, weights_in
@@ -18,12 +19,12 @@ def forward_inputs(model: nn.Module, batch: Batch) -> object:
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
-def batchnorm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Return the BatchNorm layers of `model` that keep running statistics, by name."""
+def batchnorm_layers(model: nn.Module) -> dict[str, _NormBase]:
+    """Return the Batch- and InstanceNorm layers that keep running statistics, by name."""
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
+        if isinstance(module, _BatchNorm | _InstanceNorm) and module.running_mean is not None
     }
 
 
@@ -52,10 +53,12 @@ def batch_statistics(model: nn.Module) -> Generator[None]:
         for layer, buffers in saved:
             # Without them a layer takes those of the batch, which also holds under vmap.
             layer._buffers.update(dict.fromkeys(buffers))
+            layer.track_running_stats = False
         yield
     finally:
         for layer, buffers in saved:
             layer._buffers.update(buffers)
+            layer.track_running_stats = True
 
 
 def recalibrate_batchnorm(
@@ -66,10 +69,11 @@ def recalibrate_batchnorm(
     forward: Callable[[nn.Module, Batch], object] = forward_inputs,
     batch_size: Callable[[Batch], int] = batch_size,
 ) -> dict[str, Tensor]:
-    """Estimate the running statistics of every BatchNorm anew, pooled over all of `data`.
+    """Re-estimate the running statistics of every BatchNorm and InstanceNorm over all of `data`.
 
-    BatchNorm layers normalise by batch statistics, as in training; all else is in eval mode. The
-    variance is unbiased, over all examples at once: unequal batches weigh what they hold.
+    These layers normalise by batch statistics, as in training; all else is in eval mode. The
+    variance of BatchNorm is unbiased, over all examples at once: unequal batches weigh what they
+    hold. InstanceNorm's statistics are means over the examples, as its own running ones.
 
     Args:
         model: Any module; left as it was.
@@ -83,7 +87,7 @@ def recalibrate_batchnorm(
         such statistics.
 
     Raises:
-        ValueError: If `data` is empty.
+        ValueError: If `data` is empty, or all of it has one value per channel of a layer.
 
     Example:
         >>> batches = [torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([[4.0], [5.0]])]
@@ -94,8 +98,9 @@ def recalibrate_batchnorm(
     layers = batchnorm_layers(model)
     if not layers:
         return {}
-    pools = {name: _Pool(layer) for name, layer in layers.items()}
+    pools = {name: _pool_of(layer) for name, layer in layers.items()}
     hooks = [layer.register_forward_hook(pools[name].add) for name, layer in layers.items()]
+    hooks += [layer.register_forward_pre_hook(pools[name].before) for name, layer in layers.items()]
     momenta = {name: layer.momentum for name, layer in layers.items()}
     try:
         with weights_in(model, weights), eval_mode(model), torch.no_grad():
@@ -115,19 +120,40 @@ def recalibrate_batchnorm(
     }
 
 
+def _pool_of(layer: _NormBase) -> "_Pool":
+    return _InstancePool(layer) if isinstance(layer, _InstanceNorm) else _Pool(layer)
+
+
 class _Pool:
     """Mean and variance of each channel over all batches that passed a BatchNorm layer."""
 
-    def __init__(self, layer: _BatchNorm) -> None:
+    def __init__(self, layer: _NormBase) -> None:
         self._layer = layer
         self._passes = self._count = 0
+        self._single = False  # whether a batch of one value per channel is passing
         self._mean = torch.zeros_like(layer.get_buffer("running_mean"), dtype=torch.float64)
         self._squares = torch.zeros_like(self._mean)  # of deviations from the mean, summed
+
+    def before(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Let a batch of one value per channel pass, which train mode refuses.
+
+        Its own statistics are the value itself and a variance of 0.
+        """
+        values = inputs[0]
+        self._single = self._layer.running_mean is not None and self._is_single(values)
+        if self._single:
+            self._layer.get_buffer("running_mean").copy_(values.flatten())
+            self._layer.get_buffer("running_var").zero_()
+            self._layer.training = False
+
+    def _is_single(self, values: Tensor) -> bool:
+        return values.dim() > 1 and values.numel() == values.shape[1]
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
         """Merge a batch: the pooled sum of squares grows by the distance of the two means."""
         if self._layer.running_mean is None:  # a loss that normalises by batches alone
             return
+        self._layer.training = True
         values = inputs[0]  # (examples, channels, *places)
         size = values.numel() // values.shape[1]
         # The layer has just computed them: with a momentum of 1 its buffers hold nothing else.
@@ -143,9 +169,44 @@ class _Pool:
         """Return the buffers that the pooled batches make; none if the layer never ran."""
         if not self._count:
             return {}
+        if self._count == 1:
+            raise ValueError(
+                "BatchNorm's variance needs more than one value per channel: data holds one batch "
+                "of one example."
+            )
         new = {
             "running_mean": self._mean,
             "running_var": self._squares / max(self._count - 1, 1),
+            "num_batches_tracked": torch.tensor(self._passes),
+        }
+        return {name: value.to(self._layer.get_buffer(name)) for name, value in new.items()}
+
+
+class _InstancePool(_Pool):
+    """Means over the examples of what an InstanceNorm layer measures in each of them."""
+
+    def _is_single(self, values: Tensor) -> bool:
+        return False
+
+    def add(self, _: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        """Merge a batch: both statistics are means over examples."""
+        if self._layer.running_mean is None:
+            return
+        batched = inputs[0].dim() == self._layer._get_no_batch_dim() + 1  # type: ignore[operator]
+        examples = len(inputs[0]) if batched else 1
+        self._passes += 1
+        self._count += examples
+        share = examples / self._count
+        self._mean.lerp_(self._layer.get_buffer("running_mean").double(), share)
+        self._squares.lerp_(self._layer.get_buffer("running_var").double(), share)
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return the means."""
+        if not self._count:
+            return {}
+        new = {
+            "running_mean": self._mean,
+            "running_var": self._squares,
             "num_batches_tracked": torch.tensor(self._passes),
         }
         return {name: value.to(self._layer.get_buffer(name)) for name, value in new.items()}

@@ -95,7 +95,7 @@ def gradient(
             value = checked_loss(loss(model, batch), number)
             slopes = torch.autograd.grad(value, list(trained.values()), materialize_grads=True)
             for mean, slope in zip(means.values(), slopes, strict=True):
-                mean.lerp_(slope.to(mean), size / count)
+                mean.lerp_(slope.to_dense().to(mean), size / count)
     return {name: mean.to(trained[name].dtype) for name, mean in means.items()}
 
 

@@ -50,11 +50,19 @@ def weights_in(model: nn.Module, weights: Weights | None) -> Generator[None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Generator[None]:
-    """Switch to eval mode for a `with` block; then every submodule has its own mode back."""
+    """Switch to eval mode for a `with` block; then every submodule has its own mode back.
+
+    Embeddings with sparse gradients have dense ones meanwhile.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    sparse = [m for m, _ in modes if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
     model.eval()
     try:
+        for module in sparse:
+            module.sparse = False
         yield
     finally:
         for module, training in modes:
             module.training = training
+        for module in sparse:
+            module.sparse = True

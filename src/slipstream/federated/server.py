@@ -10,7 +10,7 @@ from slipstream.federated.encodings import Arrays, Encoding, Exact, describe_enc
 from slipstream.federated.messages import Order, RefusedError, Reply, bytes_of
 from slipstream.federated.policies import Everything, Policy
 from slipstream.federated.shared import Form, Shared, buffer_arrays, buffers_in, part, write_change
-from slipstream.weights import Weights, weights_of
+from slipstream.weights import Weights, is_continuous, weights_of
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def _mean_buffers(updates: list[_Update], total: int) -> dict[str, Tensor]:
     means = {}
     for name, first in updates[0].buffers.items():
         values = torch.stack([update.buffers[name] for update in updates])
-        if first.is_floating_point():
+        if is_continuous(first):
             shares = torch.tensor([update.examples / total for update in updates]).double()
             means[name] = torch.tensordot(shares, values.double(), 1).to(first)
         else:

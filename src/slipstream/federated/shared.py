@@ -30,7 +30,17 @@ class Form:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Form":
-        """Return the form of `model`."""
+        """Return the form of `model`.
+
+        Raises:
+            ValueError: If a trained tensor is complex: messages are float32.
+        """
+        for name, value in model.named_parameters():
+            if value.is_complex():
+                raise ValueError(
+                    f"Tensor {name!r} is complex, which federated messages cannot hold: train its "
+                    "real and imaginary parts as two tensors (torch.view_as_real)."
+                )
         return cls(Layout.of(model), parameter_names(model))
 
     @property

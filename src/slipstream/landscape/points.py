@@ -5,7 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from slipstream.weights import Weights, check_same_layout, check_shapes, first_nonfinite
+from slipstream.weights import (
+    Weights,
+    check_same_layout,
+    check_shapes,
+    first_nonfinite,
+    is_continuous,
+)
 
 
 def mix(corners: Sequence[Weights], coefficients: Sequence[float] | Tensor) -> dict[str, Tensor]:
@@ -82,7 +88,7 @@ def check_corners(corners: Sequence[Weights], names: Sequence[str]) -> None:
     for name, corner in zip(names, corners, strict=True):
         check_same_layout(corners[0], corner, names=(names[0], name))
         for tensor, value in corner.items():
-            if value.is_floating_point() != corners[0][tensor].is_floating_point():
+            if is_continuous(value) != is_continuous(corners[0][tensor]):
                 raise ValueError(
                     f"{names[0]} and {name} differ in the dtype of {tensor!r}: "
                     f"{corners[0][tensor].dtype} and {value.dtype}."
@@ -93,7 +99,7 @@ def check_corners(corners: Sequence[Weights], names: Sequence[str]) -> None:
 
 def _stacked(values: Sequence[Tensor]) -> Tensor:
     """(corners, *shape), in float32 or better if they are floating."""
-    if not values[0].is_floating_point():
+    if not is_continuous(values[0]):
         return torch.stack([value.to(values[0].dtype) for value in values])
     wide = torch.float32
     for value in values:
@@ -104,7 +110,7 @@ def _stacked(values: Sequence[Tensor]) -> Tensor:
 def _mixed(stack: Tensor, coefficients: Tensor) -> Tensor:
     """(corners, *shape) and (points, corners) to (points, *shape)."""
     rows = coefficients.to(stack.device)
-    if not stack.is_floating_point():
+    if not is_continuous(stack):
         return stack[rows.abs().argmax(1)]
     mixed = rows.to(stack.dtype) @ stack.flatten(1)
     return mixed.view(len(rows), *stack.shape[1:])

@@ -7,7 +7,7 @@ from slipstream.matching.objective import Objective
 from slipstream.matching.solve import Matching, solve
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
-from slipstream.weights import Weights, check_same_layout, check_shapes
+from slipstream.weights import Weights, check_same_layout, check_shapes, is_continuous
 
 
 def match_weights(
@@ -46,7 +46,7 @@ def match_weights(
         raise ValueError(f'start must be a permutation, "frank-wolfe" or None, got {start!r}.')
     check_same_layout(source, target, names=("source", "target"))
     check_shapes({n: v for n, v in source.items() if n in groups.shapes}, groups.shapes)
-    moving = [n for n, value in source.items() if value.is_floating_point()]
+    moving = [n for n, value in source.items() if is_continuous(value)]
     stay = {name: target[name].detach() for name in moving}
     permuted = {name: source[name].detach().to(target[name]) for name in moving}
     objective = Objective(groups)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.weights import Weights
+from slipstream.weights import Weights, is_continuous
 
 _LISTED = 6  # differences in an error
 
@@ -71,7 +71,7 @@ def pose(
     heads = _heads(from_base, to_base, ("from_base", "to_base"), unwanted)
     heads |= _heads(from_base, fine_tuned, ("from_base", "fine_tuned"), unwanted | heads)
     own = unwanted | heads
-    floats = [name for name, value in to_base.items() if value.is_floating_point()]
+    floats = [name for name, value in to_base.items() if is_continuous(value)]
     carried = tuple(name for name in floats if name not in own)
     if not carried:
         raise ValueError("No tensor is left that could be carried: everything is excluded.")
@@ -138,7 +138,7 @@ def _differences(
 ) -> Iterator[tuple[str, str]]:
     """Names of tensors that differ, each with how."""
     for name, value in first.items():
-        if name in known or not value.is_floating_point():
+        if name in known or not is_continuous(value):
             continue
         if name not in second:
             yield name, f"{name!r} is missing in {names[1]}"
@@ -149,7 +149,7 @@ def _differences(
             yield name, f"{name!r} has shape {shapes}"
     if names[1] == "to_base":  # what only a fine-tune has is a new head, and is left out
         for name in second:
-            if name not in first and name not in known and second[name].is_floating_point():
+            if name not in first and name not in known and is_continuous(second[name]):
                 yield name, f"{name!r} is missing in {names[0]}"
 
 

@@ -50,9 +50,9 @@ class TensorForm:
         return found
 
     @property
-    def floating(self) -> bool:
-        """Whether the values are floating-point."""
-        return "float" in self.dtype_name
+    def continuous(self) -> bool:
+        """Whether values can lie between two others: floating or complex, not counters."""
+        return "float" in self.dtype_name or "complex" in self.dtype_name
 
     @property
     def itemsize(self) -> int:

@@ -28,7 +28,7 @@ class Layout:
         return tuple(
             name
             for name, form in self.tensors.items()
-            if form.floating and name.rpartition(".")[2] not in _STATISTICS
+            if form.continuous and name.rpartition(".")[2] not in _STATISTICS
         )
 
     @classmethod
@@ -42,8 +42,9 @@ class Layout:
             >>> Layout.of(model).aliases
             {'1.weight': '0.weight'}
         """
-        from slipstream.weights import weights_of
+        from slipstream.weights import unwrapped, weights_of
 
+        model = unwrapped(model)
         named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         named |= dict(model.named_buffers(remove_duplicate=False))
         weights = weights_of(model)

@@ -22,6 +22,7 @@ from slipstream.weights import (
     Weights,
     check_shapes,
     first_nonfinite,
+    is_continuous,
     parameter_names,
     weights_of,
 )
@@ -84,7 +85,7 @@ def check_source(source: Trajectory, start: Weights, excluded: frozenset[str]) -
         )
     shapes = source.shapes
     for name, value in start.items():
-        if name in excluded or not value.is_floating_point():
+        if name in excluded or not is_continuous(value):
             continue
         if name not in shapes:
             raise ValueError(
