@@ -25,7 +25,7 @@ from torch import nn
 
 from common import machine, machine_line, table, write
 from slipstream.evaluation import classification_loss, gradient
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.testbed.networks import conv8, mlp
 from slipstream.training.plain import train
@@ -37,34 +37,36 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 STAGES = (5, 10, 30)
 
 
-def networks(mnist: str, cifar10: str) -> dict[str, Setup]:
+def networks(mnist: str, cifar10: str) -> dict[str, NamedTask]:
     """Return the networks whose transfer is timed."""
     return {
-        "MLP, 1 x 1024, MNIST": Setup("mlp", f"mnist:{mnist}", width=1024),
-        "MLP, 2 x 512, MNIST": Setup(
+        "MLP, 1 x 1024, MNIST": NamedTask("mlp", f"mnist:{mnist}", width=1024),
+        "MLP, 2 x 512, MNIST": NamedTask(
             "mlp", f"mnist:{mnist}", width=512, options={"hidden_layers": 2}
         ),
-        "Conv8, width 0.5, CIFAR-10": Setup(
+        "Conv8, width 0.5, CIFAR-10": NamedTask(
             "conv8", f"cifar10:{cifar10}", width=0.5, options={"batchnorm": False}
         ),
-        "Conv8 with BatchNorm, width 0.25, CIFAR-10": Setup(
+        "Conv8 with BatchNorm, width 0.25, CIFAR-10": NamedTask(
             "conv8", f"cifar10:{cifar10}", width=0.25
         ),
     }
 
 
-def short_run(setup: Setup, steps: int) -> tuple[nn.Module, Trajectory, dict[str, Any], list[Any]]:
+def short_run(
+    setup: NamedTask, steps: int
+) -> tuple[nn.Module, Trajectory, dict[str, Any], list[Any]]:
     """Train for a few steps; the model, its run, another start, and batches for gradients."""
     experiment = setup.build()
     start = copy(weights_of(experiment.model))
-    batches = [batch for batch, _ in zip(experiment.train, range(steps), strict=False)]
+    batches = [batch for batch, _ in zip(experiment.data, range(steps), strict=False)]
     train(experiment.model, experiment.loss, data=batches, epochs=1, lr=0.02)
     run = Trajectory.from_weights([start, copy(weights_of(experiment.model))])
     target = copy(weights_of(setup.build(seed=1).model))
     return experiment.model, run, target, batches
 
 
-def ratios(name: str, setup: Setup, repeats: int, steps: int) -> list[dict[str, Any]]:
+def ratios(name: str, setup: NamedTask, repeats: int, steps: int) -> list[dict[str, Any]]:
     """Time FGMT and the gradients it cannot do without, in turns."""
     model, run, target, batches = short_run(setup, steps)
     groups = find_neuron_groups(model, batches[0][0])

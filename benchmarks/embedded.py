@@ -18,7 +18,7 @@ from common import machine, machine_line, table, write
 from slipstream.evaluation import evaluate
 from slipstream.modes.embedded import EmbeddedModes, EmbeddingReport
 from slipstream.modes.growth import Growth
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.named_training import TrainingPlan
 from slipstream.training import train
 
@@ -29,7 +29,7 @@ LAST = 3  # epochs whose metrics are averaged: one alone is noisy
 class Case:
     """A network on a data set, and how it is trained and embedded."""
 
-    setup: Setup
+    setup: NamedTask
     training: TrainingPlan
     growth: Growth
 
@@ -51,18 +51,18 @@ def cases(mnist: str) -> dict[str, Case]:
     small = {"channels": [16, 32, 64], "hidden": 64}
     return {
         "digits-mlp": Case(
-            Setup("mlp", "digits", width=128, options={"hidden_layers": 2}, batch_size=32),
+            NamedTask("mlp", "digits", width=128, options={"hidden_layers": 2}, batch_size=32),
             TrainingPlan(epochs=40, lr=0.02),
             Growth(warm_up=8, every=4, share=0.12),
         ),
         # Most weights are embedded long before the training is done: modes must carry it on.
         "digits-mlp-early": Case(
-            Setup("mlp", "digits", width=128, options={"hidden_layers": 2}, batch_size=32),
+            NamedTask("mlp", "digits", width=128, options={"hidden_layers": 2}, batch_size=32),
             TrainingPlan(epochs=25, lr=0.02),
             Growth(warm_up=2, every=1, share=0.2),
         ),
         "mnist-conv": Case(
-            Setup("conv_net", f"mnist:{mnist}", options=small, examples=3000, batch_size=64),
+            NamedTask("conv_net", f"mnist:{mnist}", options=small, examples=3000, batch_size=64),
             TrainingPlan(epochs=12, lr=0.01),
             Growth(warm_up=4, every=2, share=0.2),
         ),
@@ -99,7 +99,7 @@ def run(case: Case, way: str, growth: Growth | None, *, seed: int) -> Result:
         shares.append(report.trained / report.weights if report else 1.0)
         if epoch > case.training.epochs - LAST:
             parts = (experiment.validation, experiment.test)
-            found_now = [evaluate(experiment.model, experiment.metrics, data=p) for p in parts]
+            found_now = [evaluate(experiment.model, experiment.measured, data=p) for p in parts]
             metrics.append((found_now[0], found_now[1]))
         if found:
             found[0].observe()
@@ -108,7 +108,7 @@ def run(case: Case, way: str, growth: Growth | None, *, seed: int) -> Result:
     train(
         experiment.model,
         experiment.loss,
-        data=experiment.train,
+        data=experiment.data,
         epochs=plan.epochs,
         optimizer=plan.optimizer,
         lr=plan.lr,

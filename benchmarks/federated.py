@@ -26,7 +26,7 @@ from slipstream.federated.training import (
     train_federated,
 )
 from slipstream.modes.growth import Growth
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 
 SPLITS = {"iid": None, "Dirichlet 0.3": 0.3}
 CONTROLS: dict[str, Method] = {
@@ -99,7 +99,9 @@ def rows(results: list[Result], base: list[Result]) -> list[tuple[str, ...]]:
     return found
 
 
-def text_of(results: list[Result], facts: dict[str, Any], setup: Setup, plan: FederatedPlan) -> str:
+def text_of(
+    results: list[Result], facts: dict[str, Any], setup: NamedTask, plan: FederatedPlan
+) -> str:
     """Return the whole page."""
     shares = ("up", "down", "both ways")
     header = ("", "seeds", "test accuracy, %", "beside FedAvg", "test loss", *shares)
@@ -171,7 +173,9 @@ def main() -> None:
     done = [(r.method, r.split, r.failing, r.seed) for r in results]
     facts = data.get("machine") or machine()
     options = {"hidden_layers": 2}
-    setup = Setup("mlp", given.data, width=given.width, options=options, examples=given.examples)
+    setup = NamedTask(
+        "mlp", given.data, width=given.width, options=options, examples=given.examples
+    )
     plan = FederatedPlan(rounds=given.rounds, lr=given.lr)
     every: dict[str, Callable[[], Any]] = {**METHODS, **CONTROLS}
     missing = [key for key in keys(given) if tuple(key.values()) not in done]

@@ -20,10 +20,10 @@ from slipstream.federated.flower import CompressedAveraging
 from slipstream.federated.in_process import InProcessGrid
 from slipstream.federated.training import FederatedPlan, client_app
 from slipstream.modes import Growth
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.testbed.clients import split_among_clients
 
-SETUP = Setup("mlp", "digits", width=32, options={"hidden_layers": 2})
+SETUP = NamedTask("mlp", "digits", width=32, options={"hidden_layers": 2})
 GROWTH = Growth(warm_up=2, every=1, share=0.3, modes=4)
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     plan = FederatedPlan(rounds=given.rounds, clients=given.clients)
     experiment = SETUP.build()
-    parts = split_among_clients(experiment.train.examples, plan.clients)
+    parts = split_among_clients(experiment.data.examples, plan.clients)
     app = client_app(experiment.model, experiment.loss, parts=parts, plan=plan)
     start = ArrayRecord(experiment.model.state_dict())
     strategies, weights, seconds = [], [], []

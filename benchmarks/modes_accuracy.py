@@ -29,7 +29,7 @@ from common import machine, machine_line, table, write
 from slipstream.averaging import EMA, LAWA, SWA, average_run, choose_average
 from slipstream.evaluation import evaluate
 from slipstream.modes import Modes, fit_modes
-from slipstream.named_task import Setup, rebuild
+from slipstream.named_task import NamedTask, rebuild
 from slipstream.named_training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights
@@ -160,19 +160,19 @@ def judge(folder: Path, device: str) -> Iterator[tuple[str, str, float]]:
     """For each way: its name, what was chosen on validation data, and its test accuracy."""
     run = Trajectory.open(folder)
     experiment = rebuild(run.description["configuration"], device=device)
-    calibration = list(islice(experiment.train, CALIBRATION))
+    calibration = list(islice(experiment.data, CALIBRATION))
     validation, test = list(experiment.validation), list(experiment.test)
     for name, makers in ways(run).items():
         choice = choose_average(
             experiment.model,
-            experiment.metrics,
+            experiment.measured,
             candidates=makers,
             validation=validation,
             train=calibration,
             criterion="accuracy",
             highest=True,
         )
-        metrics = evaluate(experiment.model, experiment.metrics, weights=choice.weights, data=test)
+        metrics = evaluate(experiment.model, experiment.measured, weights=choice.weights, data=test)
         yield name, choice.best.name, metrics["accuracy"]
 
 
@@ -183,7 +183,7 @@ def recorded(case: Case, recipe: str, seed: int, runs: Path, options: argparse.N
     if (folder / "run.json").is_file() and len(Trajectory.open(folder)) == plan.epochs + 1:
         return folder
     data = case.setup["data"].format(cifar10=options.cifar10, mnist=options.mnist)
-    setup = Setup(**(case.setup | {"data": data}), seed=seed)
+    setup = NamedTask(**(case.setup | {"data": data}), seed=seed)
     record_training(setup, plan, path=folder, overwrite=True, device=options.device)
     return folder
 

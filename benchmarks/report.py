@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from common import machine, machine_line, table, write
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.report import write_report
 from slipstream.report.sections import Landscapes
 from slipstream.trajectory import Trajectory
 
-LARGE = Setup("mlp", "digits", width=935, options={"hidden_layers": 2}, batch_size=128)
-SMALL = Setup("mlp", "digits", width=32, options={"hidden_layers": 2}, batch_size=64)
+LARGE = NamedTask("mlp", "digits", width=935, options={"hidden_layers": 2}, batch_size=128)
+SMALL = NamedTask("mlp", "digits", width=32, options={"hidden_layers": 2}, batch_size=64)
 SNAPSHOTS, RUNS, CLICKS = 100, 50, 60
 SECONDS = 5.0  # for each line and plane of the landscape
 CLICK = """async ([row]) => {
@@ -66,7 +66,7 @@ def reports(folder: Path, repeats: int) -> list[dict[str, Any]]:
     rows = []
     for name, setup in (("small network", SMALL), ("a million weights", LARGE)):
         run = folder / name
-        steps = len(setup.build().train)
+        steps = len(setup.build().data)
         plan = TrainingPlan(epochs=-(-(SNAPSHOTS - 1) // steps), lr=0.05, keep="every:1")
         record_training(setup, plan, path=run)
         kept = folder / f"{name} cut"

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import evaluate, recalibrate_batchnorm, to_device, weights_in
-from slipstream.named_task import Experiment, Setup
+from slipstream.evaluation import Task, evaluate, recalibrate_batchnorm, to_device, weights_in
+from slipstream.named_task import NamedTask
 from slipstream.named_training import TrainingPlan
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -41,7 +41,7 @@ SIGNED = ("naive-signed", "random-signed", "oracle-signed", "fgmt-signed")
 class Case:
     """A network on a data set, how it is trained, and on what batches gradients are matched."""
 
-    setup: Setup
+    setup: NamedTask
     training: TrainingPlan
     gradient_batch: int = 128
     stages: int = 10
@@ -56,35 +56,36 @@ def cases(mnist: str, cifar10: str) -> dict[str, Case]:
     conv = TrainingPlan(epochs=3, lr=0.02, schedule="cosine")
     cifar = TrainingPlan(epochs=8, lr=0.1, weight_decay=5e-4, schedule="cosine")
     return {
-        "digits-2": Case(Setup("mlp", "digits", width=512, batch_size=32), digits),
+        "digits-2": Case(NamedTask("mlp", "digits", width=512, batch_size=32), digits),
         "digits-3": Case(
-            Setup("mlp", "digits", width=512, options={"hidden_layers": 2}, batch_size=32), digits
+            NamedTask("mlp", "digits", width=512, options={"hidden_layers": 2}, batch_size=32),
+            digits,
         ),
         "mnist-mlp": Case(
-            Setup("mlp", f"mnist:{mnist}", width=1024, batch_size=64),
+            NamedTask("mlp", f"mnist:{mnist}", width=1024, batch_size=64),
             TrainingPlan(epochs=3, lr=0.02),
             further_rates=(0.02, 0.005),
         ),
         "mnist-conv": Case(
-            Setup("conv_net", f"mnist:{mnist}", examples=10_000, batch_size=64),
+            NamedTask("conv_net", f"mnist:{mnist}", examples=10_000, batch_size=64),
             conv,
             256,
             gmt=False,
         ),
         "mnist-conv-bn": Case(
-            Setup("conv_net", f"mnist:{mnist}", options=bn, examples=10_000, batch_size=64),
+            NamedTask("conv_net", f"mnist:{mnist}", options=bn, examples=10_000, batch_size=64),
             conv,
             256,
         ),
         "cifar10-conv8": Case(
-            Setup("conv8", f"cifar10:{cifar10}", width=0.125, examples=25_000),
+            NamedTask("conv8", f"cifar10:{cifar10}", width=0.125, examples=25_000),
             cifar,
             256,
             stages=20,
             gmt=False,
         ),
         "cifar10-resnet18": Case(
-            Setup("resnet18", f"cifar10:{cifar10}", width=0.125, examples=25_000),
+            NamedTask("resnet18", f"cifar10:{cifar10}", width=0.125, examples=25_000),
             cifar,
             256,
             stages=20,
@@ -97,7 +98,7 @@ def cases(mnist: str, cifar10: str) -> dict[str, Case]:
 class Pair:
     """A trained source and a target's start, with the target's own training's end."""
 
-    experiment: Experiment
+    experiment: Task
     batches: Iterable[Any]  # for gradients
     groups: NeuronGroups
     source: Trajectory
@@ -114,7 +115,7 @@ class Pair:
         return self._accuracy(weights, self.experiment.validation)
 
     def _accuracy(self, weights: Weights, data: Iterable[Any]) -> float:
-        metrics = {"accuracy": self.experiment.metrics["accuracy"]}
+        metrics = {"accuracy": self.experiment.measured["accuracy"]}
         return evaluate(self.experiment.model, metrics, weights=weights, data=data)["accuracy"]
 
     def transfer(self, plan: TransferPlan) -> TransferResult:
@@ -165,8 +166,8 @@ def make_pair(case: Case, number: int, pairs: int, *, scale: float = 1.0) -> Pai
     experiment = setup.build()
     return Pair(
         experiment,
-        replace(setup, batch_size=case.gradient_batch).build().train,
-        find_neuron_groups(experiment.model, next(iter(experiment.train))[0]),
+        replace(setup, batch_size=case.gradient_batch).build().data,
+        find_neuron_groups(experiment.model, next(iter(experiment.data))[0]),
         Trajectory.from_weights(source.snapshots),
         target.snapshots[0],
         target.snapshots[-1],
@@ -184,13 +185,13 @@ def scaled(model: nn.Module, scale: float) -> dict[str, Tensor]:
 
 
 def run_training(
-    experiment: Experiment, plan: TrainingPlan, *, snapshots: list[dict[str, Tensor]]
+    experiment: Task, plan: TrainingPlan, *, snapshots: list[dict[str, Tensor]]
 ) -> None:
     """Train from where the model is; a snapshot at the end of every epoch."""
     train(
         experiment.model,
         experiment.loss,
-        data=experiment.train,
+        data=experiment.data,
         epochs=plan.epochs,
         optimizer=plan.optimizer,
         lr=plan.lr,

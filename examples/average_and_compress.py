@@ -12,7 +12,7 @@ import torch
 
 from slipstream import Averages, Recorder, Schedule, Trajectory, classification_loss, evaluate
 from slipstream.averaging import EMA, SWA, average_candidates, choose_average
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.trajectory import compress_run
 
 EPOCHS = 20
@@ -20,14 +20,14 @@ EPOCHS = 20
 
 def main() -> None:
     """Train with a large learning rate, so that there is something to average."""
-    experiment = Setup("mlp", "digits", width=256, options={"hidden_layers": 2}).build()
-    model, metrics = experiment.model, experiment.metrics
+    experiment = NamedTask("mlp", "digits", width=256, options={"hidden_layers": 2}).build()
+    model, metrics = experiment.model, experiment.measured
     optimizer = torch.optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
     beside = Averages(model, [EMA(0.99), SWA(start=100)]).attach(optimizer)
     with tempfile.TemporaryDirectory() as folder:
         with Recorder(folder, model, schedule=Schedule.every(10)).attach(optimizer):
             for epoch in range(EPOCHS):
-                for batch in experiment.train.epoch(epoch):
+                for batch in experiment.data.epoch(epoch):
                     optimizer.zero_grad()
                     torch.autograd.backward(classification_loss(model, batch))
                     optimizer.step()
@@ -37,7 +37,7 @@ def main() -> None:
             metrics,
             candidates=average_candidates(Trajectory.open(folder)),
             validation=experiment.validation,
-            train=experiment.train,
+            train=experiment.data,
         )
     print(f"{smaller.snapshots} snapshots take {smaller.share:.0%} of what they took")
     for name, weights in {

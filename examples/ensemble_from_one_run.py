@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from slipstream import Trajectory, TransferPlan, classification_loss, transfer_to_many, weights_of
 from slipstream.evaluation import eval_mode, weights_in
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.named_training import TrainingPlan, record_training
 from slipstream.weights import Weights
 
 MEMBERS = 5
-SETUP = Setup("mlp", "digits", width=256, options={"hidden_layers": 2})
+SETUP = NamedTask("mlp", "digits", width=256, options={"hidden_layers": 2})
 
 
 def probabilities(model: nn.Module, weights: Weights, inputs: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def main() -> None:
             model=model,
             executor=executor,
             loss=classification_loss,
-            data=experiment.train,
+            data=experiment.data,
             plan=TransferPlan("fgmt-signed"),
         )
         trained = source[-1].weights

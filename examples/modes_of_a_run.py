@@ -11,10 +11,10 @@ from pathlib import Path
 
 from slipstream import Trajectory, evaluate, fit_modes
 from slipstream.modes import compare_modes
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.named_training import TrainingPlan, record_training
 
-SETUP = Setup("mlp", "digits", width=64, options={"hidden_layers": 2})
+SETUP = NamedTask("mlp", "digits", width=64, options={"hidden_layers": 2})
 MODES = 5
 
 
@@ -35,7 +35,7 @@ def main() -> None:
             ("modelled", modes.weights_at(run[-1].step)),
         ]:
             metrics = evaluate(
-                experiment.model, experiment.metrics, weights=weights, data=experiment.test
+                experiment.model, experiment.measured, weights=weights, data=experiment.test
             )
             print(f"{name} weights: accuracy {metrics['accuracy']:.3f}")
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from slipstream.evaluation import evaluate
-from slipstream.named_task import Experiment, Setup
+from slipstream.evaluation import Task, evaluate
+from slipstream.named_task import NamedTask
 from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.figures import plot_along
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -15,7 +15,7 @@ from slipstream.transfer.comparison import Comparison, Target, compare_methods
 from slipstream.transfer.plan import Method, TransferPlan
 from slipstream.weights import Weights, copy, load_weights_, weights_of
 
-SETUP = Setup("mlp", "digits", width=256, options={"hidden_layers": 2}, batch_size=32)
+SETUP = NamedTask("mlp", "digits", width=256, options={"hidden_layers": 2}, batch_size=32)
 TRAINING = TrainingPlan(epochs=20, lr=0.05)
 GRADIENT_BATCH = 128
 FURTHER_RATES = (0.05, 0.01, 0.002)
@@ -64,17 +64,17 @@ def run_demo(
         start = weights_of(setup.build(seed=seed + number).model)
         trained = _train_on(experiment, start, epochs=TRAINING.epochs, lr=TRAINING.lr)
         starts.append(Target(start, trained))
-    batches = next(iter(experiment.train))[0]
+    batches = next(iter(experiment.data))[0]
     comparison = compare_methods(
         Trajectory.open(folder / "source"),
         starts,
         model=experiment.model,
         loss=experiment.loss,
-        data=replace(setup, batch_size=GRADIENT_BATCH).build().train,
+        data=replace(setup, batch_size=GRADIENT_BATCH).build().data,
         plans={method: TransferPlan(method, seed=seed) for method in METHODS},
-        metrics=experiment.metrics,
-        validation=experiment.validation,
-        test=experiment.test,
+        metrics=experiment.measured,
+        validation=experiment.part("validation"),
+        test=experiment.part("test"),
         groups=find_neuron_groups(experiment.model, batches),
         further=lambda weights: _best_epoch(experiment, weights),
         progress=lambda name, done, _: tell(name, 1 + targets + done, pieces),
@@ -84,23 +84,25 @@ def run_demo(
     return Demo(folder / "source", figure, recorded.seconds, comparison)
 
 
-def _best_epoch(experiment: Experiment, start: Weights) -> Weights:
+def _best_epoch(experiment: Task, start: Weights) -> Weights:
     """One more epoch at the rate that is best on the validation data: no start suits all rates."""
     found = [_train_on(experiment, start, epochs=1, lr=rate) for rate in FURTHER_RATES]
     loss = {"loss": experiment.loss}
     losses = [
-        evaluate(experiment.model, loss, weights=weights, data=experiment.validation)["loss"]
+        evaluate(experiment.model, loss, weights=weights, data=experiment.part("validation"))[
+            "loss"
+        ]
         for weights in found
     ]
     return found[losses.index(min(losses))]
 
 
-def _train_on(experiment: Experiment, start: Weights, *, epochs: int, lr: float) -> Weights:
+def _train_on(experiment: Task, start: Weights, *, epochs: int, lr: float) -> Weights:
     load_weights_(experiment.model, start)
     train(
         experiment.model,
         experiment.loss,
-        data=experiment.train,
+        data=experiment.data,
         epochs=epochs,
         optimizer=TRAINING.optimizer,
         lr=lr,

@@ -79,7 +79,8 @@ MODULES = {
     "slipstream.transfer.porting.workbench": "slipstream.porting.method_inputs",
 }
 
-# Names that left a package that is still there: package to name to where it is now.
+# Names that left a package that is still there: package to name to where it is now, as
+# `package.module`, or `package.module:name` if it has another name.
 NAMES = {
     "slipstream": {"recalibrate_batchnorm": "slipstream.evaluation"},
     "slipstream.evaluation": {
@@ -104,15 +105,19 @@ NAMES = {
         "choose_average": "slipstream.averaging",
         "parse_rule": "slipstream.averaging",
     },
+    "slipstream.named_task": {
+        "Experiment": "slipstream.evaluation:Task",
+        "Setup": "slipstream.named_task:NamedTask",
+    },
     "slipstream.recipes": {
         "descend": "slipstream.training",
         "fresh_weights": "slipstream.training",
     },
     "slipstream.testbed": {
-        "Experiment": "slipstream.named_task",
+        "Experiment": "slipstream.evaluation:Task",
         "FewShot": "slipstream.named_task",
         "RecordedTraining": "slipstream.named_training",
-        "Setup": "slipstream.named_task",
+        "Setup": "slipstream.named_task:NamedTask",
         "TrainingPlan": "slipstream.named_training",
         "TrainingResult": "slipstream.training",
         "rebuild": "slipstream.named_task",
@@ -157,9 +162,10 @@ def moved_names(package: str) -> Callable[[str], Any]:
     def find(name: str) -> Any:
         if name not in NAMES[package]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = NAMES[package][name]
-        _warn(f"{package}.{name}", f"{module}.{name}")
-        return getattr(import_module(module), name)
+        module, _, renamed = NAMES[package][name].partition(":")
+        present = renamed or name
+        _warn(f"{package}.{name}", f"{module}.{present}")
+        return getattr(import_module(module), present)
 
     return find
 

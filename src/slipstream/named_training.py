@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from slipstream.evaluation import evaluate
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.training.plain import OptimizerName, ScheduleName, rate_factor, train
 from slipstream.trajectory import Recorder, Schedule
 
@@ -50,7 +50,7 @@ class RecordedTraining:
 
 
 def record_training(
-    setup: Setup,
+    setup: NamedTask,
     plan: TrainingPlan,
     *,
     path: str | Path,
@@ -79,18 +79,17 @@ def record_training(
         FileExistsError: If the folder is not empty.
     """
     experiment = setup.build(device=device)
-    total = len(experiment.train) * plan.epochs if isinstance(experiment.train, Sized) else None
+    total = len(experiment.data) * plan.epochs if isinstance(experiment.data, Sized) else None
 
     def validate() -> dict[str, float]:
-        found = evaluate(experiment.model, experiment.metrics, data=experiment.validation)
-        return {f"validation_{name}": value for name, value in found.items()}
+        return experiment.validated()
 
     options = asdict(plan)
     recorder = Recorder(
         path,
         experiment.model,
         schedule=_between_epochs(options.pop("keep"), total, plan.epochs),
-        configuration={"setup": asdict(setup), "training": asdict(plan)},
+        configuration={"setup": setup.to_json(), "training": asdict(plan)},
         seed=setup.seed,
         overwrite=overwrite,
     )
@@ -99,7 +98,7 @@ def record_training(
         result = train(
             experiment.model,
             experiment.loss,
-            data=experiment.train,
+            data=experiment.data,
             **options,
             seed=setup.seed,
             on_optimizer=recorder.attach,
@@ -109,8 +108,8 @@ def record_training(
             ),
         )
     validation, test = (
-        evaluate(experiment.model, experiment.metrics, data=part)
-        for part in (experiment.validation, experiment.test)
+        evaluate(experiment.model, experiment.measured, data=experiment.part(part))
+        for part in ("validation", "test")
     )
     return RecordedTraining(
         str(path), result.losses, result.steps, result.seconds, validation, test

@@ -14,7 +14,7 @@ from slipstream.averaging import EMA, LAWA, average_candidates, average_run, cho
 from slipstream.cli.app import app
 from slipstream.evaluation import evaluate, recalibrate_batchnorm
 from slipstream.modes import fit_modes
-from slipstream.named_task import Setup, rebuild
+from slipstream.named_task import NamedTask
 from slipstream.trajectory import Trajectory
 from slipstream.weights import weights_of
 
@@ -140,19 +140,22 @@ def slipstream(*arguments, code=0):
 
 
 def test_the_command_saves_the_best_and_never_sees_test_data(run, tmp_path, monkeypatch):
-    def without_test_data(*arguments, **options):
-        return replace(rebuild(*arguments, **options), test=None)
+    build = NamedTask.build
+    with monkeypatch.context() as patch:
+        patch.setattr(NamedTask, "build", lambda self, **o: replace(build(self, **o), test=None))
+        _best_is_saved(run, tmp_path)
 
-    monkeypatch.setattr("slipstream.cli.loading.rebuild", without_test_data)
+
+def _best_is_saved(run, tmp_path):
     file = tmp_path / "best.safetensors"
     said = json.loads(slipstream("average", run, "--json", "-o", file).stdout)
     named = {c["name"]: c["validation"] for c in said["candidates"]}
     best = max(named, key=lambda name: (named[name]["accuracy"], -named[name]["loss"]))
     assert said["best"] == best
     assert said["by"] == "accuracy"
-    experiment = Setup("mlp", "digits", width=8, examples=300).build()
+    experiment = NamedTask("mlp", "digits", width=8, examples=300).build()
     metrics = evaluate(
-        experiment.model, experiment.metrics, weights=load_file(file), data=experiment.validation
+        experiment.model, experiment.measured, weights=load_file(file), data=experiment.validation
     )
     assert metrics == named[best]
 

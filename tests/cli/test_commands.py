@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.evaluation import evaluate
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.trajectory import Trajectory
 from slipstream.weights import weights_of
@@ -69,8 +69,8 @@ def test_train_records_what_it_says(run):
     assert trajectory.steps == [0, 3, 6]
     assert said["steps"] == 6
     assert trajectory[-1].metrics["train_loss"] == said["losses"][-1]
-    setup = Setup("mlp", "digits", width=8, examples=300).build()
-    test = evaluate(setup.model, setup.metrics, weights=trajectory[-1].weights, data=setup.test)
+    setup = NamedTask("mlp", "digits", width=8, examples=300).build()
+    test = evaluate(setup.model, setup.measured, weights=trajectory[-1].weights, data=setup.test)
     assert said["test"] == pytest.approx(test, abs=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_own_model_data_and_loss(own, tmp_path):
     said = json.loads(slipstream("train", *functions, "--json").stdout)
     assert said["path"] == "run"
     assert said["validation"].keys() == {"loss"}
-    again = json.loads(slipstream("evaluate", "run", "--json").stdout)
+    again = json.loads(slipstream("evaluate", "run", *functions, "--json").stdout)
     assert again == pytest.approx({"split": "test", **said["test"]})
     listed = slipstream("groups", f"{own}:build", "--data", f"{own}:load").stdout
     assert "0 groups" in listed
@@ -236,7 +236,7 @@ def test_mistakes_are_one_line_and_exit_code_2(tmp_path, monkeypatch, arguments,
 def test_weights_that_do_not_fit_are_named(run, tmp_path):
     path, _ = run
     file = tmp_path / "weights.safetensors"
-    weights = weights_of(Setup("mlp", width=9).build().model)
+    weights = weights_of(NamedTask("mlp", width=9).build().model)
     save_file(weights, file)
     result = slipstream("evaluate", path, "--weights", file, code=2)
     assert "differ in the shape of 'hidden1.weight': (8, 64) and (9, 64)." in result.stderr

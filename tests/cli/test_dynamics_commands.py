@@ -71,7 +71,7 @@ def test_curvature_is_that_of_the_snapshots(run, tmp_path):
     )
     trajectory = Trajectory.open(run)
     experiment = rebuild(trajectory.description["configuration"])
-    data = list(experiment.train)[:3]
+    data = list(experiment.data)[:3]
     for row in said:
         expected = measure_curvature(
             experiment.model,

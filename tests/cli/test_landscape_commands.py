@@ -47,7 +47,7 @@ def parts(folder):
     """What the commands measure with."""
     run = Trajectory.open(folder / "run")
     experiment = rebuild(run.description["configuration"])
-    given = {"metrics": experiment.metrics, "data": list(experiment.test)}
+    given = {"metrics": experiment.measured, "data": list(experiment.test)}
     return experiment, run, Trajectory.open(folder / "other"), given
 
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from slipstream.cli.app import app
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.weights import copy, weights_of
@@ -21,7 +21,7 @@ def slipstream(*arguments, code=0):
 @pytest.fixture
 def files(tmp_path):
     """A network, and the same with its neurons hidden by a permutation."""
-    model = Setup("mlp", "digits", width=16).build().model
+    model = NamedTask("mlp", "digits", width=16).build().model
     groups = find_neuron_groups(model, torch.zeros(1, 64))
     hidden = Permutation.random(groups, seed=1)
     source, target = copy(weights_of(model)), hidden.apply(copy(weights_of(model)))

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.cli.port import Method
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.porting.plan import PortMethod
 from slipstream.weights import weights_of
 
@@ -39,7 +39,7 @@ def slipstream(*arguments, code=0):
 def files(tmp_path):
     """Three files of weights of an MLP, as options; the fine-tune adds one to every number."""
     base, other = (
-        weights_of(Setup("mlp", "digits", width=8).build(seed=seed).model) for seed in (0, 1)
+        weights_of(NamedTask("mlp", "digits", width=8).build(seed=seed).model) for seed in (0, 1)
     )
     for name, weights in (
         ("base", base), ("tuned", {n: v + 1 for n, v in base.items()}), ("other", other),

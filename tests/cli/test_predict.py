@@ -9,7 +9,7 @@ from slipstream.cli.app import app
 from slipstream.cli.predict import first_examples
 from slipstream.dynamics import predict_training_time
 from slipstream.evaluation import classification_loss
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.weights import weights_of
 
 NETWORK = ("--model", "mlp", "--width", 16, "--data", "digits", "--examples", 20)
@@ -22,7 +22,7 @@ def slipstream(*arguments, code=0):
 
 
 def test_it_says_and_draws_what_the_library_predicts(tmp_path):
-    experiment = Setup("mlp", "digits", width=16).build()
+    experiment = NamedTask("mlp", "digits", width=16).build()
     weights = tmp_path / "start.safetensors"
     moved = {name: value * 1.5 for name, value in weights_of(experiment.model).items()}
     save_file(moved, weights)
@@ -30,7 +30,7 @@ def test_it_says_and_draws_what_the_library_predicts(tmp_path):
     words += ["--seed", 3, "--schedule", "cosine", "--max-steps", 50, "--linearisations", 2]
     words += ["--reach", "80%", "--reach", 1e-6]
     said = json.loads(slipstream("predict", *words, "--json").stdout)
-    inputs, labels = (part[:20] for part in next(iter(experiment.train)))
+    inputs, labels = (part[:20] for part in next(iter(experiment.data)))
     found = predict_training_time(
         experiment.model.eval(),
         classification_loss,

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from slipstream import demo
 from slipstream.cli.app import app
 from slipstream.evaluation import evaluate
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 from slipstream.named_training import TrainingPlan
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import load_transfer
@@ -37,7 +37,7 @@ def test_a_run_is_transferred_to_a_seed_shown_and_evaluated(run, tmp_path):
     assert "9 gradients" in told
     result = load_transfer(out)
     assert (result.plan.method, result.plan.stages) == ("fgmt-signed", 3)
-    start = weights_of(Setup("mlp", width=8).build(seed=7).model)
+    start = weights_of(NamedTask("mlp", width=8).build(seed=7).model)
     assert torch.equal(result.trajectory[0].weights["hidden1.weight"], start["hidden1.weight"])
     assert "validation loss" in told
     assert f"{result.stages[-1].metrics['accuracy']:.4f}" in told
@@ -84,7 +84,7 @@ def test_mistakes_are_told_in_one_line(run, tmp_path, arguments, words):
 
 
 def test_the_demo_compares_and_draws(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "SETUP", Setup("mlp", "digits", width=8, batch_size=64))
+    monkeypatch.setattr(demo, "SETUP", NamedTask("mlp", "digits", width=8, batch_size=64))
     monkeypatch.setattr(demo, "TRAINING", TrainingPlan(epochs=1, lr=0.05))
     told = slipstream("demo", "--targets", 2, "--out", tmp_path / "demo").stdout
     for row in ("target start", "naive", "random", "fgmt", "fgmt-signed", "oracle"):
@@ -100,15 +100,15 @@ def test_the_demo_compares_and_draws(tmp_path, monkeypatch):
     source = Trajectory.open(tmp_path / "demo" / "source")
     experiment = demo.SETUP.build()
     there = evaluate(
-        experiment.model, experiment.metrics, weights=source[0].weights, data=experiment.test
+        experiment.model, experiment.measured, weights=source[0].weights, data=experiment.test
     )
     assert own["metrics"] != there  # another seed
 
 
 def test_the_further_epoch_is_the_best_by_validation_and_begins_at_the_start(monkeypatch):
     monkeypatch.setattr(demo, "FURTHER_RATES", (1e-6, 0.1, 1e-5))
-    experiment = replace(Setup("mlp", "digits", width=8, batch_size=64).build(), test=[])
-    start = weights_of(Setup("mlp", width=8).build(seed=3).model)
+    experiment = replace(NamedTask("mlp", "digits", width=8, batch_size=64).build(), test=[])
+    start = weights_of(NamedTask("mlp", width=8).build(seed=3).model)
     found = demo._best_epoch(experiment, start)
     moved = max((found[name] - value).abs().max().item() for name, value in start.items())
     assert moved > 0.01  # at the rate that learns

@@ -14,7 +14,7 @@ from slipstream.federated.flower import CompressedAveraging, compression_mod
 from slipstream.federated.in_process import InProcessGrid
 from slipstream.federated.training import METHODS, FederatedPlan, train_federated
 from slipstream.modes.growth import Growth
-from slipstream.named_task import Setup
+from slipstream.named_task import NamedTask
 
 QUICK = Growth(warm_up=2, every=1, share=0.3, modes=2)
 
@@ -218,7 +218,7 @@ def test_apps_and_servers_that_do_not_fit_are_told():
     assert "does not use the strategy CompressedAveraging" in replies[0].error.reason
 
 
-SETUP = Setup("mlp", "digits", width=16, examples=300)
+SETUP = NamedTask("mlp", "digits", width=16, examples=300)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -177,7 +177,7 @@ def test_a_ticket_transferred_to_a_permuted_start_is_the_permuted_ticket(method,
     slipstream("recipe", "iterand", *network, *brief, "--out", run)
     recorded = Trajectory.open(run)
     experiment = rebuild(recorded.description["configuration"])
-    groups = find_neuron_groups(experiment.model, next(iter(experiment.train))[0])
+    groups = find_neuron_groups(experiment.model, next(iter(experiment.data))[0])
     permutation = Permutation.random(groups, seed=3)
     permuted = permutation.apply(load_ticket(run).weights)
     save_file(permutation.apply(recorded[0].weights), start)

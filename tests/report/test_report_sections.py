@@ -7,7 +7,7 @@ import torch
 from report.recorded import walk
 from slipstream.evaluation import evaluate
 from slipstream.landscape import trajectory_plane
-from slipstream.named_task import Setup, rebuild
+from slipstream.named_task import NamedTask, rebuild
 from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.content import Contours, HeatMap, Lines, Note, Panels, Table, plain
 from slipstream.report.recorded_run import RecordedRun, fingerprint, short_names, shown
@@ -31,7 +31,7 @@ def items(key, runs, kind, extras=None):
 def trained(tmp_path_factory):
     """A run of the testbed that can be rebuilt, and one that was transferred from it."""
     folder = tmp_path_factory.mktemp("trained")
-    setup = Setup("mlp", "digits", width=8, examples=256, batch_size=64)
+    setup = NamedTask("mlp", "digits", width=8, examples=256, batch_size=64)
     record_training(setup, TrainingPlan(epochs=4, keep="every:2"), path=folder / "source")
     experiment = setup.build(seed=5)
     source = Trajectory.open(folder / "source")
@@ -40,10 +40,10 @@ def trained(tmp_path_factory):
         weights_of(experiment.model),
         model=experiment.model,
         loss=experiment.loss,
-        data=experiment.train,
+        data=experiment.data,
         plan=TransferPlan("fgmt", stages=3),
         validation=list(experiment.validation),
-        metrics=experiment.metrics,
+        metrics=experiment.measured,
         run_folder=folder / "target",
         configuration={**source.description["configuration"], "source": str(folder / "source")},
     )
@@ -224,7 +224,7 @@ def test_the_baseline_is_the_naive_transfer(trained):
     end = {name: start[name] + last[name] - first[name] for name in start}
     experiment = rebuild(source.description["configuration"])
     batch = [next(iter(experiment.validation))]
-    found = evaluate(experiment.model, experiment.metrics, weights=end, data=batch)
+    found = evaluate(experiment.model, experiment.measured, weights=end, data=batch)
     assert naive.y[-1] == pytest.approx(found["accuracy"])
 
 
@@ -249,7 +249,9 @@ def test_the_line_ends_at_the_losses_of_start_and_end(trained):
     batch = [next(iter(experiment.validation))]
     trajectory = runs[0].run.trajectory
     for at, snapshot in ((0, trajectory[0]), (-1, trajectory[-1])):
-        found = evaluate(experiment.model, experiment.metrics, weights=snapshot.weights, data=batch)
+        found = evaluate(
+            experiment.model, experiment.measured, weights=snapshot.weights, data=batch
+        )
         assert own.series[0].y[at] == pytest.approx(found["loss"], rel=1e-4)
     assert len(own.series[0].x) == 5  # no time for more
     assert between.series[0].y[0] == pytest.approx(own.series[0].y[-1], rel=1e-4)
@@ -267,7 +269,7 @@ def test_the_plane_holds_the_path_and_the_loss_at_the_end(trained):
     experiment = rebuild(runs[0].run.configuration)
     corner = trajectory_plane(runs[0].run.trajectory).weights_at(plane.x[-1], plane.y[0])
     batch = [next(iter(experiment.validation))]
-    found = evaluate(experiment.model, experiment.metrics, weights=corner, data=batch)
+    found = evaluate(experiment.model, experiment.measured, weights=corner, data=batch)
     assert plane.values[0][-1] == pytest.approx(found["loss"], rel=1e-3)
 
 

@@ -47,15 +47,15 @@ def average(
         run, model=model, data=data, loss=loss, width=width, option=option, device=device
     )
     recorded = Trajectory.open(run)
-    criterion = by or ("accuracy" if "accuracy" in experiment.metrics else "loss")
+    criterion = by or ("accuracy" if "accuracy" in experiment.measured else "loss")
     rules = [parse_rule(text) for text in rule] if rule else None
     with pieces_bar("averaging", hidden=json) as bar:
         choice = choose_average(
             experiment.model,
-            experiment.metrics,
+            experiment.measured,
             candidates=average_candidates(recorded, rules=rules, modes=modes),
-            validation=experiment.validation,
-            train=list(islice(experiment.train, batchnorm_batches)),
+            validation=experiment.part("validation"),
+            train=list(islice(experiment.data, batchnorm_batches)),
             criterion=criterion,
             highest=criterion == "accuracy",
             progress=bar,
@@ -66,7 +66,7 @@ def average(
         candidates = [asdict(candidate) for candidate in choice.candidates]
         write_json({"best": choice.best.name, "by": choice.criterion, "candidates": candidates})
         return
-    names = list(experiment.metrics)
+    names = list(experiment.measured)
     rows = [[c.name, *(f"{c.validation[n]:.4f}" for n in names)] for c in choice.candidates]
     write_table(["validation", *names], rows)
     typer.echo(f"best by {choice.criterion}: {choice.best.name}")

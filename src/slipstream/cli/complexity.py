@@ -52,7 +52,7 @@ def complexity(
     )
     trajectory = Trajectory.open(run)
     rates, epochs = _recipe(trajectory, lr)
-    batches = (batches_of_epoch(experiment.train, epoch) for epoch in range(epochs))
+    batches = (batches_of_epoch(experiment.data, epoch) for epoch in range(epochs))
     with steps_bar("steps", hidden=json) as bar:
         found = complexity_of_run(
             experiment.model,

@@ -36,7 +36,7 @@ def evaluate(
     )
     metrics = evaluation.evaluate(
         experiment.model,
-        experiment.metrics,
+        experiment.measured,
         weights=open_weights(experiment.model, run=run, step=step, file=weights),
         data=experiment.part(split),
     )

@@ -31,10 +31,10 @@ def federate(
     """
     with pieces_bar("starting", hidden=json) as bar:
         from slipstream.federated.training import FederatedPlan, compare_federated
-        from slipstream.named_task import Setup
+        from slipstream.named_task import NamedTask
 
         outcomes = compare_federated(
-            Setup("mlp", data, width=width, options={"hidden_layers": 2}, seed=seed),
+            NamedTask("mlp", data, width=width, options={"hidden_layers": 2}, seed=seed),
             FederatedPlan(rounds=rounds, clients=clients, failing=failing, seed=seed),
             methods=method or ("fedavg", "modes", "modes+8-bit"),
             splits=split or ("iid", "0.3"),

@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from slipstream.cli.options import network_options
-from slipstream.evaluation import inputs_of
-from slipstream.named_task import Experiment, Setup, rebuild
+from slipstream.cli.task_options import TaskOptions
+from slipstream.evaluation import Task, inputs_of
 from slipstream.pretrained import example_input_for, model_from_config, timm_model
 from slipstream.storage.tensor_file import map_tensors
-from slipstream.trajectory import Snapshot, Trajectory, read_run
+from slipstream.trajectory import Snapshot, Trajectory
 from slipstream.weights import check_same_layout, weights_of
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def open_experiment(
     option: list[str] | None = None,
     seed: int | None = None,
     device: str = "cpu",
-) -> Experiment:
+) -> Task:
     """Build the model and load the data of a run, or those that are named.
 
     Args:
@@ -48,22 +47,8 @@ def open_experiment(
     Raises:
         ValueError: If there is neither a run nor a model, or something does not fit.
     """
-    options = network_options(option)
-    if run is not None:
-        return rebuild(
-            read_run(run).description["configuration"],
-            model=model,
-            data=data,
-            loss=loss,
-            width=width,
-            options=options,
-            seed=seed,
-            device=device,
-        )
-    if model is None:
-        raise ValueError("Give a run folder, or name a model with --model.")
-    setup = Setup(model, data or "digits", loss, width=width, options=options, seed=seed or 0)
-    return setup.build(device=device)
+    named = TaskOptions(model, data, loss, width=width, option=tuple(option or ()), device=device)
+    return named.open(run, seed=seed)
 
 
 def landscapes_of(seconds: float, **given: Any) -> "Landscapes":
@@ -134,7 +119,7 @@ def open_model(
     )
     if data is None and hasattr(experiment.model, "main_input_name"):  # of transformers
         return experiment.model, example_input_for(experiment.model)
-    return experiment.model, inputs_of(next(iter(experiment.train)))
+    return experiment.model, inputs_of(next(iter(experiment.data)))
 
 
 def open_weights(

@@ -9,9 +9,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from slipstream.cli.loading import open_experiment, open_model, open_weights
-from slipstream.evaluation import inputs_of
+from slipstream.evaluation import Task, inputs_of
 from slipstream.matching import Matching, match_activations, match_weights
-from slipstream.named_task import Experiment
 from slipstream.symmetry.tracing import find_neuron_groups
 
 
@@ -54,7 +53,7 @@ def match_files(
         named = dict(experiment)
         model, example_input = open_model(named.pop("model"), **named)
     else:
-        model, example_input = opened.model, inputs_of(next(iter(opened.train)))
+        model, example_input = opened.model, inputs_of(next(iter(opened.data)))
     groups = find_neuron_groups(model, example_input)
     sides: dict[str, Any] = {"source": _read(model, source), "target": _read(model, target)}
     shared: dict[str, Any] = {"groups": groups, "restarts": restarts, "seed": seed}
@@ -62,7 +61,7 @@ def match_files(
         first: Literal["frank-wolfe"] | None = None if start == "identity" else start
         found = match_weights(sides["source"], sides["target"], start=first, **shared)
     else:
-        found = match_activations(model, data=islice(opened.train, batches), **shared, **sides)
+        found = match_activations(model, data=islice(opened.data, batches), **shared, **sides)
     moved = found.source_to_target.apply(sides["source"])
     save_file({name: value.contiguous() for name, value in moved.items()}, out)
     if permutation is not None:
@@ -88,7 +87,7 @@ def _read(model: nn.Module, path: Path) -> dict[str, Tensor]:
     return open_weights(model, run=run, step=None, file=None if run else path)
 
 
-def _with_data(experiment: Mapping[str, Any]) -> Experiment:
+def _with_data(experiment: Mapping[str, Any]) -> Task:
     """The model with data, which a folder of Hugging Face or a name of timm does not have."""
     name = experiment["model"]
     if name.startswith("timm:") or Path(name, "config.json").is_file():

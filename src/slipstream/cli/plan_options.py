@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import typer
 
-from slipstream.storage.plan_fields import FLAGS, HELP, MINIMUM, SHOWN
+from slipstream.storage.plan_fields import ARGUMENT, FLAGS, HELP, MINIMUM, SHOWN
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -23,6 +23,7 @@ class Adjusted:
     skip: tuple[str, ...] = ()  # fields that are no options of this command
     rename: Mapping[str, str] = field(default_factory=dict)  # field to the option's name
     help: Mapping[str, str] = field(default_factory=dict)  # field to a sentence of the command's
+    shown: Mapping[str, Any] = field(default_factory=dict)  # field to the default in `--help`
 
 
 def with_plan_options(command: Command) -> Command:
@@ -161,13 +162,16 @@ class _Plan:
         name, default = self._name(own), self._default(own)
         flag = f"--{name.replace('_', '-')}"
         switch = f"{flag}/--no-{flag[2:]}" if hint is bool and default is True else flag
-        shown = own.metadata[SHOWN]
-        info = typer.Option(
-            switch,
-            *own.metadata[FLAGS],
-            help=self.adjusted.help.get(own.name, own.metadata[HELP]),
-            min=own.metadata[MINIMUM],
-            show_default=shown if shown is not None else True,
+        shown = self.adjusted.shown.get(own.name, own.metadata[SHOWN])
+        how: dict[str, Any] = {
+            "help": self.adjusted.help.get(own.name, own.metadata[HELP]),
+            "min": own.metadata[MINIMUM],
+            "show_default": True if shown is None else str(shown),
+        }
+        info = (
+            typer.Argument(**how)
+            if own.metadata[ARGUMENT]
+            else typer.Option(switch, *own.metadata[FLAGS], **how)
         )
         hint, default = _for_typer(hint, default)
         return inspect.Parameter(

@@ -87,8 +87,8 @@ def _task(
         )
         held: dict[str, Any] = {"model": experiment.model, "loss": experiment.loss}
         if data is None:  # the model alone, to match neurons by weights
-            return held | {"example_input": next(iter(experiment.train))[0]}
-        return held | {"data": experiment.train, "validation": experiment.validation}
+            return held | {"example_input": next(iter(experiment.data))[0]}
+        return held | {"data": experiment.data, "validation": experiment.validation}
     if data is None:
         return {}
     given = find_function(data)()

@@ -68,7 +68,7 @@ def predict(
     )
     network = experiment.model.eval()
     start = open_weights(network, run=run, step=step, file=weights) if run or weights else None
-    chosen = first_examples(experiment.train, examples)
+    chosen = first_examples(experiment.data, examples)
     at_start = evaluate(network, {"loss": experiment.loss}, weights=start, data=chosen)["loss"]
     with pieces_bar("looking", hidden=json) as progress:
         found = predict_training_time(

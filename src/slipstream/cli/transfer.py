@@ -81,23 +81,25 @@ def transfer(
             start,
             model=network,
             loss=experiment.loss,
-            data=experiment.train,
+            data=experiment.data,
             plan=plan,
             groups=NeuronGroups.load(groups) if groups else None,
             trained_target=trained,
             validation=experiment.validation,
-            metrics=experiment.metrics,
+            metrics=experiment.measured,
             keep=keep,
             run_folder=out,
             configuration={**source.description["configuration"], "source": str(run)},
             resume=resume,
             progress=bar,
         )
-    test = evaluate(network, experiment.metrics, weights=result.weights, data=experiment.test)
+    test = evaluate(
+        network, experiment.measured, weights=result.weights, data=experiment.part("test")
+    )
     if json:
         write_json({**result.to_json(), "path": str(out), "test": test})
     else:
-        _print(result, list(experiment.metrics))
+        _print(result, list(experiment.measured))
         typer.echo(f"test, stage {result.chosen}: {in_words(test)}; recorded in {out}")
         if line := lost_mask(source[-1].weights, result.weights):
             typer.echo(line)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor, nn
 
-from slipstream.evaluation import Loss, evaluate
+from slipstream.evaluation import Loss, Task, evaluate
 from slipstream.federated import (
     AdaptiveFreezing,
     EightBit,
@@ -30,7 +30,7 @@ from slipstream.federated.flower_api import (
     RecordDict,
 )
 from slipstream.federated.in_process import Fate, InProcessGrid
-from slipstream.named_task import Experiment, Setup
+from slipstream.named_task import NamedTask
 from slipstream.testbed.clients import split_among_clients
 from slipstream.testbed.datasets import Batches, Examples
 from slipstream.training.plain import train
@@ -99,7 +99,7 @@ class FederatedRun:
 
 
 def train_federated(
-    setup: Setup,
+    setup: NamedTask,
     plan: FederatedPlan,
     *,
     policy: Policy | None = None,
@@ -124,12 +124,12 @@ def train_federated(
         ValueError: If something of setup or plan does not fit.
     """
     experiment = setup.build()
-    if not isinstance(experiment.train, Batches):
+    if not isinstance(experiment.data, Batches):
         raise ValueError(
             f"data must be of the testbed to be split among clients, not {setup.data}."
         )
     parts = split_among_clients(
-        experiment.train.examples, plan.clients, alpha=plan.alpha, seed=plan.seed
+        experiment.data.examples, plan.clients, alpha=plan.alpha, seed=plan.seed
     )
     app = client_app(experiment.model, experiment.loss, parts=parts, plan=plan)
     nodes = {number: {"partition-id": number} for number in range(plan.clients)}
@@ -164,7 +164,7 @@ class FederatedOutcome:
 
 
 def compare_federated(
-    setup: Setup,
+    setup: NamedTask,
     plan: FederatedPlan,
     *,
     methods: Sequence[str] = tuple(METHODS),
@@ -275,7 +275,7 @@ class _Watch:
 
     def __init__(
         self,
-        experiment: Experiment,
+        experiment: Task,
         plan: FederatedPlan,
         on_round: Callable[[int, int], object] | None,
     ) -> None:
@@ -289,10 +289,10 @@ class _Watch:
         last = number > self._plan.rounds - 5
         if not last and (number == 0 or number % self._plan.evaluate_every):
             return None
-        found, own = [], self._experiment
+        own = self._experiment
         load_weights_(own.model, arrays.to_torch_state_dict())
-        for part in (own.validation, own.test):
-            found.append(evaluate(own.model, own.metrics, data=part))
+        parts = (own.part("validation"), own.part("test"))
+        found = [evaluate(own.model, own.measured, data=part) for part in parts]
         self.validation[number], self.test[number] = found
         return MetricRecord(dict(found[0]))
 

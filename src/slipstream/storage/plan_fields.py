@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, field
 from typing import Any
 
-HELP, FLAGS, MINIMUM, SHOWN, HIDDEN = "help", "flags", "minimum", "shown", "hidden"
+HELP, FLAGS, MINIMUM, SHOWN, ARGUMENT = "help", "flags", "minimum", "shown", "argument"
 
 
 def option(
@@ -24,8 +24,7 @@ def option(
         default: The value if none is given, in Python and on the command line.
         help: A sentence for `--help`.
         factory: Makes the default instead, for a mapping or another plan.
-        flags: How the option is written besides `--name`, such as `-o`. One that begins with
-            `--` and is an old spelling is hidden: it is understood, and not shown in `--help`.
+        flags: How the option is written besides `--name`, such as `-o`.
         minimum: The least value that the command line takes.
         shown: What `--help` shows as the default, if not the value itself.
 
@@ -40,7 +39,13 @@ def option(
         >>> Plan().stages
         10
     """
-    metadata = {HELP: help, FLAGS: flags, MINIMUM: minimum, SHOWN: shown}
+    metadata = {HELP: help, FLAGS: flags, MINIMUM: minimum, SHOWN: shown, ARGUMENT: False}
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def argument(default: Any = MISSING, help: str = "") -> Any:
+    """Return a field that commands take as an argument, without a flag."""
+    metadata = {HELP: help, FLAGS: (), MINIMUM: None, SHOWN: None, ARGUMENT: True}
     return field(default=default, metadata=metadata)

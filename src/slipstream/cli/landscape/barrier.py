@@ -58,7 +58,7 @@ def barrier(
         for name, value in found.items()
         for kind in ("rise", "drop")
     ]
-    write_table(["neurons", "from the chord", *opened.experiment.metrics], rows)
+    write_table(["neurons", "from the chord", *opened.experiment.measured], rows)
 
 
 def _measured(opened: networks.Networks, match: str, given: dict[str, Any]) -> "dict[str, Barrier]":
@@ -70,7 +70,7 @@ def _measured(opened: networks.Networks, match: str, given: dict[str, Any]) -> "
     if match == "none":
         alone = loss_barrier(experiment.model, experiment.loss, start=start, end=end, **given)
         return {"as they are": alone}
-    example_input = inputs_of(next(iter(experiment.train)))
+    example_input = inputs_of(next(iter(experiment.data)))
     found = align_then_barrier(
         experiment.model,
         experiment.loss,

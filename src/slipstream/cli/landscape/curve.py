@@ -63,11 +63,11 @@ def curve(
             opened.experiment.loss,
             start=first,
             end=last,
-            data=opened.experiment.train,
+            data=opened.experiment.data,
             calibration=opened.calibration,
             plan=CurvePlan(shape, bends, descent, points),
             measured_on=opened.data,
-            metrics=opened.experiment.metrics,
+            metrics=opened.experiment.measured,
             checkpoint=resume,
             progress=bar,
         )
@@ -85,7 +85,7 @@ def curve(
         for name, value in found.items()
         for kind in ("rise", "drop")
     ]
-    write_table(["way", "from the chord", *opened.experiment.metrics], rows)
+    write_table(["way", "from the chord", *opened.experiment.measured], rows)
 
 
 def _save(fitted: "Curve", file: Path) -> None:

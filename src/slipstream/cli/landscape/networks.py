@@ -14,8 +14,7 @@ from slipstream.cli.output import json_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from slipstream.evaluation import Batch
-    from slipstream.named_task import Experiment
+    from slipstream.evaluation import Batch, Task
     from slipstream.weights import Weights
 
 PLACES = "Run folders (the last snapshot, or RUN@STEP) and .safetensors files; NAME=PATH names one."
@@ -40,7 +39,7 @@ BatchNormBatches = Annotated[int, typer.Option(min=1, help=BATCHES)]
 class Networks:
     """Weights of one model, and how they are measured."""
 
-    experiment: "Experiment"
+    experiment: "Task"
     weights: "dict[str, Weights]"
     data: "Iterable[Batch]"
     calibration: "list[Batch]"
@@ -50,7 +49,7 @@ class Networks:
         """The arguments that all measurements share, but for model, loss and weights."""
         return {
             "data": self.data,
-            "metrics": self.experiment.metrics,
+            "metrics": self.experiment.measured,
             "calibration": self.calibration,
         }
 
@@ -101,7 +100,7 @@ def open_networks(
             )
         run, file = (place.path, None) if place.path.is_dir() else (None, place.path)
         weights[place.name] = open_weights(experiment.model, run=run, step=place.step, file=file)
-    calibration = list(islice(experiment.train, batches))
+    calibration = list(islice(experiment.data, batches))
     return Networks(experiment, weights, experiment.part(split), calibration)
 
 

@@ -62,7 +62,7 @@ def study(
             points=points,
             corners=corners.split(",") if corners else None,
             plane_points=plane_points,
-            predict=predicted_classes if "accuracy" in opened.experiment.metrics else None,
+            predict=predicted_classes if "accuracy" in opened.experiment.measured else None,
             resume=resume,
             progress=bar,
             **opened.measured,

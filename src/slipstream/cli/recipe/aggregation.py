@@ -1,6 +1,5 @@
 """`slipstream recipe aggregation`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,13 +52,15 @@ def aggregation(
     """
     from slipstream.cli.loading import open_weights
     from slipstream.evaluation import evaluate
-    from slipstream.named_task import Setup
+    from slipstream.named_task import NamedTask
     from slipstream.recipes import AggregationPlan, aggregation_controls, train_aggregation
     from slipstream.training import Descent
 
     names = data or ["digits", "digits+permuted"]
     further = options.network_options(option)
-    setups = [Setup(network, name, loss, width, further, None, batch_size, seed) for name in names]
+    setups = [
+        NamedTask(network, name, loss, width, further, None, batch_size, seed) for name in names
+    ]
     parts = [setup.build(device=device) for setup in setups]
     how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     model = parts[0].model
@@ -68,14 +69,14 @@ def aggregation(
         found = train_aggregation(
             model,
             parts[0].loss,
-            data=[part.train for part in parts],
+            data=[part.data for part in parts],
             plan=AggregationPlan(pull, how),
             initial=initial or None,
-            validation=[part.validation for part in parts],
-            metrics=parts[0].metrics,
+            validation=[part.part("validation") for part in parts],
+            metrics=parts[0].measured,
             run_folder=out,
             configuration={
-                "setup": asdict(setups[0]),
+                "setup": setups[0].to_json(),
                 "data": names,
                 "start": list(map(str, start)) if start else None,
             },
@@ -87,20 +88,22 @@ def aggregation(
     if controls:
         with steps_bar("controls", hidden=json) as bar:
             others = aggregation_controls(
-                model, parts[0].loss, data=[part.train for part in parts], descent=how,
+                model, parts[0].loss, data=[part.data for part in parts], descent=how,
                 initial=initial or None, progress=bar,
             )  # fmt: skip
         ways |= {"sum, apart": others.sum, "mean, apart": others.mean}
         ways["one network"] = others.together
     rows = {
-        way: [evaluate(model, parts[0].metrics, weights=w, data=part.test) for part in parts]
+        way: [
+            evaluate(model, parts[0].measured, weights=w, data=part.part("test")) for part in parts
+        ]
         for way, w in ways.items()
     }
     if json:
         write_json({"path": str(out), "steps": found.steps, "gap": found.gap, "test": rows})
         return
     typer.echo(f"{found.steps} steps; gap of aggregate and sum {found.gap:.4f}; recorded in {out}")
-    columns = [f"{metric} {name}" for name in names for metric in parts[0].metrics]
+    columns = [f"{metric} {name}" for name in names for metric in parts[0].measured]
     cells = [
         [way, *(f"{value:.4f}" for part in row for value in part.values())]
         for way, row in rows.items()

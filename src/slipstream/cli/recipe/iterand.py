@@ -57,12 +57,12 @@ def iterand(
     Example: slipstream recipe iterand mlp --width 64 --pruned 0.5 --out ticket
     """
     from slipstream.evaluation import evaluate
-    from slipstream.named_task import Setup
+    from slipstream.named_task import NamedTask
     from slipstream.recipes import IterandPlan, ticket_size, train_iterand
     from slipstream.training import Descent
 
     further = options.network_options(option)
-    setup = Setup(network, data, loss, width, further, examples, batch_size, seed)
+    setup = NamedTask(network, data, loss, width, further, examples, batch_size, seed)
     descent = Descent(epochs, "sgd", lr, momentum, weight_decay, seed=seed)
     plan = IterandPlan(
         pruned, shares(pruned_in), selection, ranking, initial, redrawn, every, biases,
@@ -73,12 +73,12 @@ def iterand(
         found = train_iterand(
             experiment.model,
             experiment.loss,
-            data=experiment.train,
+            data=experiment.data,
             plan=plan,
             validation=experiment.validation,
-            metrics=experiment.metrics,
+            metrics=experiment.measured,
             run_folder=out,
-            configuration={"setup": asdict(setup)},
+            configuration={"setup": setup.to_json()},
             overwrite=overwrite,
             resume=resume,
             progress=bar,
@@ -86,7 +86,10 @@ def iterand(
     ticket, size = found.ticket, ticket_size(found.ticket)
     measured = {
         part: evaluate(
-            experiment.model, experiment.metrics, weights=ticket.weights, data=experiment.part(part)
+            experiment.model,
+            experiment.measured,
+            weights=ticket.weights,
+            data=experiment.part(part),
         )
         for part in ("validation", "test")
     }

@@ -54,12 +54,12 @@ def lure(
     Example: slipstream recipe lure mlp --chunks 4 --share 0.2 --out lure
     """
     from slipstream.cli.loading import open_weights
-    from slipstream.named_task import Setup
+    from slipstream.named_task import NamedTask
     from slipstream.recipes import LurePlan, train_lure
     from slipstream.training import Descent
 
     further = options.network_options(option)
-    setup = Setup(network, data, loss, width, further, None, batch_size, seed)
+    setup = NamedTask(network, data, loss, width, further, None, batch_size, seed)
     how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     plan = LurePlan(share, "saliency", slice_batches, how)
     experiment = setup.build(device=device)
@@ -71,13 +71,13 @@ def lure(
             found[choice] = train_lure(
                 model,
                 experiment.loss,
-                chunks=in_chunks(list(experiment.train), chunks),
+                chunks=in_chunks(list(experiment.data), chunks),
                 plan=replace(plan, choice=choice),
                 initial=open_weights(model, run=start, step=None, file=None) if start else None,
                 validation=experiment.validation,
-                metrics=experiment.metrics,
+                metrics=experiment.measured,
                 run_folder=out if kept else None,
-                configuration={"setup": asdict(setup), "start": start and str(start)},
+                configuration={"setup": setup.to_json(), "start": start and str(start)},
                 overwrite=overwrite and kept,
                 resume=resume and kept,
                 progress=bar,
@@ -89,7 +89,7 @@ def lure(
     candidates = found["saliency"].stages[0].candidates
     typer.echo(f"{found['saliency'].steps} steps; recorded in {out}")
     typer.echo(f"{candidates} weights may be reset. On validation data after each chunk:")
-    show(found, list(experiment.metrics))
+    show(found, list(experiment.measured))
 
 
 def in_chunks(batches: "list[Batch]", count: int) -> "list[list[Batch]]":

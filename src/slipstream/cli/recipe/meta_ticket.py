@@ -67,7 +67,7 @@ def meta_ticket(
 
     Example: slipstream recipe meta-ticket --data omniglot:data --ways 5 --shots 1 --out meta
     """
-    from slipstream.named_task import FewShot, Setup
+    from slipstream.named_task import FewShot, NamedTask
     from slipstream.recipes import MetaPlan, judge_tasks, train_meta
     from slipstream.testbed import TaskForm
 
@@ -82,25 +82,27 @@ def meta_ticket(
     form = TaskForm(ways, shots, queries, tasks)
     few = FewShot(form, replace(plan.adaptation, sparse=plan.masked), test_steps)
     further = options.network_options(option)
-    setup = Setup(network, data, loss, width, further, None, tasks, seed, few)
+    setup = NamedTask(network, data, loss, width, further, None, tasks, seed, few)
     experiment = setup.build(device=device)
     with steps_bar("training", hidden=json) as bar:
         found = train_meta(
             experiment.model,
             setup.base_loss,
-            data=experiment.train,
+            data=experiment.data,
             plan=plan,
             validation=experiment.validation,
-            metrics=experiment.metrics,
+            metrics=experiment.measured,
             run_folder=out,
-            configuration={"setup": asdict(setup)},
+            configuration={"setup": setup.to_json()},
             overwrite=overwrite,
             resume=resume,
             progress=bar,
         )
     scores = {
-        name: judge_tasks(experiment.model, metric, weights=found.weights, data=experiment.test)
-        for name, metric in experiment.metrics.items()
+        name: judge_tasks(
+            experiment.model, metric, weights=found.weights, data=experiment.part("test")
+        )
+        for name, metric in experiment.measured.items()
     }
     write(found, scores, out=out, json=json)
 

@@ -1,6 +1,5 @@
 """`slipstream recipe pseudo-transfer`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -81,7 +80,7 @@ def pseudo_transfer(
     from slipstream.cli.loading import open_weights
     from slipstream.cli.recipe.pseudo_source import few_of_each, open_source
     from slipstream.evaluation import evaluate
-    from slipstream.named_task import Setup
+    from slipstream.named_task import NamedTask
     from slipstream.recipes import (
         Consistency,
         PretrainPlan,
@@ -97,11 +96,11 @@ def pseudo_transfer(
         return Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
 
     plan = PseudoPlan(weight, Consistency(unsupervised), conditioning, descent=how(epochs))
-    setup = Setup(
+    setup = NamedTask(
         network, data, loss, width, options.network_options(option), None, batch_size, seed
     )
     task = setup.build(device=device)
-    few = few_of_each(task.train, labels, size=batch_size, seed=seed)
+    few = few_of_each(task.data, labels, size=batch_size, seed=seed)
     initial = open_weights(task.model, run=start, step=None, file=None) if start else None
     source_names = {"source": source, "epochs": source_epochs, "generator": generator}
     made, asked = open_source(
@@ -110,7 +109,7 @@ def pseudo_transfer(
     check_transfer(task.model, made, classifier=asked, data=few, plan=plan)
     common: dict[str, Any] = {
         "configuration": {
-            "setup": asdict(setup),
+            "setup": setup.to_json(),
             "start": str(start) if start else None,
             "pseudo": {**source_names, "classifier": classifier, "labels": labels},
         },
@@ -128,7 +127,7 @@ def pseudo_transfer(
         found = pseudo_semi_supervised(
             task.model, task.loss, generator=made, classifier=asked, data=few, plan=plan,
             initial=before.weights if before else initial, validation=task.validation,
-            metrics=task.metrics, run_folder=out / "task", progress=bar, **common,
+            metrics=task.measured, run_folder=out / "task", progress=bar, **common,
         )  # fmt: skip
     ways: dict[str, dict[str, Tensor] | None]
     ways = {name_of(before is not None, weight): found.weights}
@@ -140,7 +139,7 @@ def pseudo_transfer(
             )  # fmt: skip
         ways |= named(others, weight)
     rows = {
-        way: evaluate(task.model, task.metrics, weights=weights, data=task.test)
+        way: evaluate(task.model, task.measured, weights=weights, data=task.part("test"))
         for way, weights in ways.items()
         if weights is not None
     }

@@ -64,13 +64,13 @@ def side_tuning(
     task = open_experiment(run, model=model, data=data, loss=loss, seed=seed, device=device)
     weights = open_weights(old.model, run=run, step=None, file=None)
     base = features_of(old.model, weights=weights, head=head)
-    side = small_side(base, inputs_of(next(iter(old.train))), width=side_width, seed=seed)
+    side = small_side(base, inputs_of(next(iter(old.data))), width=side_width, seed=seed)
     made = {"base": str(run), "head": head}
     again = {"overwrite": overwrite, "resume": resume}
-    train = list(islice(task.train, batches)) if batches else task.train
+    train = list(islice(task.data, batches)) if batches else task.data
     with steps_bar("distilling", hidden=json) as bar:
         distilled = distil_side(
-            base, side, data=old.train, descent=how, run_folder=out / "distilled",
+            base, side, data=old.data, descent=how, run_folder=out / "distilled",
             configuration=made, progress=bar, **again,
         )  # fmt: skip
     with steps_bar("side-tuning", hidden=json) as bar:
@@ -82,25 +82,25 @@ def side_tuning(
             data=train,
             plan=SidePlan(how),
             validation=task.validation,
-            metrics=task.metrics,
+            metrics=task.measured,
             run_folder=out / "task",
             configuration={**made, "data": data, "batches": batches},
             progress=bar,
             **again,
         )
-    rows = {"side-tuning": evaluate(found.network, task.metrics, data=task.test)}
-    kept = {"base": evaluate(old.model, old.metrics, weights=weights, data=old.test)}
+    rows = {"side-tuning": evaluate(found.network, task.measured, data=task.part("test"))}
+    kept = {"base": evaluate(old.model, old.measured, weights=weights, data=old.part("test"))}
     if controls:
         with steps_bar("controls", hidden=json) as bar:
             others = side_controls(
                 task.model, task.loss, base=base, weights=weights, head=head, data=train,
                 descent=how, progress=bar,
             )  # fmt: skip
-        rows["features alone"] = evaluate(others.features, task.metrics, data=task.test)
-        rows["fine-tuning"] = evaluate(others.fine_tuned, task.metrics, data=task.test)
-        rows["from scratch"] = evaluate(others.scratch, task.metrics, data=task.test)
+        rows["features alone"] = evaluate(others.features, task.measured, data=task.part("test"))
+        rows["fine-tuning"] = evaluate(others.fine_tuned, task.measured, data=task.part("test"))
+        rows["from scratch"] = evaluate(others.scratch, task.measured, data=task.part("test"))
         kept["after fine-tuning"] = evaluate(
-            old.model, old.metrics, weights=others.overwritten, data=old.test
+            old.model, old.measured, weights=others.overwritten, data=old.part("test")
         )
     if json:
         write_json(

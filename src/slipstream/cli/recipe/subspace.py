@@ -1,6 +1,5 @@
 """`slipstream recipe subspace`."""
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,7 +12,7 @@ from slipstream.cli.recipe import descent
 from slipstream.cli.train import MODEL
 
 if TYPE_CHECKING:
-    from slipstream.named_task import Experiment
+    from slipstream.evaluation import Task
     from slipstream.recipes import Subspace
 
 SHAPE = "A line between 2 corners, a quadratic curve, or a simplex of --corners."
@@ -52,13 +51,13 @@ def subspace(
 
     Example: slipstream recipe subspace mlp --shape simplex --corners 3 --out simplex
     """
-    from slipstream.named_task import Setup
+    from slipstream.named_task import NamedTask
     from slipstream.recipes import SubspacePlan, train_subspace
     from slipstream.training import Descent
     from slipstream.weights import weights_of
 
     further = options.network_options(option)
-    setup = Setup(network, data, loss, width, further, examples, batch_size, seed)
+    setup = NamedTask(network, data, loss, width, further, examples, batch_size, seed)
     how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     plan = SubspacePlan(shape, corners, repulsion, layerwise, how)
     experiment = setup.build(device=device)
@@ -66,16 +65,16 @@ def subspace(
         found = train_subspace(
             experiment.model,
             experiment.loss,
-            data=experiment.train,
+            data=experiment.data,
             plan=plan,
             initial=[
                 weights_of(setup.build(seed=seed + corner, device=device).model)
                 for corner in range(plan.corners)
             ],
             validation=experiment.validation,
-            metrics=experiment.metrics,
+            metrics=experiment.measured,
             run_folder=out,
-            configuration={"setup": asdict(setup)},
+            configuration={"setup": setup.to_json()},
             overwrite=overwrite,
             resume=resume,
             progress=bar,
@@ -87,22 +86,22 @@ def subspace(
         return
     typer.echo(f"{found.steps} steps in {found.seconds:.1f} s; recorded in {out}")
     typer.echo(f"cosine of the angle between corners: {found.cosine:.2f}")
-    columns = [f"{part} {name}" for part in measured for name in experiment.metrics]
+    columns = [f"{part} {name}" for part in measured for name in experiment.measured]
     rows = [
-        [way, *(f"{measured[part][way][n]:.4f}" for part in measured for n in experiment.metrics)]
+        [way, *(f"{measured[part][way][n]:.4f}" for part in measured for n in experiment.measured)]
         for way in measured["validation"]
     ]
     write_table(["", *columns], rows)
 
 
 def measure(
-    experiment: "Experiment", found: "Subspace", *, points: int
+    experiment: "Task", found: "Subspace", *, points: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the metrics of the midpoint, the worst point and the ensemble: part, way, name."""
     from slipstream.evaluation import evaluate
     from slipstream.landscape import evaluate_span
 
-    model, metrics = experiment.model, experiment.metrics
+    model, metrics = experiment.model, experiment.measured
     measured = {}
     for part in ("validation", "test"):
         data = experiment.part(part)

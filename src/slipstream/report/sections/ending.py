@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 
-from slipstream.evaluation import Batch
+from slipstream.evaluation import Batch, Task
 from slipstream.landscape import Barrier, LossPlane, loss_barrier, loss_plane, trajectory_plane
-from slipstream.named_task import Experiment, rebuild
+from slipstream.named_task import rebuild
 from slipstream.report.content import (
     Cell,
     Contours,
@@ -30,7 +30,7 @@ _LINE, _PLANE = 25, 25  # points, if there is time
 _FEWEST = 5
 
 
-def from_configuration(run: RecordedRun) -> Experiment:
+def from_configuration(run: RecordedRun) -> Task:
     """Rebuild model, data and loss from what `slipstream train` kept in the run."""
     return rebuild(run.configuration)
 
@@ -39,7 +39,7 @@ def from_configuration(run: RecordedRun) -> Experiment:
 class Landscapes:
     """How the loss around a run is measured: with which model and data, and for how long."""
 
-    open: Callable[[RecordedRun], Experiment] = from_configuration
+    open: Callable[[RecordedRun], Task] = from_configuration
     seconds: float = 20.0  # for each line or plane, about
     batches: int = 4  # of the validation data
     calibration: int = 2  # of training data, for the statistics of BatchNorm
@@ -48,12 +48,12 @@ class Landscapes:
         """Return the batches of validation data that count here."""
         return list(islice(data, self.batches))
 
-    def barrier(self, experiment: Experiment, start: Weights, end: Weights) -> Barrier:
+    def barrier(self, experiment: Task, start: Weights, end: Weights) -> Barrier:
         """Measure the straight line between two weights, in as many points as there is time for."""
         points = min(_LINE, self._affordable(experiment, start, end))
         return self._line(experiment, start, end, points)
 
-    def plane(self, experiment: Experiment, run: RecordedRun) -> LossPlane:
+    def plane(self, experiment: Task, run: RecordedRun) -> LossPlane:
         """Measure the plane of a run's path, in as many points as there is time for."""
         plane = trajectory_plane(run.sampled)
         end = run.sampled[-1].weights
@@ -62,12 +62,12 @@ class Landscapes:
             experiment.model,
             experiment.loss,
             plane=plane,
-            data=self.some(experiment.validation),
+            data=self.some(experiment.part("validation")),
             points=max(_FEWEST, min(_PLANE, affordable)),
-            calibration=list(islice(experiment.train, self.calibration)),
+            calibration=list(islice(experiment.data, self.calibration)),
         )
 
-    def _affordable(self, experiment: Experiment, start: Weights, end: Weights) -> int:
+    def _affordable(self, experiment: Task, start: Weights, end: Weights) -> int:
         """How many points the time is enough for, by that of two of them."""
         self._line(experiment, start, end, 2)  # the first time is never like the others
         begin = time.perf_counter()
@@ -75,16 +75,16 @@ class Landscapes:
         each = (time.perf_counter() - begin) / 2
         return max(_FEWEST, int(self.seconds / each))
 
-    def _line(self, experiment: Experiment, start: Weights, end: Weights, points: int) -> Barrier:
+    def _line(self, experiment: Task, start: Weights, end: Weights, points: int) -> Barrier:
         return loss_barrier(
             experiment.model,
             experiment.loss,
             start=start,
             end=end,
-            data=self.some(experiment.validation),
-            metrics=experiment.metrics,
+            data=self.some(experiment.part("validation")),
+            metrics=experiment.measured,
             points=points,
-            calibration=list(islice(experiment.train, self.calibration)),
+            calibration=list(islice(experiment.data, self.calibration)),
         )
 
 
@@ -111,7 +111,7 @@ def ending(runs: Sequence[Shown], *, landscapes: Landscapes | None) -> list[Item
     if landscapes is None:
         text = "The loss around the run was not measured."
         return [Note(text, f"slipstream report {runs[0].run.path} --landscape")]
-    experiments: dict[int, Experiment] = {}
+    experiments: dict[int, Task] = {}
     items: list[Item] = []
     own = []
     for shown in runs:
@@ -136,7 +136,7 @@ def ending(runs: Sequence[Shown], *, landscapes: Landscapes | None) -> list[Item
     return [*items, *lines(own, pairs), *planes, *([barriers(own, pairs)] if own else [])]
 
 
-def own_line(shown: Shown, experiment: Experiment, landscapes: Landscapes) -> _Way:
+def own_line(shown: Shown, experiment: Task, landscapes: Landscapes) -> _Way:
     """Measure the straight line from the start of a run to its end."""
     start = shown.run.trajectory[0].weights
     barrier = landscapes.barrier(experiment, start, _end(shown))
@@ -211,7 +211,7 @@ def plane(shown: Shown, found: LossPlane) -> Contours:
     )
 
 
-def _plane(shown: Shown, experiment: Experiment, landscapes: Landscapes) -> Item:
+def _plane(shown: Shown, experiment: Task, landscapes: Landscapes) -> Item:
     try:
         return plane(shown, landscapes.plane(experiment, shown.run))
     except ValueError as error:

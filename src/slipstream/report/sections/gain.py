@@ -248,10 +248,10 @@ def _baseline(run: RecordedRun, method: Method, landscapes: Landscapes) -> Way:
         run.trajectory[0].weights,
         model=experiment.model,
         loss=experiment.loss,
-        data=experiment.train,
+        data=experiment.data,
         plan=replace(transfer.plan, method=method),
-        validation=landscapes.some(experiment.validation),
-        metrics=experiment.metrics,
+        validation=landscapes.some(experiment.part("validation")),
+        metrics=experiment.measured,
     )
     return _of(result, _name(result), None)
 
