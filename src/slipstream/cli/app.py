@@ -1,8 +1,6 @@
 """The list of commands, and what all of them do about mistakes."""
 
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -83,5 +81,4 @@ app.add_typer(recipe, name="recipe")
 
 def main() -> None:
     """Run the command line."""
-    sys.path.insert(0, str(Path.cwd()))  # for package.module:function
     app()

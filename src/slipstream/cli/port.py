@@ -79,7 +79,7 @@ def _task(
 ) -> dict[str, Any]:
     """The arguments that data, model and loss make."""
     from slipstream.cli.loading import open_experiment
-    from slipstream.named_task import find_function
+    from slipstream.cli.task_options import import_function
 
     if model is not None:
         experiment = open_experiment(
@@ -91,6 +91,6 @@ def _task(
         return held | {"data": experiment.data, "validation": experiment.validation}
     if data is None:
         return {}
-    given = find_function(data)()
+    given = import_function(data)()
     held = {"data": given.train, "validation": given.validation}
-    return held | ({"loss": find_function(loss)} if loss else {})
+    return held | ({"loss": import_function(loss)} if loss else {})

@@ -42,11 +42,14 @@ def train(
     Example: slipstream train mlp --width 1024 --data mnist:data --epochs 3 --lr 0.02 --out run
     """
     from slipstream.cli.progress import steps_bar
-    from slipstream.named_task import NamedTask
+    from slipstream.cli.task_options import look_in_working_folder
+    from slipstream.named_task import NamedTask, code_in
     from slipstream.named_training import TrainingPlan, record_training
 
     further = options.network_options(option)
     setup = NamedTask(model or network, data, loss, width, further, examples, batch_size, seed)
+    if code_in(setup.to_json()):
+        look_in_working_folder()
     plan = TrainingPlan(epochs, optimizer, lr, momentum, weight_decay, schedule, keep)
     with steps_bar("training", hidden=json) as bar:
         result = record_training(

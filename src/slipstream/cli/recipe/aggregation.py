@@ -51,6 +51,7 @@ def aggregation(
     Example: slipstream recipe aggregation mlp --data digits --data digits+permuted --out sum
     """
     from slipstream.cli.loading import open_weights
+    from slipstream.cli.task_options import build
     from slipstream.evaluation import evaluate
     from slipstream.named_task import NamedTask
     from slipstream.recipes import AggregationPlan, aggregation_controls, train_aggregation
@@ -61,7 +62,7 @@ def aggregation(
     setups = [
         NamedTask(network, name, loss, width, further, None, batch_size, seed) for name in names
     ]
-    parts = [setup.build(device=device) for setup in setups]
+    parts = [build(setup, device=device) for setup in setups]
     how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     model = parts[0].model
     initial = [open_weights(model, run=run, step=None, file=None) for run in start or ()]

@@ -56,6 +56,7 @@ def iterand(
 
     Example: slipstream recipe iterand mlp --width 64 --pruned 0.5 --out ticket
     """
+    from slipstream.cli.task_options import build
     from slipstream.evaluation import evaluate
     from slipstream.named_task import NamedTask
     from slipstream.recipes import IterandPlan, ticket_size, train_iterand
@@ -68,7 +69,7 @@ def iterand(
         pruned, shares(pruned_in), selection, ranking, initial, redrawn, every, biases,
         tuple(exclude or ()), seed, descent,
     )  # fmt: skip
-    experiment = setup.build(device=device)
+    experiment = build(setup, device=device)
     with steps_bar("training", hidden=json) as bar:
         found = train_iterand(
             experiment.model,

@@ -54,6 +54,7 @@ def lure(
     Example: slipstream recipe lure mlp --chunks 4 --share 0.2 --out lure
     """
     from slipstream.cli.loading import open_weights
+    from slipstream.cli.task_options import build
     from slipstream.named_task import NamedTask
     from slipstream.recipes import LurePlan, train_lure
     from slipstream.training import Descent
@@ -62,7 +63,7 @@ def lure(
     setup = NamedTask(network, data, loss, width, further, None, batch_size, seed)
     how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     plan = LurePlan(share, "saliency", slice_batches, how)
-    experiment = setup.build(device=device)
+    experiment = build(setup, device=device)
     model = experiment.model
     found: dict[str, Lure] = {}
     for choice in ("saliency", "random", "none") if controls else ("saliency",):

@@ -67,6 +67,7 @@ def meta_ticket(
 
     Example: slipstream recipe meta-ticket --data omniglot:data --ways 5 --shots 1 --out meta
     """
+    from slipstream.cli.task_options import build
     from slipstream.named_task import FewShot, NamedTask
     from slipstream.recipes import MetaPlan, judge_tasks, train_meta
     from slipstream.testbed import TaskForm
@@ -83,7 +84,7 @@ def meta_ticket(
     few = FewShot(form, replace(plan.adaptation, sparse=plan.masked), test_steps)
     further = options.network_options(option)
     setup = NamedTask(network, data, loss, width, further, None, tasks, seed, few)
-    experiment = setup.build(device=device)
+    experiment = build(setup, device=device)
     with steps_bar("training", hidden=json) as bar:
         found = train_meta(
             experiment.model,

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from slipstream.cli.loading import open_experiment, open_weights
+from slipstream.cli.task_options import import_function
 from slipstream.evaluation import Batch, classification_loss
-from slipstream.named_task import find_function
 from slipstream.recipes import ConditionalGenerator
 from slipstream.recipes.pseudo_transfer.sampling import Classifier
 from slipstream.testbed import Batches, Examples, build_network, load_data
@@ -91,7 +91,7 @@ def _generator(name: str) -> ConditionalGenerator:
     if Path(name).is_file():
         stored = load_generator(name)
         return ConditionalGenerator(stored.sample, stored.classes)
-    found = find_function(name)()
+    found = import_function(name)()
     if not isinstance(found, ConditionalGenerator):
         raise ValueError(
             f"{name} must return a slipstream.recipes.ConditionalGenerator, got "
@@ -105,7 +105,7 @@ def _classifier(name: str) -> Classifier:
         model = open_experiment(Path(name)).model
         weights = open_weights(model, run=Path(name), step=None, file=None)
         return model_at(model, weights).eval()
-    found = find_function(name)()
+    found = import_function(name)()
     if not callable(found):
         raise ValueError(
             f"{name} must return a function from inputs to logits, got {type(found).__name__}."

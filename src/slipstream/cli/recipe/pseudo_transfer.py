@@ -79,6 +79,7 @@ def pseudo_transfer(
     """
     from slipstream.cli.loading import open_weights
     from slipstream.cli.recipe.pseudo_source import few_of_each, open_source
+    from slipstream.cli.task_options import build
     from slipstream.evaluation import evaluate
     from slipstream.named_task import NamedTask
     from slipstream.recipes import (
@@ -99,7 +100,7 @@ def pseudo_transfer(
     setup = NamedTask(
         network, data, loss, width, options.network_options(option), None, batch_size, seed
     )
-    task = setup.build(device=device)
+    task = build(setup, device=device)
     few = few_of_each(task.data, labels, size=batch_size, seed=seed)
     initial = open_weights(task.model, run=start, step=None, file=None) if start else None
     source_names = {"source": source, "epochs": source_epochs, "generator": generator}

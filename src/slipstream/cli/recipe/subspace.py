@@ -51,6 +51,7 @@ def subspace(
 
     Example: slipstream recipe subspace mlp --shape simplex --corners 3 --out simplex
     """
+    from slipstream.cli.task_options import build
     from slipstream.named_task import NamedTask
     from slipstream.recipes import SubspacePlan, train_subspace
     from slipstream.training import Descent
@@ -60,7 +61,7 @@ def subspace(
     setup = NamedTask(network, data, loss, width, further, examples, batch_size, seed)
     how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     plan = SubspacePlan(shape, corners, repulsion, layerwise, how)
-    experiment = setup.build(device=device)
+    experiment = build(setup, device=device)
     with steps_bar("training", hidden=json) as bar:
         found = train_subspace(
             experiment.model,
@@ -68,7 +69,7 @@ def subspace(
             data=experiment.data,
             plan=plan,
             initial=[
-                weights_of(setup.build(seed=seed + corner, device=device).model)
+                weights_of(build(setup, seed=seed + corner, device=device).model)
                 for corner in range(plan.corners)
             ],
             validation=experiment.validation,
