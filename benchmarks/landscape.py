@@ -26,13 +26,20 @@ from common import machine, machine_line, table, write
 from slipstream.evaluation import (
     Batch,
     Metric,
+    Task,
     accuracy,
     classification_loss,
     evaluate,
     inputs_of,
     recalibrate_batchnorm,
 )
-from slipstream.landscape import align_then_barrier, loss_plane, plane_through, random_plane
+from slipstream.landscape import (
+    PlaneGrid,
+    align_then_barrier,
+    loss_plane,
+    plane_through,
+    random_plane,
+)
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.testbed import load_data, mlp, resnet18
 from slipstream.testbed.datasets import DataSplit, Examples
@@ -74,13 +81,9 @@ def beside_plain(
     flat = plane_through(corners)
     begun = time.process_time()
     found = loss_plane(
-        model,
-        classification_loss,
-        plane=flat,
-        data=data,
-        metrics=METRICS,
-        points=points,
-        calibration=kept,
+        flat,
+        Task(model, data, metrics=METRICS, calibration=kept),
+        grid=PlaneGrid(points=points),
     )
     ours = time.process_time() - begun
     begun = time.process_time()
@@ -106,12 +109,9 @@ def planes(digits: DataSplit) -> list[dict[str, Any]]:
         for part, examples in (("test", digits.test), ("train", digits.train)):
             began = time.process_time()
             loss_plane(
-                model,
-                classification_loss,
-                plane=flat,
-                data=examples.batches(500),
-                metrics=METRICS,
-                points=41,
+                flat,
+                Task(model, examples.batches(500), metrics=METRICS),
+                grid=PlaneGrid(points=41),
             )
             seconds = time.process_time() - began
             rows.append({"network": f"MLP {layers} x {width}", "data": part, "seconds": seconds})
@@ -196,13 +196,10 @@ def barriers(
     rows = []
     for first, second in combinations(range(len(SEEDS)), 2):
         found = align_then_barrier(
-            model,
-            classification_loss,
-            source=ends[first],
-            target=ends[second],
-            data=test,
+            ends[first],
+            ends[second],
+            Task(model, test),
             groups=groups,
-            metrics={"accuracy": accuracy},
         )
         before, after = found.before, found.after
         values = before.line.values["accuracy"]

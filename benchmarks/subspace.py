@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from common import machine, machine_line, table, write
 from slipstream.averaging import SWA, Averages
-from slipstream.evaluation import Ensemble, accuracy, classification_loss, evaluate
+from slipstream.evaluation import Ensemble, Task, accuracy, classification_loss, evaluate
 from slipstream.landscape import CurvePlan, Shape, Span, evaluate_span, fit_curve
 from slipstream.landscape.span import Calibration
 from slipstream.recipes import Subspace, SubspacePlan, train_subspace
@@ -95,7 +95,7 @@ class Bench:
     def worst(self, span: Span) -> dict[str, float]:
         """The lowest accuracy and the highest loss between the corners."""
         points = 11 if len(span.corners) < 3 or span.shape.name == "bezier" else 5
-        found = evaluate_span(self.model, METRICS, span=span, data=self.test, points=points)
+        found = evaluate_span(span, Task(self.model, self.test), metrics=METRICS, points=points)
         return {"accuracy": found.worst("accuracy", highest=True), "loss": found.worst("loss")}
 
 
@@ -168,9 +168,7 @@ def curve_between(
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """A curve between two networks: what the loss does on the way, and what its middle is worth."""
     plan = CurvePlan(descent=replace(bench.case.descent, epochs=bench.case.descent.epochs // 2))
-    curve = fit_curve(
-        bench.model, classification_loss, start=start, end=end, data=bench.train, plan=plan
-    )
+    curve = fit_curve(start, end, Task(bench.model, bench.train), plan=plan)
     yield "curve between two networks: midpoint", bench.judge(curve.at(0.5))
     yield "curve between two networks: worst point", bench.worst(curve.span)
     yield "barrier of the training loss: straight", {"loss": curve.straight.height}

@@ -15,6 +15,7 @@ MODULES = {
     "slipstream.integrations.flower_api": "slipstream.federated.flower_api",
     "slipstream.integrations.in_process": "slipstream.federated.in_process",
     "slipstream.landscape.checkpoint": "slipstream.storage.resumable_state",
+    "slipstream.landscape.directions": "slipstream.landscape.plane",
     "slipstream.landscape.storage": "slipstream.landscape.point_store",
     "slipstream.modes.average_rules": "slipstream.averaging.rules",
     "slipstream.modes.averages": "slipstream.averaging.averages",
@@ -90,7 +91,10 @@ NAMES = {
         "head_of": "slipstream.recipes.few_shot.adaptation",
     },
     "slipstream.landscape": {
+        "Curve": "slipstream.landscape:FittedCurve",
         "Descent": "slipstream.training",
+        "Place": "slipstream.landscape:PlanePoint",
+        "cosine": "slipstream.landscape:weight_cosine",
     },
     "slipstream.modes": {
         "AverageChoice": "slipstream.averaging",

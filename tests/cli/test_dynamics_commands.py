@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.dynamics import find_phases, measure_motion, principal_path
-from slipstream.landscape import measure_curvature
+from slipstream.evaluation import Task
+from slipstream.landscape import CurvaturePlan, measure_curvature
 from slipstream.named_task import rebuild
 from slipstream.trajectory import Layout, Trajectory, create_run
 
@@ -74,11 +75,9 @@ def test_curvature_is_that_of_the_snapshots(run, tmp_path):
     data = list(experiment.data)[:3]
     for row in said:
         expected = measure_curvature(
-            experiment.model,
-            experiment.loss,
+            Task(experiment.model, data, experiment.loss),
             weights=trajectory.at(row["step"]).weights,
-            data=data,
-            samples=2,
+            plan=CurvaturePlan(samples=2),
         )
         assert row["largest"] == expected.largest
         assert row["trace"] == expected.trace

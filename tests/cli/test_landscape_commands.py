@@ -1,6 +1,7 @@
 """The commands say, save and draw what the library finds."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -9,7 +10,11 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.cli.landscape.networks import write_outputs
+from slipstream.evaluation import Task
 from slipstream.landscape import (
+    AlignmentPlan,
+    PlaneGrid,
+    StudyPlan,
     align_then_barrier,
     landscape_study,
     loss_along,
@@ -47,18 +52,18 @@ def parts(folder):
     """What the commands measure with."""
     run = Trajectory.open(folder / "run")
     experiment = rebuild(run.description["configuration"])
-    given = {"metrics": experiment.measured, "data": list(experiment.test)}
-    return experiment, run, Trajectory.open(folder / "other"), given
+    task = Task(experiment.model, list(experiment.test))
+    return task, run, Trajectory.open(folder / "other")
 
 
 def test_line(folder, parts, tmp_path):
-    experiment, run, other, given = parts
+    task, run, other = parts
     out = (tmp_path / "line.svg", tmp_path / "line.json")
     places = (f"{folder / 'run'}@0", f"end={folder / 'run'}", folder / "mean.safetensors")
     how = ("--points", 3, "-o", out[0], "-o", out[1])
     told = json.loads(slipstream("landscape", "line", *places, *how, "--json").stdout)
     weights = [run[0].weights, run[-1].weights, other.resample(3)[1].weights]
-    found = loss_along(experiment.model, experiment.loss, weights=weights, points=3, **given)
+    found = loss_along(weights, task, points=3)
     assert told["names"] == ["run@0", "end", "mean"]
     assert told["values"]["loss"] == found.losses.tolist()
     assert json.loads(out[1].read_text()) == told
@@ -69,17 +74,15 @@ def test_line(folder, parts, tmp_path):
 
 
 def test_barrier(folder, parts):
-    experiment, run, other, given = parts
+    task, run, other = parts
     call = ("landscape", "barrier", folder / "run", folder / "other", "--points", 5)
     told = json.loads(slipstream(*call, "--match", "weights", "--json").stdout)
     found = align_then_barrier(
-        experiment.model,
-        experiment.loss,
-        source=run[-1].weights,
-        target=other[-1].weights,
-        groups=find_neuron_groups(experiment.model, torch.zeros(1, 1, 8, 8)),
-        points=5,
-        **given,
+        run[-1].weights,
+        other[-1].weights,
+        task,
+        groups=find_neuron_groups(task.model, torch.zeros(1, 1, 8, 8)),
+        plan=AlignmentPlan(points=5),
     )
     assert told["as they are"]["height"] == found.before.height
     assert told["matched"]["drops"]["accuracy"] == found.after.drop("accuracy")
@@ -90,7 +93,7 @@ def test_barrier(folder, parts):
 
 
 def test_planes(folder, parts, tmp_path):
-    experiment, run, other, given = parts
+    task, run, other = parts
     middle = other.resample(3)[1].weights
     file = folder / "mean.safetensors"
     three = {"run": run[-1].weights, "other": other[-1].weights, "mean": middle}
@@ -104,7 +107,7 @@ def test_planes(folder, parts, tmp_path):
     ):
         how = ("--points", 3, "--resume", tmp_path / str(number))
         told = json.loads(slipstream("landscape", "plane", *words, *how, "--json").stdout)
-        found = loss_plane(experiment.model, experiment.loss, plane=plane, points=3, **given)
+        found = loss_plane(plane, task, grid=PlaneGrid(points=3))
         assert told["values"]["loss"] == found.losses.tolist()
         assert told["labels"] == list(plane.labels)
     assert set(told["marks"]) == {"run", "other", "mean"}
@@ -115,7 +118,7 @@ def test_planes(folder, parts, tmp_path):
 
 
 def test_study_of_a_transfer(folder, parts, tmp_path, monkeypatch):
-    experiment, run, other, given = parts
+    task, run, other = parts
     result = load_transfer(folder / "moved")
     networks = networks_of_transfer(
         run,
@@ -123,7 +126,7 @@ def test_study_of_a_transfer(folder, parts, tmp_path, monkeypatch):
         source_to_target=result.source_to_target,
         trained_target=other[-1].weights,
     )
-    found = landscape_study(experiment.model, experiment.loss, weights=networks, points=3, **given)
+    found = landscape_study(networks, task, plan=StudyPlan(points=3))
     call = ("landscape", "study", folder / "moved", "--trained-target", folder / "other")
     told = json.loads(slipstream(*call, "--points", 3, "--json").stdout)
     expected = json.loads(json.dumps(found.to_json()))
@@ -134,6 +137,21 @@ def test_study_of_a_transfer(folder, parts, tmp_path, monkeypatch):
     assert "permuted source 3" in text
     few = slipstream("landscape", "study", folder / "run", folder / "other", "--points", 2).stdout
     assert "other 1" in few
+
+
+def test_the_source_of_a_transfer_is_found_from_another_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(folder)
+    slipstream("transfer", "run", "--target-seed", 1, "--stages", 2, "--out", tmp_path / "moved")
+    file = tmp_path / "moved" / "run.json"
+    description = json.loads(file.read_text())
+    description["configuration"]["source"] = "run"  # as 0.1 recorded it
+    file.write_text(json.dumps(description))
+    shutil.copytree(tmp_path / "moved", folder / "near")
+    monkeypatch.chdir(tmp_path)
+    text = slipstream("landscape", "study", folder / "near", "--points", 2).stdout
+    assert "permuted source" in text
+    result = slipstream("landscape", "study", "moved", "--points", 2, code=2)
+    assert "was transferred from run, where there is no run now" in result.stderr
 
 
 def test_mistakes_are_one_line(folder, tmp_path):

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cases import CASES
-from slipstream.evaluation import accuracy, classification_loss
-from slipstream.landscape import align_then_barrier, loss_barrier
+from slipstream.evaluation import Task
+from slipstream.landscape import AlignmentPlan, align_then_barrier, loss_barrier
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.weights import copy, weights_of
@@ -25,25 +25,17 @@ def test_a_permuted_network_has_a_barrier_that_matching_removes(name, method):
     model, target, groups, data = setting(name)
     hidden = Permutation.random(groups, seed=1)
     found = align_then_barrier(
-        model,
-        classification_loss,
-        source=hidden.apply(target),
-        target=target,
-        data=data,
+        hidden.apply(target),
+        target,
+        Task(model, iter(data)),
         groups=groups,
-        method=method,
-        metrics={"accuracy": accuracy},
-        points=7,
-        calibration=data,
+        plan=AlignmentPlan(method=method, points=7),
     )
     alone = loss_barrier(
-        model,
-        classification_loss,
-        start=hidden.apply(target),
-        end=target,
-        data=data,
+        hidden.apply(target),
+        target,
+        Task(model, data),
         points=7,
-        calibration=data,
     )
     torch.testing.assert_close(found.before.line.losses, alone.line.losses)
     torch.testing.assert_close(found.before.line.distances, alone.line.distances)
@@ -59,10 +51,7 @@ def test_a_permuted_network_has_a_barrier_that_matching_removes(name, method):
 
 def test_bad_input_is_told():
     model, target, groups, data = setting()
-    given = {"source": target, "target": target, "data": data, "groups": groups}
-    with pytest.raises(ValueError, match="give batches as calibration"):
-        align_then_barrier(model, classification_loss, **given, method="activations")
     with pytest.raises(ValueError, match="method must be weights or activations, got 'both'"):
-        align_then_barrier(model, classification_loss, **given, method="both")
+        AlignmentPlan(method="both")
     with pytest.raises(ValueError, match="target lacks the tensor"):
-        align_then_barrier(model, classification_loss, **{**given, "target": {}})
+        align_then_barrier(target, {}, Task(model, data), groups=groups)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -11,8 +11,9 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from cases import CASES
-from slipstream.evaluation import classification_loss
+from slipstream.evaluation import Task, classification_loss
 from slipstream.landscape import (
+    CurvaturePlan,
     curvature_along,
     gradient_noise,
     hessian_product,
@@ -83,7 +84,7 @@ def columns(model, loss, data, **options):
             unit = torch.zeros_like(parameter).flatten()
             unit[place] = 1
             vector = {name: unit.view(parameter.shape)}
-            found.append(flat(hessian_product(model, loss, vector=vector, data=data, **options)))
+            found.append(flat(hessian_product(vector, Task(model, data, loss), **options)))
     return torch.stack(found, 1)
 
 
@@ -126,7 +127,7 @@ def test_products_of_other_networks_are_differences_of_gradients(name):
     case = CASES[name]
     model = case.model().double()
     data = [(x.double(), y) for x, y in case.batches()]
-    mean = MeanLoss(model, classification_loss, weights=None, data=data)
+    mean = MeanLoss(Task(model, data), weights=None)
     vector = torch.randn(mean.size, dtype=torch.float64)
     step = 1e-7  # few of the ReLU switch in between
     with torch.no_grad():
@@ -135,7 +136,7 @@ def test_products_of_other_networks_are_differences_of_gradients(name):
             moved = dict(weights_of(model))
             for n, value in mean.named(vector).items():
                 moved[n] = moved[n] + sign * step * value
-            there = MeanLoss(model, classification_loss, weights=moved, data=data)
+            there = MeanLoss(Task(model, data), weights=moved)
             slopes.append(there.gradient())
     expected = (slopes[0] - slopes[1]) / (2 * step)
     torch.testing.assert_close(mean.product(vector), expected, rtol=1e-4, atol=1e-6)
@@ -160,7 +161,7 @@ def test_batchnorm_uses_its_running_statistics_unless_told_otherwise():
 def test_a_loss_without_curvature_has_none():
     model = linear()
     vector = {"weight": torch.ones(1, 4)}
-    found = hessian_product(model, lambda m, b: m(b[0]).mean(), vector=vector, data=examples())
+    found = hessian_product(vector, Task(model, examples(), lambda m, b: m(b[0]).mean()))
     assert not any(value.any() for value in found.values())
 
 
@@ -172,9 +173,7 @@ def test_eigenvalues_are_those_of_the_exact_hessian():
     values = torch.linalg.eigvalsh(exact_hessian(model, classification_loss, pooled(data)))
     seen = []
     found = hessian_spectrum(
-        model,
-        classification_loss,
-        data=data,
+        Task(model, data),
         count=3,
         tolerance=1e-9,
         progress=lambda *at: seen.append(at),
@@ -184,7 +183,7 @@ def test_eigenvalues_are_those_of_the_exact_hessian():
     assert found.converged
     assert found.products == len(seen) <= 23
     for value, vector in zip(found.eigenvalues, found.vectors, strict=True):
-        product = hessian_product(model, classification_loss, vector=vector, data=data)
+        product = hessian_product(vector, Task(model, data))
         torch.testing.assert_close(flat(product), value * flat(vector), rtol=0, atol=1e-6)
         assert float(flat(vector).norm()) == pytest.approx(1)
 
@@ -199,7 +198,7 @@ def diagonal(values):
 def test_residuals_bound_the_error_before_it_has_converged():
     values = [1.1**n for n in range(60)]
     model, loss = diagonal(values)
-    found = hessian_spectrum(model, loss, data=[torch.zeros(1)], iterations=6)
+    found = hessian_spectrum(Task(model, [torch.zeros(1)], loss), iterations=6)
     assert not found.converged
     assert found.products == 6
     error = min(abs(value - float(found.eigenvalues[0])) for value in values)
@@ -212,23 +211,23 @@ def test_residuals_bound_the_error_before_it_has_converged():
 def test_more_eigenvalues_than_are_different():
     """The Hessian maps a small space into itself: the search goes on elsewhere."""
     model, loss = diagonal([7.0, 0.0, 0.0, 0.0, 0.0])
-    found = hessian_spectrum(model, loss, data=[torch.zeros(1)], count=4)
+    found = hessian_spectrum(Task(model, [torch.zeros(1)], loss), count=4)
     torch.testing.assert_close(found.eigenvalues, torch.tensor([7.0, 0, 0, 0]).double())
     assert found.converged
 
 
 def test_float32_finds_the_same():
     model, data = network(), examples()
-    exact = hessian_spectrum(model, classification_loss, data=data).eigenvalues
+    exact = hessian_spectrum(Task(model, data)).eigenvalues
     single = [(x.float(), y) for x, y in data]
-    found = hessian_spectrum(model.float(), classification_loss, data=single)
+    found = hessian_spectrum(Task(model.float(), single, classification_loss))
     torch.testing.assert_close(found.eigenvalues, exact, rtol=1e-4, atol=0)
 
 
 def test_the_trace_is_in_its_error_bars_and_its_samples_are_quadratic_forms():
     model, data = network(), examples()
     hessian = exact_hessian(model, classification_loss, pooled(data))
-    found = hessian_trace(model, classification_loss, data=data, samples=300)
+    found = hessian_trace(Task(model, data), samples=300)
     assert abs(found.trace - float(hessian.trace())) < 3 * found.standard_error
     # Hutchinson's variance for random signs: twice the squares off the diagonal.
     off = hessian - torch.diag(hessian.diagonal())
@@ -239,7 +238,7 @@ def test_the_trace_is_in_its_error_bars_and_its_samples_are_quadratic_forms():
 
 def test_the_same_seed_gives_the_same():
     model, data = network(), examples()
-    runs = [hessian_trace(model, classification_loss, data=data, seed=s) for s in (1, 1, 2)]
+    runs = [hessian_trace(Task(model, data), seed=s) for s in (1, 1, 2)]
     assert runs[0].trace == runs[1].trace != runs[2].trace
 
 
@@ -255,7 +254,7 @@ def test_noise_and_gradient_are_unbiased(sizes):
     for drawn in itertools.product(range(3), repeat=sum(sizes)):
         rows = iter(drawn)
         data = [population[[next(rows) for _ in range(size)]] for size in sizes]
-        found = gradient_noise(model, lambda model, batch: model(batch).mean(), data=data)
+        found = gradient_noise(Task(model, data, lambda model, batch: model(batch).mean()))
         noises.append(found.noise)
         squares.append(found.squared_gradient)
     mean = population.mean(0)
@@ -266,10 +265,10 @@ def test_noise_and_gradient_are_unbiased(sizes):
 
 def test_equal_batches_give_the_estimates_from_two_batch_sizes():
     model, data = linear(), examples((4, 4, 4))
-    mean = MeanLoss(model, squared, weights=None, data=data)
+    mean = MeanLoss(Task(model, data, squared), weights=None)
     small = sum(float(g.square().sum()) for g, _ in mean.gradients()) / 3
     big = float(mean.gradient().square().sum())
-    found = gradient_noise(model, squared, data=data)
+    found = gradient_noise(Task(model, data, squared))
     assert found.squared_gradient == pytest.approx((12 * big - 4 * small) / (12 - 4))
     assert found.noise == pytest.approx((small - big) / (1 / 4 - 1 / 12))
     assert found.scale == pytest.approx(found.noise / found.squared_gradient)
@@ -278,7 +277,7 @@ def test_equal_batches_give_the_estimates_from_two_batch_sizes():
 def test_without_a_gradient_the_noise_scale_is_infinite():
     model = nn.Linear(1, 1, bias=False)
     data = [torch.tensor([[1.0]]), torch.tensor([[-1.0]])]
-    found = gradient_noise(model, lambda model, batch: model(batch).mean(), data=data)
+    found = gradient_noise(Task(model, data, lambda model, batch: model(batch).mean()))
     assert found.noise == 2
     assert found.scale == math.inf
 
@@ -289,7 +288,7 @@ def test_without_a_gradient_the_noise_scale_is_infinite():
 def test_sharpness_in_a_bowl_by_its_formula():
     values = torch.tensor([5.0, 1.0, -2.0], dtype=torch.float64)
     model, loss = diagonal(values.tolist())
-    found = sharpness(model, loss, data=[torch.zeros(1)], radius=0.3)
+    found = sharpness(Task(model, [torch.zeros(1)], loss), radius=0.3)
     slope = values * model.weight.detach()[0]
     bend = float((values * slope.square()).sum() / slope.square().sum())
     expected = 0.3 * float(slope.norm()) + 0.3**2 / 2 * bend
@@ -300,7 +299,7 @@ def test_sharpness_in_a_bowl_by_its_formula():
 def test_at_a_minimum_nothing_rises():
     model, loss = diagonal([1.0, 2.0])
     nn.init.zeros_(model.weight)
-    assert sharpness(model, loss, data=[torch.zeros(1)]).rise == 0
+    assert sharpness(Task(model, [torch.zeros(1)], loss)).rise == 0
 
 
 # all together, and along a run
@@ -308,17 +307,17 @@ def test_at_a_minimum_nothing_rises():
 
 def test_all_at_once_is_each_alone():
     model, data = network(), examples()
-    found = measure_curvature(model, classification_loss, data=data, seed=3)
-    spectrum = hessian_spectrum(model, classification_loss, data=data, tolerance=1e-2, seed=3)
-    trace = hessian_trace(model, classification_loss, data=data, samples=10, seed=3)
-    raised = sharpness(model, classification_loss, data=data)
+    found = measure_curvature(Task(model, data), plan=CurvaturePlan(seed=3))
+    spectrum = hessian_spectrum(Task(model, data), tolerance=1e-2, seed=3)
+    trace = hessian_trace(Task(model, data), samples=10, seed=3)
+    raised = sharpness(Task(model, data))
     assert found.largest == spectrum.eigenvalues[0].item()
     assert found.lowest == spectrum.lowest
     assert (found.trace, found.trace_error) == (trace.trace, trace.standard_error)
     assert (found.loss, found.sharpness) == (raised.loss, raised.rise)
-    assert found.noise_scale == gradient_noise(model, classification_loss, data=data).scale
+    assert found.noise_scale == gradient_noise(Task(model, data)).scale
     assert found.products == spectrum.products + 10
-    alone = measure_curvature(model, classification_loss, data=data[:1])
+    alone = measure_curvature(Task(model, data[:1], classification_loss))
     assert math.isnan(alone.noise_scale)
 
 
@@ -333,7 +332,7 @@ def test_a_permuted_network_has_the_same_curvature():
         "2.bias": weights["2.bias"],
     }
     found = [
-        measure_curvature(model, classification_loss, weights=w, data=data, tolerance=1e-8)
+        measure_curvature(Task(model, data), weights=w, plan=CurvaturePlan(tolerance=1e-8))
         for w in (weights, permuted)
     ]
     for name in ("loss", "gradient_norm", "largest", "lowest", "sharpness", "noise_scale"):
@@ -355,24 +354,33 @@ def test_along_a_run_it_is_that_of_each_snapshot():
     model, data = network(), examples()
     run = short_run(model, data)
     found = curvature_along(
-        model, classification_loss, trajectory=run, data=iter(data), steps=[0, 30], samples=2
+        run,
+        Task(model, iter(data)),
+        steps=[0, 30],
+        plan=CurvaturePlan(samples=2),
     )
     assert found.steps == (0, 30)
     for position, step in enumerate(found.steps):
         expected = measure_curvature(
-            model, classification_loss, weights=run.at(step).weights, data=data, samples=2
+            Task(model, data),
+            weights=run.at(step).weights,
+            plan=CurvaturePlan(samples=2),
         )
         assert asdict(found.at(position)) == asdict(expected)
-    assert curvature_along(
-        model, classification_loss, trajectory=run, data=data, samples=2
-    ).steps == (0, 10, 20, 30, 40)
+    assert curvature_along(run, Task(model, data), plan=CurvaturePlan(samples=2)).steps == (
+        0,
+        10,
+        20,
+        30,
+        40,
+    )
 
 
 def test_an_interrupted_measurement_goes_on(tmp_path):
     model, data = network(), examples()
     run = short_run(model, data)
-    how = {"trajectory": run, "data": data, "samples": 2}
-    whole = curvature_along(model, classification_loss, **how)
+    task, plan = Task(model, data), CurvaturePlan(samples=2)
+    whole = curvature_along(run, task, plan=plan)
 
     def stop(done, total):
         if done == 2:
@@ -380,18 +388,16 @@ def test_an_interrupted_measurement_goes_on(tmp_path):
 
     file = tmp_path / "curvature.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        curvature_along(model, classification_loss, **how, resume=file, progress=stop)
+        curvature_along(run, task, plan=plan, resume=file, progress=stop)
     seen = []
-    again = curvature_along(
-        model, classification_loss, **how, resume=file, progress=lambda *at: seen.append(at)
-    )
+    again = curvature_along(run, task, plan=plan, resume=file, progress=lambda *at: seen.append(at))
     assert seen == [(3, 5), (4, 5), (5, 5)]
     for name, value in whole.values.items():
         assert torch.equal(again.values[name], value)
     with pytest.raises(ValueError, match="computed with other options"):
-        curvature_along(model, classification_loss, **how, seed=1, resume=file)
+        curvature_along(run, task, plan=replace(plan, seed=1), resume=file)
     with pytest.raises(ValueError, match="computed with other data"):
-        curvature_along(model, classification_loss, **(how | {"data": data[:2]}), resume=file)
+        curvature_along(run, task.on(data[:2]), plan=plan, resume=file)
 
 
 # errors
@@ -428,7 +434,7 @@ def test_operators_without_a_second_derivative_are_named():
     ]:
         vector = {name: torch.ones_like(p) for name, p in model.named_parameters()}
         with pytest.raises(ValueError, match=f"Hessian cannot be taken.*{words}"):
-            hessian_product(model, loss, vector=vector, data=examples())
+            hessian_product(vector, Task(model, examples(), loss))
 
 
 def test_operations_in_place_are_named():
@@ -440,16 +446,16 @@ def test_operations_in_place_are_named():
         return value
 
     with pytest.raises(ValueError, match="in-place operation overwrites"):
-        hessian_product(linear(), loss, vector={"bias": torch.ones(1)}, data=examples())
+        hessian_product({"bias": torch.ones(1)}, Task(linear(), examples(), loss))
 
 
 def test_a_loss_that_is_not_deterministic_is_refused():
     model = nn.Sequential(nn.Dropout(0.5), linear(2))
     with pytest.raises(ValueError, match="not deterministic: dropout in train mode at 0"):
-        hessian_trace(model, classification_loss, data=examples(), mode="own")
-    assert hessian_trace(model, classification_loss, data=examples()).trace > 0
+        hessian_trace(Task(model, examples(), classification_loss), mode="own")
+    assert hessian_trace(Task(model, examples(), classification_loss)).trace > 0
     with pytest.raises(ValueError, match="not deterministic"):
-        hessian_trace(model, lambda m, b: squared(m, b) + torch.rand(()), data=examples())
+        hessian_trace(Task(model, examples(), lambda m, b: squared(m, b) + torch.rand(())))
 
 
 def test_bad_input_is_told():
@@ -457,33 +463,37 @@ def test_bad_input_is_told():
     run = short_run(linear(2), data)
     nowhere = {name: torch.full_like(v, math.nan) for name, v in weights_of(model).items()}
     for call, message in [
-        (lambda: hessian_trace(model, squared, data=[]), "data is empty"),
-        (lambda: hessian_trace(model, squared, data=data, samples=1), "samples must be at least 2"),
-        (lambda: hessian_trace(model, squared, data=data, mode="train"), "mode must be 'eval' or"),
-        (lambda: hessian_trace(model, squared, weights=nowhere, data=data), "batch 0 .* is nan"),
-        (lambda: hessian_spectrum(model, squared, data=data, count=6), "count must be from 1 to 5"),
+        (lambda: hessian_trace(Task(model, [], squared)), "data is empty"),
         (
-            lambda: hessian_spectrum(model, squared, data=data, count=3, iterations=2),
+            lambda: hessian_trace(Task(model, data, squared), samples=1),
+            "samples must be at least 2",
+        ),
+        (lambda: hessian_trace(Task(model, data, squared), mode="train"), "mode must be 'eval' or"),
+        (lambda: hessian_trace(Task(model, data, squared), weights=nowhere), "batch 0 .* is nan"),
+        (
+            lambda: hessian_spectrum(Task(model, data, squared), count=6),
+            "count must be from 1 to 5",
+        ),
+        (
+            lambda: hessian_spectrum(Task(model, data, squared), count=3, iterations=2),
             "iterations must be at least count, 3, got 2",
         ),
-        (lambda: hessian_spectrum(model, squared, data=data, tolerance=0), "tolerance must be"),
-        (lambda: gradient_noise(model, squared, data=data[:1]), "data has 1 batch; the noise"),
-        (lambda: sharpness(model, squared, data=data, radius=0), "radius must be above 0, got 0"),
+        (lambda: hessian_spectrum(Task(model, data, squared), tolerance=0), "tolerance must be"),
+        (lambda: gradient_noise(Task(model, data[:1], squared)), "data has 1 batch; the noise"),
+        (lambda: sharpness(Task(model, data, squared), radius=0), "radius must be above 0, got 0"),
         (
-            lambda: hessian_product(model, squared, vector={"gone": torch.ones(1)}, data=data),
+            lambda: hessian_product({"gone": torch.ones(1)}, Task(model, data, squared)),
             "no tensor named 'gone'",
         ),
         (
-            lambda: hessian_product(model, squared, vector={"bias": torch.ones(2)}, data=data),
+            lambda: hessian_product({"bias": torch.ones(2)}, Task(model, data, squared)),
             r"'bias' has shape \(2,\)",
         ),
         (
-            lambda: curvature_along(
-                linear(2), classification_loss, trajectory=run, data=data, steps=[7]
-            ),
+            lambda: curvature_along(run, Task(linear(2), data, classification_loss), steps=[7]),
             "Step 7 was not kept; the nearest is 10",
         ),
-        (lambda: hessian_trace(nn.Identity(), squared, data=data), "no parameter that requires"),
+        (lambda: hessian_trace(Task(nn.Identity(), data, squared)), "no parameter that requires"),
     ]:
         with pytest.raises(ValueError, match=message):
             call()
@@ -492,7 +502,7 @@ def test_bad_input_is_told():
 @pytest.mark.gpu
 def test_it_runs_where_the_model_is():
     model, data = network(), examples()
-    expected = measure_curvature(model, classification_loss, data=data)
-    found = measure_curvature(model.cuda(), classification_loss, data=data)
+    expected = measure_curvature(Task(model, data))
+    found = measure_curvature(Task(model.cuda(), data, classification_loss))
     for name in ("loss", "gradient_norm", "largest", "trace", "sharpness", "noise_scale"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name))

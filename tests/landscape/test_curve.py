@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.evaluation import accuracy, classification_loss, evaluate
+from slipstream.evaluation import Task, classification_loss, evaluate
 from slipstream.landscape import CurvePlan, Shape, Span, barrier_along, fit_curve
 from slipstream.training import Descent
 from slipstream.weights import copy, interpolate, weights_of
@@ -45,9 +45,7 @@ def ends():
 def test_it_goes_around_a_hill(shape, bends):
     start, end = {"w": torch.tensor([-1.0, 0.1])}, {"w": torch.tensor([1.0, 0.1])}
     plan = CurvePlan(shape, bends, Descent(epochs=300, lr=0.05, weight_decay=0.0), points=41)
-    curve = fit_curve(
-        Point(0.0, 0.0), ring_loss, start=start, end=end, data=[torch.ones(1)], plan=plan
-    )
+    curve = fit_curve(start, end, Task(Point(0.0, 0.0), [torch.ones(1)], ring_loss), plan=plan)
     assert curve.straight.height == pytest.approx(0.99**2 - 0.01**2)  # (0.1^2 - 1)^2 in the middle
     assert curve.along.height < 0.2 * curve.straight.height
     assert len(curve.controls) == bends + 2
@@ -61,16 +59,14 @@ def test_it_goes_around_a_hill(shape, bends):
 
 def test_the_ends_are_kept_to_the_bit_and_the_bend_starts_on_the_line():
     (start, end), data = ends(), batches()
-    curve = fit_curve(network(0), classification_loss, start=start, end=end, data=data, plan=SHORT)
+    curve = fit_curve(start, end, Task(network(0), data, classification_loss), plan=SHORT)
     for name in ("0.weight", "4.bias"):
         assert torch.equal(curve.at(0.0)[name], start[name])
         assert torch.equal(curve.at(1.0)[name], end[name])
         middle = interpolate(start, end, 0.5)[name]
         assert not torch.equal(curve.controls[1][name], middle)
     still = CurvePlan(descent=Descent(epochs=1, lr=1e-12, weight_decay=0.0))
-    unmoved = fit_curve(
-        network(0), classification_loss, start=start, end=end, data=data, plan=still
-    )
+    unmoved = fit_curve(start, end, Task(network(0), data, classification_loss), plan=still)
     torch.testing.assert_close(
         unmoved.controls[1]["0.weight"], interpolate(start, end, 0.5)["0.weight"]
     )
@@ -83,10 +79,7 @@ def test_the_losses_are_those_of_the_weights_it_gives():
     (start, end), data = ends(), batches()
     model = network(0)
     before = copy(weights_of(model))
-    curve = fit_curve(
-        model, classification_loss, start=start, end=end, data=data, plan=SHORT,
-        metrics={"accuracy": accuracy},
-    )  # fmt: skip
+    curve = fit_curve(start, end, Task(model, data), plan=SHORT)
     line = curve.along.line
     assert set(line.values) == {"loss", "accuracy"}
     for position, loss in zip(line.positions.tolist(), line.losses.tolist(), strict=True):
@@ -101,8 +94,8 @@ def test_the_losses_are_those_of_the_weights_it_gives():
 
 def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path):
     (start, end), data = ends(), batches()
-    given = {"start": start, "end": end, "data": data, "plan": SHORT}
-    whole = fit_curve(network(0), classification_loss, **given)
+    task = Task(network(0), data)
+    whole = fit_curve(start, end, task, plan=SHORT)
     file = tmp_path / "fit.pt"
 
     def stop(step, total):
@@ -111,10 +104,10 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit_curve(network(0), classification_loss, **given, checkpoint=file, progress=stop)
+        fit_curve(start, end, task, plan=SHORT, checkpoint=file, progress=stop)
     steps = []
     resumed = fit_curve(
-        network(0), classification_loss, **given, checkpoint=file,
+        start, end, task, plan=SHORT, checkpoint=file,
         progress=lambda step, total: steps.append(step),
     )  # fmt: skip
     assert steps[0] > 1
@@ -122,27 +115,22 @@ def test_an_interrupted_fit_goes_on_to_the_same_bits(tmp_path):
     assert torch.equal(resumed.along.line.losses, whole.along.line.losses)
     for ours, theirs in zip(resumed.controls, whole.controls, strict=True):
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    again = fit_curve(
-        network(0), classification_loss, **given, checkpoint=file, progress=lambda *_: 1 / 0
-    )
+    again = fit_curve(start, end, task, plan=SHORT, checkpoint=file, progress=lambda *_: 1 / 0)
     assert torch.equal(again.along.line.losses, whole.along.line.losses)
 
 
 def test_a_checkpoint_of_another_fit(tmp_path):
     (start, end), data = ends(), batches()
-    file = tmp_path / "fit.pt"
-    given = {"start": start, "end": end, "data": data, "checkpoint": file}
-    fit_curve(network(0), classification_loss, **given, plan=SHORT)
+    file, task = tmp_path / "fit.pt", Task(network(0), data)
+    fit_curve(start, end, task, plan=SHORT, checkpoint=file)
     other = CurvePlan(descent=Descent(epochs=4, lr=0.5), points=5)
     with pytest.raises(ValueError, match=r"another training: its plan.descent.lr is 0.02, here"):
-        fit_curve(network(0), classification_loss, **given, plan=other)
+        fit_curve(start, end, task, plan=other, checkpoint=file)
     with pytest.raises(ValueError, match="another training: its ends is"):
-        fit_curve(
-            network(0), classification_loss, **{**given, "start": end, "end": start}, plan=SHORT
-        )
+        fit_curve(end, start, task, plan=SHORT, checkpoint=file)
     file.write_bytes(b"something of the user's own")
     with pytest.raises(ValueError, match="holds no state to resume from"):
-        fit_curve(network(0), classification_loss, **given, plan=SHORT)
+        fit_curve(start, end, task, plan=SHORT, checkpoint=file)
     assert file.read_bytes() == b"something of the user's own"
 
 
@@ -151,7 +139,7 @@ def test_ends_that_make_no_curve():
     model, data = network(0), batches()
 
     def fit(**given):
-        return fit_curve(model, classification_loss, **given, data=data, plan=SHORT)
+        return fit_curve(task=Task(model, data), plan=SHORT, **given)
 
     with pytest.raises(ValueError, match="start and end are equal: there is nothing between"):
         fit(start=start, end=copy(start))
@@ -163,36 +151,33 @@ def test_ends_that_make_no_curve():
     with pytest.raises(ValueError, match=r"lacks the tensor '0.bias' that the model has"):
         fit(start=partial[0], end=partial[1])
     with pytest.raises(ValueError, match="data is empty"):
-        fit_curve(model, classification_loss, start=start, end=end, data=[], plan=SHORT)
+        fit_curve(start, end, Task(model, []), plan=SHORT)
 
 
 def test_a_loss_that_is_not_finite_names_the_step():
     start, end = ends()
     with pytest.raises(ValueError, match="The loss at step 1 is nan"):
         fit_curve(
-            network(0), lambda model, batch: classification_loss(model, batch) * math.nan,
-            start=start, end=end, data=batches(), plan=SHORT,
-        )  # fmt: skip
+            start,
+            end,
+            Task(network(0), batches(), lambda *given: classification_loss(*given) * math.nan),
+            plan=SHORT,
+        )
 
 
 def test_ends_may_be_the_parameters_alone():
     model, data = network(0), batches()
     own = [{n: v for n, v in side.items() if "running" not in n} for side in ends()]
-    curve = fit_curve(model, classification_loss, start=own[0], end=own[1], data=data, plan=SHORT)
+    curve = fit_curve(own[0], own[1], Task(model, data), plan=SHORT)
     assert "1.running_mean" in curve.at(0.5)
-    full = fit_curve(
-        model, classification_loss, **dict(zip(("start", "end"), ends(), strict=True)), data=data,
-        plan=SHORT,
-    )  # fmt: skip
+    full = fit_curve(*ends(), Task(model, data), plan=SHORT)
     assert torch.equal(full.at(0.5)["4.weight"], curve.at(0.5)["4.weight"])
 
 
 def test_a_barrier_is_along_a_line():
     corners = tuple(weights_of(network(seed)) for seed in range(3))
     with pytest.raises(ValueError, match="span must be a line or a curve"):
-        barrier_along(
-            network(0), classification_loss, span=Span(Shape("simplex", 3), corners), data=batches()
-        )
+        barrier_along(Span(Shape("simplex", 3), corners), Task(network(0), batches()))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from slipstream.evaluation import Task
 from slipstream.landscape import loss_along, loss_barrier
 
 DATA = [torch.zeros(2)]
@@ -26,9 +27,7 @@ def square(model, batch):
 
 
 def test_a_quadratic_loss_along_three_weights():
-    line = loss_along(
-        model(2), square, weights=[at(0.0, 0), at(3.0, 0), at(3.0, 4)], data=DATA, points=5
-    )
+    line = loss_along([at(0.0, 0), at(3.0, 0), at(3.0, 4)], Task(model(2), DATA, square), points=5)
     assert line.positions.tolist() == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75, 2]
     expected = [(3 * t) ** 2 if t < 1 else 9 + (4 * (t - 1)) ** 2 for t in line.positions.tolist()]
     torch.testing.assert_close(line.losses, torch.tensor(expected, dtype=torch.float64))
@@ -37,12 +36,14 @@ def test_a_quadratic_loss_along_three_weights():
 
 def test_the_barrier_between_two_bowls():
     found = loss_barrier(
-        model(),
-        two_bowls,
-        start=at(-1.0),
-        end=at(1.0),
-        data=DATA,
-        metrics={"sign": lambda model, _: -model.weight.square().sum(), "loss": square},
+        at(-1.0),
+        at(1.0),
+        Task(
+            model(),
+            DATA,
+            two_bowls,
+            metrics={"sign": lambda model, _: -model.weight.square().sum()},
+        ),
         points=9,
     )
     assert [found.height, found.rise("loss"), found.drop("loss")] == [1, 1, 0]
@@ -55,9 +56,7 @@ def test_the_barrier_between_two_bowls():
 
 
 def test_the_chord_is_the_measure_not_the_lower_end():
-    tilted = loss_barrier(
-        model(), lambda m, _: m.weight.sum() + 1, start=at(0.0), end=at(5.0), data=DATA
-    )
+    tilted = loss_barrier(at(0.0), at(5.0), Task(model(), DATA, lambda m, _: m.weight.sum() + 1))
     assert tilted.height == pytest.approx(0.0, abs=1e-12)
     assert tilted.line.losses[-1] == pytest.approx(6.0)
 
@@ -65,16 +64,16 @@ def test_the_chord_is_the_measure_not_the_lower_end():
 def test_both_ends_are_exact_in_single_precision():
     ends = [{"weight": torch.randn(1, 1) * 1e4 + 0.1} for _ in range(2)]
     small = nn.Linear(1, 1, bias=False)
-    line = loss_along(small, lambda m, _: m.weight.sum(), weights=ends, data=DATA, points=7)
+    line = loss_along(ends, Task(small, DATA, lambda m, _: m.weight.sum()), points=7)
     assert line.losses[[0, -1]].tolist() == [float(end["weight"]) for end in ends]
 
 
 def test_bad_input_is_told():
     with pytest.raises(ValueError, match="weights must be two or more to go between, got 1"):
-        loss_along(model(), square, weights=[at(1.0)], data=DATA)
+        loss_along([at(1.0)], Task(model(), DATA, square))
     with pytest.raises(ValueError, match="points must be at least 2"):
-        loss_along(model(), square, weights=[at(1.0), at(2.0)], data=DATA, points=1)
+        loss_along([at(1.0), at(2.0)], Task(model(), DATA, square), points=1)
     with pytest.raises(ValueError, match="start and end differ in the shape of 'weight'"):
-        loss_barrier(model(), square, start=at(1.0), end=at(1.0, 2.0), data=DATA)
+        loss_barrier(at(1.0), at(1.0, 2.0), Task(model(), DATA, square))
     with pytest.raises(ValueError, match="trained holds a NaN"):
-        loss_along(model(), square, weights={"new": at(1.0), "trained": at(torch.nan)}, data=DATA)
+        loss_along({"new": at(1.0), "trained": at(torch.nan)}, Task(model(), DATA, square))

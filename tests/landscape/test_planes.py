@@ -7,8 +7,14 @@ import torch
 from torch import nn
 
 from cases import CASES
-from slipstream.evaluation import classification_loss, evaluate
-from slipstream.landscape import loss_plane, plane_through, random_plane, trajectory_plane
+from slipstream.evaluation import Task, classification_loss, evaluate
+from slipstream.landscape import (
+    PlaneGrid,
+    loss_plane,
+    plane_through,
+    random_plane,
+    trajectory_plane,
+)
 from slipstream.trajectory import Trajectory
 from slipstream.weights import copy, weights_of
 
@@ -58,7 +64,7 @@ def test_a_quadratic_loss_on_a_plane_through_three_weights():
     loss, of = quadratic(5)
     corners = places(3, 5)
     plane = plane_through(dict(zip("abc", corners, strict=True)))
-    found = loss_plane(linear(5), loss, plane=plane, data=DATA, points=6)
+    found = loss_plane(plane, Task(linear(5), DATA, loss), grid=PlaneGrid(points=6))
     (ax, ay), (bx, by), (cx, cy) = ((p.x, p.y) for p in (plane.marks[name] for name in "abc"))
     a, b, c = (corner["weight"][0] for corner in corners)
     for i, x in enumerate(found.x):
@@ -115,7 +121,9 @@ def test_random_directions_are_as_long_as_the_filters():
 def test_a_random_plane_looks_as_far_as_the_weights_are_long():
     loss, _ = quadratic(4)
     found = loss_plane(
-        linear(4), loss, plane=random_plane(places(1, 4)[0]), data=DATA, points=3, margin=0
+        random_plane(places(1, 4)[0]),
+        Task(linear(4), DATA, loss),
+        grid=PlaneGrid(points=3, margin=0),
     )
     assert found.x.tolist() == [-1, 0, 1] == found.y.tolist()
 
@@ -158,13 +166,9 @@ def test_the_loss_on_the_plane_of_a_run_at_its_end_is_that_of_the_run():
     data = [(x.double(), y) for x, y in case.batches()]
     plane = trajectory_plane(Trajectory.from_weights(kept))
     found = loss_plane(
-        model,
-        classification_loss,
-        plane=plane,
-        data=data,
-        points=2,
-        extent=((0.0, 1.0), (0.0, 1.0)),
-        recalibrate=False,
+        plane,
+        Task(model, data, classification_loss, calibration=()),
+        grid=PlaneGrid(points=2, extent=((0.0, 1.0), (0.0, 1.0))),
     )
     there = evaluate(model, {"loss": classification_loss}, weights=kept[-1], data=data)
     assert float(found.losses[0, 0]) == pytest.approx(there["loss"], rel=1e-12)
@@ -200,9 +204,11 @@ def test_bad_input_is_told():
     loss, _ = quadratic(4)
     plane = plane_through([a, b, c])
     with pytest.raises(ValueError, match="points must be at least 2, got 1"):
-        loss_plane(linear(4), loss, plane=plane, data=DATA, points=1)
+        loss_plane(plane, Task(linear(4), DATA, loss), grid=PlaneGrid(points=1))
     with pytest.raises(ValueError, match="extent must be"):
-        loss_plane(linear(4), loss, plane=plane, data=DATA, extent=((1.0, 0.0), (0.0, 1.0)))
+        loss_plane(
+            plane, Task(linear(4), DATA, loss), grid=PlaneGrid(extent=((1.0, 0.0), (0.0, 1.0)))
+        )
 
 
 def test_a_run_that_spans_no_plane_is_told():

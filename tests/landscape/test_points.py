@@ -1,6 +1,7 @@
 """Metrics at many points: batched, one at a time, plain, and in a file."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,13 @@ from torch import nn
 from torch.nn import functional
 
 from cases import CASES
-from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.evaluation import (
+    Task,
+    accuracy,
+    classification_loss,
+    evaluate,
+    recalibrate_batchnorm,
+)
 from slipstream.landscape import evaluate_points, mix
 from slipstream.landscape import evaluator as evaluator_module
 from slipstream.landscape.line import polyline
@@ -26,7 +33,7 @@ def data_of(case, *, dtype=torch.float64, seed=0):
 
 
 def plain(model, corners, table, data, calibration=None):
-    """The same, point by point, from the house's parts."""
+    """The same, point by point, with functions of the package."""
     rows = []
     for row in table:
         weights = mix(corners, row)
@@ -54,12 +61,10 @@ def test_every_model_is_measured_as_it_is_one_by_one(name):
     table, data = polyline(2, 5), data_of(case)
     before = copy(weights_of(model))
     found = evaluate_points(
-        model,
-        BOTH,
-        corners=corners,
-        coefficients=table,
-        data=data,
-        calibration=data_of(case, seed=1),
+        corners,
+        table,
+        Task(model, data, calibration=data_of(case, seed=1)),
+        metrics=BOTH,
         memory=1 << 30,
     )
     wanted = plain(model, corners, table, data, data_of(case, seed=1))
@@ -82,9 +87,7 @@ def test_chunks_of_any_size_give_the_same(memory, monkeypatch):
         lambda self, points: sizes.append(len(points["0.bias"])) or together(self, points),
     )
     data = data_of(case)
-    found = evaluate_points(
-        model, BOTH, corners=corners, coefficients=table, data=data, memory=memory
-    )
+    found = evaluate_points(corners, table, Task(model, data), metrics=BOTH, memory=memory)
     wanted = plain(model, corners, table, data)
     for metric in BOTH:
         torch.testing.assert_close(found[metric], wanted[metric], rtol=1e-10, atol=1e-12)
@@ -169,12 +172,10 @@ def test_models_that_cannot_be_batched_are_measured_one_at_a_time(build, shape):
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         found = evaluate_points(
-            model,
-            BOTH,
-            corners=corners,
-            coefficients=table,
-            data=data,
-            calibration=data,
+            corners,
+            table,
+            Task(model, data, calibration=data),
+            metrics=BOTH,
             memory=1 << 30,
             progress=lambda done, total: seen.append(done),
         )
@@ -194,11 +195,10 @@ def test_metrics_that_are_no_tensors_and_metrics_that_change_the_output():
 
     case = CASES["mlp"]
     found = evaluate_points(
-        case.model().double(),
-        {"twice": doubled_in_place, "mean": mean},
-        corners=ends(case),
-        coefficients=polyline(2, 5),
-        data=data_of(case),
+        ends(case),
+        polyline(2, 5),
+        Task(case.model().double(), data_of(case)),
+        metrics={"twice": doubled_in_place, "mean": mean},
     )
     torch.testing.assert_close(found["twice"], 2 * found["mean"])
 
@@ -207,14 +207,7 @@ def test_the_model_runs_once_for_all_metrics_of_a_batch():
     case, calls = CASES["mlp"], []
     model = case.model().double()
     model[0].register_forward_hook(lambda *_: calls.append(1))
-    evaluate_points(
-        model,
-        BOTH,
-        corners=ends(case),
-        coefficients=polyline(2, 7),
-        data=data_of(case),
-        memory=1,
-    )
+    evaluate_points(ends(case), polyline(2, 7), Task(model, data_of(case)), metrics=BOTH, memory=1)
     assert 3 * 7 <= len(calls) < 3 * 7 + 16  # and a few to look at the first batch
 
 
@@ -233,50 +226,48 @@ def test_an_interrupted_computation_goes_on_to_the_same_bits(name, tmp_path):
     given = {
         "corners": ends(case),
         "coefficients": polyline(2, 23),
-        "data": data_of(case),
-        "calibration": data_of(case, seed=1),
+        "task": Task(case.model().double(), data_of(case), calibration=data_of(case, seed=1)),
         "memory": 12000,
     }
-    model, file = case.model().double(), tmp_path / "points"
-    whole = evaluate_points(model, BOTH, **given)
+    file = tmp_path / "points"
+    whole = evaluate_points(**given)
     with pytest.raises(KeyboardInterrupt):
-        evaluate_points(model, BOTH, **given, resume=file, progress=interrupted_after(9))
+        evaluate_points(**given, resume=file, progress=interrupted_after(9))
     again = evaluate_points(
-        model, BOTH, **given, resume=file, progress=lambda done, total: seen.append((done, total))
+        **given, resume=file, progress=lambda done, total: seen.append((done, total))
     )
     assert seen[0][0] > 9
     assert seen[-1] == (23, 23)
     assert all(torch.equal(again[metric], whole[metric]) for metric in BOTH)
-    done = evaluate_points(model, BOTH, **given, resume=file, progress=interrupted_after(0))
+    done = evaluate_points(**given, resume=file, progress=interrupted_after(0))
     assert all(torch.equal(done[metric], whole[metric]) for metric in BOTH)
 
 
 def test_a_file_of_other_inputs_is_refused(tmp_path):
     case, file = CASES["conv_flatten"], tmp_path / "points"
-    model = case.model().double()
+    task = Task(case.model().double(), data_of(case), calibration=data_of(case, seed=1))
     given = {
         "corners": ends(case),
         "coefficients": polyline(2, 4),
-        "data": data_of(case),
-        "calibration": data_of(case, seed=1),
+        "task": task,
         "resume": file,
     }
-    evaluate_points(model, BOTH, **given)
+    evaluate_points(**given)
     for changed, word in [
         ({"corners": ends(case)[::-1]}, "weights"),
         ({"coefficients": polyline(2, 5)}, "points"),
-        ({"data": data_of(case, seed=2)}, "data"),
-        ({"calibration": data_of(case, seed=2)}, "calibration"),
+        ({"task": task.on(data_of(case, seed=2))}, "data"),
+        ({"task": replace(task, calibration=data_of(case, seed=2))}, "calibration"),
     ]:
-        with pytest.raises(ValueError, match=f"computed with other {word}: go on with the same"):
-            evaluate_points(model, BOTH, **{**given, **changed})
+        with pytest.raises(ValueError, match=f"computed with other {word}: resume with the same"):
+            evaluate_points(**{**given, **changed})
     with pytest.raises(ValueError, match="other metrics"):
-        evaluate_points(model, {"loss": classification_loss}, **given)
+        evaluate_points(**given, metrics={"loss": classification_loss})
     with pytest.raises(FileNotFoundError):
-        evaluate_points(model, BOTH, **{**given, "resume": tmp_path / "nowhere" / "points"})
+        evaluate_points(**{**given, "resume": tmp_path / "nowhere" / "points"})
     file.write_bytes(b"something else")
     with pytest.raises(ValueError, match="holds no computed points"):
-        evaluate_points(model, BOTH, **given)
+        evaluate_points(**given)
 
 
 def test_bad_input_is_told():
@@ -285,15 +276,13 @@ def test_bad_input_is_told():
     data, table = data_of(case), polyline(2, 3)
 
     def measure(metrics=BOTH, *, model=model, data=data, table=table, corners=(start, end), **more):
-        return evaluate_points(
-            model, metrics, corners=corners, coefficients=table, data=data, **more
-        )
+        return evaluate_points(corners, table, Task(model, data, **more), metrics=metrics)
 
     broken = {**end, "2.bias": end["2.bias"] * torch.nan}
     with pytest.raises(ValueError, match=r"corners\[1\] holds a NaN or an infinity in '2.bias'"):
         measure(corners=(start, broken))
     with pytest.raises(ValueError, match=r"right lacks the tensor '0.weight' that left has"):
-        measure(corners=(start, {}), names=("left", "right"))
+        measure(corners={"left": start, "right": {}})
     with pytest.raises(ValueError, match=r"differ in the dtype of '2.bias'"):
         measure(corners=(start, {**end, "2.bias": torch.zeros(7, dtype=torch.int64)}))
     with pytest.raises(ValueError, match="The model has no tensor named 'w'"):
@@ -309,8 +298,11 @@ def test_bad_input_is_told():
     with pytest.raises(ValueError, match="loss is not deterministic: two evaluations"):
         measure({"loss": lambda model, batch: functional.dropout(model(batch[0])).mean()})
     normed = CASES["conv_flatten"]
-    with pytest.raises(ValueError, match="The model has BatchNorm, whose statistics must be"):
-        measure(model=normed.model().double(), corners=ends(normed), data=data_of(normed))
+    given = {"model": normed.model().double(), "corners": ends(normed), "data": data_of(normed)}
+    with pytest.raises(ValueError, match="calibration is empty, and the model has BatchNorm"):
+        measure(**given, calibration=[])
+    calibrated = measure(**given, calibration=data_of(normed))
+    assert torch.equal(measure(**given)["loss"], calibrated["loss"])
 
 
 def test_statistics_of_batchnorm_are_mixed_if_asked_for():
@@ -319,7 +311,5 @@ def test_statistics_of_batchnorm_are_mixed_if_asked_for():
     for corner in corners:
         corner["1.running_mean"] = torch.randn(4, dtype=torch.float64)
     data = data_of(case)
-    found = evaluate_points(
-        model, BOTH, corners=corners, coefficients=table, data=data, recalibrate=False
-    )
+    found = evaluate_points(corners, table, Task(model, data, calibration=()), metrics=BOTH)
     assert torch.allclose(found["loss"], plain(model, corners, table, data)["loss"])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from cases import CASES
+from slipstream.evaluation import Task
 from slipstream.landscape import prediction_agreement, representation_similarity
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -35,9 +36,8 @@ def unbiased_hsic(x, y):
 
 
 def similarity_of(first, second, data, **given):
-    found = representation_similarity(
-        linear(), weights={"a": {"0.weight": first}, "b": {"0.weight": second}}, data=data, **given
-    )
+    weights = {"a": {"0.weight": first}, "b": {"0.weight": second}}
+    found = representation_similarity(weights, Task(linear(), data), **given)
     return found["0"]
 
 
@@ -85,7 +85,7 @@ def test_unrelated_features_are_near_zero_although_they_are_many():
         lambda m, args: (args[0].roll(7, 0),) if m[0].weight[0, 0] == weights["b"]["0.weight"][0, 0]
         else None
     )  # fmt: skip
-    found = representation_similarity(model, weights=weights, data=noise)["0"]
+    found = representation_similarity(weights, Task(model, noise))["0"]
     assert abs(float(found[0, 1])) < 0.1
     assert float(found[0, 0]) == pytest.approx(1.0)
 
@@ -98,13 +98,13 @@ def test_permuted_networks_are_alike_in_every_layer():
     moved = Permutation.random(groups, seed=3).apply(own)
     data = [(x.double(), y) for x, y in case.batches()]
     weights = {"own": own, "moved": moved}
-    found = representation_similarity(model, weights=weights, data=data)
+    found = representation_similarity(weights, Task(model, data))
     assert set(found) == {"stem", "first.0", "first.3", "second.0", "second.3", "head"}
     for value in found.values():
         torch.testing.assert_close(value, torch.ones(2, 2, dtype=torch.float64))
-    chosen = representation_similarity(model, weights=weights, data=data, layers=["first", "head"])
+    chosen = representation_similarity(weights, Task(model, data), layers=["first", "head"])
     assert list(chosen) == ["first", "head"]
-    both = prediction_agreement(model, weights=weights, data=data)
+    both = prediction_agreement(weights, Task(model, data))
     assert torch.equal(both, torch.ones(2, 2, dtype=torch.float64))
 
 
@@ -119,7 +119,7 @@ def test_agreement_counts_examples_of_unequal_batches():
     weights = {"a": {"weight": torch.eye(2)}, "b": {"weight": torch.eye(2).flip(0)},
                "c": {"weight": torch.eye(2)}}  # fmt: skip
     apart, together = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]] * 4)
-    found = prediction_agreement(model, weights=weights, data=[apart, together])
+    found = prediction_agreement(weights, Task(model, [apart, together]))
     expected = [[1, 0.8, 1], [0.8, 1, 0.8], [1, 0.8, 1]]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
@@ -130,13 +130,13 @@ def test_bad_input_is_told():
         {"a": {"0.weight": rows(4, 3)}, "b": {"0.weight": rows(4, 3, seed=1)}},
     )
     with pytest.raises(ValueError, match="no layer 'conv'; it has , 0"):
-        representation_similarity(model, weights=weights, data=[rows(8, 3)], layers=["conv"])
+        representation_similarity(weights, Task(model, [rows(8, 3)]), layers=["conv"])
     with pytest.raises(ValueError, match="a batch of 4 examples or more"):
-        representation_similarity(model, weights=weights, data=[rows(3, 3)])
+        representation_similarity(weights, Task(model, [rows(3, 3)]))
     with pytest.raises(ValueError, match="data is empty"):
-        representation_similarity(model, weights=weights, data=[])
+        representation_similarity(weights, Task(model, []))
     with pytest.raises(ValueError, match="b lacks the tensor"):
-        prediction_agreement(model, weights={**weights, "b": {}}, data=[rows(3, 3)])
+        prediction_agreement({**weights, "b": {}}, Task(model, [rows(3, 3)]))
     flat = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Flatten(0)).double()
-    with pytest.raises(ValueError, match="say with predict how its predictions are taken"):
-        prediction_agreement(flat, weights=weights, data=[rows(3, 3)])
+    with pytest.raises(ValueError, match="give as predict a function of a model and a batch"):
+        prediction_agreement(weights, Task(flat, [rows(3, 3)]))

@@ -5,8 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
-from slipstream.landscape import Shape, Span, cosine, evaluate_span
+from slipstream.evaluation import (
+    Task,
+    accuracy,
+    classification_loss,
+    evaluate,
+    recalibrate_batchnorm,
+)
+from slipstream.landscape import Shape, Span, evaluate_span, weight_cosine
 from slipstream.landscape.angles import squared_cosine_gradient
 from slipstream.landscape.span import Calibration
 from slipstream.weights import weights_of
@@ -103,7 +109,7 @@ def test_the_cosine_leaves_out_biases_and_gains():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     weights = weights_of(model)
     other = {n: v if v.dim() > 1 else v + 1 for n, v in weights.items()}
-    assert cosine(weights, other) == pytest.approx(1)
+    assert weight_cosine(weights, other) == pytest.approx(1)
 
 
 def batchnorm_network():
@@ -134,7 +140,7 @@ def test_every_point_has_statistics_of_its_own():
     expected = recalibrate_batchnorm(model, weights=middle, data=data)
     assert torch.equal(middle["1.running_mean"], expected["1.running_mean"])
     assert torch.equal(middle["0.weight"], 1.5 * corners[0]["0.weight"])
-    found = evaluate_span(model, {"accuracy": accuracy}, span=span, data=data, points=3)
+    found = evaluate_span(span, Task(model, data), metrics={"accuracy": accuracy}, points=3)
     by_hand = evaluate(model, {"accuracy": accuracy}, weights=middle, data=data)
     assert found.values["accuracy"][1] == by_hand["accuracy"]
     assert found.worst("accuracy", highest=True) in found.values["accuracy"]

@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.evaluation import (
+    Task,
+    classification_loss,
+    evaluate,
+    recalibrate_batchnorm,
+)
 from slipstream.landscape import (
+    StudyPlan,
     landscape_study,
     loss_barrier,
     networks_of_transfer,
@@ -17,6 +23,8 @@ from slipstream.transfer import TransferPlan, transfer_trajectory
 from slipstream.weights import copy, weights_of
 from transfer.small_runs import batches, network, trained
 
+PLAN = StudyPlan(points=5, corners=("a", "c", "d"), plane_points=3)
+
 
 @pytest.fixture(scope="module")
 def study():
@@ -24,31 +32,15 @@ def study():
     weights = {
         name: trained(network(seed), steps=2)[-1].weights for seed, name in enumerate("abcd")
     }
-    given = {"data": data, "metrics": {"accuracy": accuracy}, "calibration": batches(seed=5)}
-    found = landscape_study(
-        model,
-        classification_loss,
-        weights=weights,
-        points=5,
-        corners=("a", "c", "d"),
-        plane_points=3,
-        **given,
-    )
-    return model, weights, given, found
+    task = Task(model, data, calibration=batches(seed=5))
+    return weights, task, landscape_study(weights, task, plan=PLAN)
 
 
 def test_lines_are_those_of_loss_barrier(study):
-    model, weights, given, found = study
+    weights, task, found = study
     names = list(weights)
     for i, j in ((0, 1), (3, 1), (2, 3)):
-        alone = loss_barrier(
-            model,
-            classification_loss,
-            start=weights[names[i]],
-            end=weights[names[j]],
-            points=5,
-            **given,
-        )
+        alone = loss_barrier(weights[names[i]], weights[names[j]], task, points=5)
         torch.testing.assert_close(found.lines["loss"][i, j], alone.line.losses)
         assert float(found.rises("loss")[i, j]) == pytest.approx(alone.height)
         assert float(found.drops("accuracy")[i, j]) == pytest.approx(alone.drop("accuracy"))
@@ -60,23 +52,23 @@ def test_lines_are_those_of_loss_barrier(study):
 
 
 def test_values_and_similarities_are_those_of_calibrated_networks(study):
-    model, weights, given, found = study
+    weights, task, found = study
     ready = {
-        name: value | recalibrate_batchnorm(model, weights=value, data=given["calibration"])
+        name: value | recalibrate_batchnorm(task.model, weights=value, data=task.calibration)
         for name, value in weights.items()
     }
     for number, value in enumerate(ready.values()):
-        there = evaluate(model, {"loss": classification_loss}, weights=value, data=given["data"])
+        there = evaluate(task.model, task.measured, weights=value, data=task.data)
         assert float(found.values("loss")[number]) == pytest.approx(there["loss"])
-    agreement = prediction_agreement(model, weights=ready, data=given["data"])
+    agreement = prediction_agreement(ready, task)
     assert torch.equal(found.agreement, agreement)
-    alike = representation_similarity(model, weights=ready, data=given["data"])
+    alike = representation_similarity(ready, task)
     assert list(found.similarity) == ["0", "4", "6"] == list(alike)
     torch.testing.assert_close(found.similarity["4"], alike["4"])
 
 
 def test_the_plane_has_all_networks_marked(study):
-    _, weights, _, found = study
+    weights, _, found = study
     marks = found.plane.plane.marks
     assert set(marks) == set(weights)
     assert marks["b"].outside > 0.1
@@ -88,7 +80,7 @@ def test_the_plane_has_all_networks_marked(study):
 
 
 def test_an_interrupted_study_goes_on_to_the_same_bits(study, tmp_path):
-    model, weights, given, whole = study
+    weights, task, whole = study
     seen = []
 
     def until(last):
@@ -99,16 +91,10 @@ def test_an_interrupted_study_goes_on_to_the_same_bits(study, tmp_path):
 
         return progress
 
-    settings = {"weights": weights, "points": 5, "corners": ("a", "c", "d"), "plane_points": 3}
     for last in (10, 25, None):
         try:
             found = landscape_study(
-                model,
-                classification_loss,
-                **settings,
-                **given,
-                resume=tmp_path / "points",
-                progress=until(last),
+                weights, task, plan=PLAN, resume=tmp_path / "points", progress=until(last)
             )
         except KeyboardInterrupt:
             assert last is not None
@@ -164,7 +150,7 @@ def test_bad_input_is_told():
                "b": copy(weights_of(network(2, batchnorm=False)))}  # fmt: skip
 
     def study(weights, **more):
-        return landscape_study(model, classification_loss, weights=weights, data=data, **more)
+        return landscape_study(weights, Task(model, data, metrics={}), plan=StudyPlan(**more))
 
     with pytest.raises(ValueError, match="two or more networks by name, got 1"):
         study({"a": weights["a"]})

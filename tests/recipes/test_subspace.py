@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
-from slipstream.landscape import cosine
+from slipstream.landscape import weight_cosine
 from slipstream.recipes import SubspacePlan, load_subspace, train_subspace
 from slipstream.storage import resumable_state as checkpoint
 from slipstream.training import Descent, fresh_weights
@@ -69,7 +69,7 @@ def test_a_line_learns_at_all_of_its_points():
     for position in (0.0, 0.3, 0.5, 1.0):
         found = evaluate(model, {"accuracy": accuracy}, weights=line.at(position), data=data)
         assert found["accuracy"] > 0.9
-    assert line.cosine == pytest.approx(cosine(*line.corners))
+    assert line.cosine == pytest.approx(weight_cosine(*line.corners))
     assert abs(line.cosine) < 0.3
     one = train_subspace(
         model, classification_loss, data=data,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slipstream.landscape import Barrier, LandscapeStudy, LossLine, LossPlane, Place, Plane
+from slipstream.landscape import Barrier, LandscapeStudy, LossLine, LossPlane, Plane, PlanePoint
 from slipstream.report.landscape import plot_loss_line, plot_loss_plane, plot_study
 
 
@@ -16,7 +16,7 @@ def barrier(*losses):
 def plane(losses=None, *, path=None):
     x, y = torch.linspace(-1, 1, 5).double(), torch.linspace(0, 3, 4).double()
     losses = x[:, None] ** 2 + y if losses is None else losses
-    marks = {"a": Place(0.0, 0.0, 0.0), "b": Place(0.5, 2.0, 0.25)}
+    marks = {"a": PlanePoint(0.0, 0.0, 0.0), "b": PlanePoint(0.5, 2.0, 0.25)}
     where = Plane({}, {}, {}, ("to the right", "upwards"), marks, path)
     return LossPlane(where, x, y, {"loss": losses, "accuracy": -losses})
 

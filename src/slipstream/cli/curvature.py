@@ -46,7 +46,8 @@ def curvature(
     Example: slipstream curvature run --step 0 --step 100 -o curvature.png
     """
     from slipstream.cli.loading import open_experiment
-    from slipstream.landscape import curvature_along
+    from slipstream.evaluation import Task
+    from slipstream.landscape import CurvaturePlan, curvature_along
     from slipstream.report.dynamics import plot_curvature
     from slipstream.trajectory import Trajectory
 
@@ -55,16 +56,10 @@ def curvature(
     )
     with steps_bar("snapshots", hidden=json) as bar:
         found = curvature_along(
-            experiment.model,
-            experiment.loss,
-            trajectory=Trajectory.open(run),
-            data=islice(experiment.part(split), batches),
+            Trajectory.open(run),
+            Task(experiment.model, islice(experiment.part(split), batches), experiment.loss),
             steps=step or None,
-            iterations=iterations,
-            tolerance=tolerance,
-            samples=samples,
-            radius=radius,
-            seed=seed,
+            plan=CurvaturePlan(iterations, tolerance, samples, radius, seed),
             resume=resume,
             progress=bar,
         )

@@ -104,8 +104,10 @@ def _make_task(given: dict[str, Any], kept: Collection[str]) -> None:
         options = {name: given.pop(name) for name in _RUN if name in given and name not in kept}
         if options:
             given["run_folder"] = NewRun(given["run_folder"], **options)
-    present = {name: value for name, value in pieces.items() if value is not None}
-    given["task"] = Task(**{"metrics": {}} | present)  # by default 0.1 measured the loss alone
+    # By default 0.1 measured the loss alone, and that before a metric of the same name.
+    metrics = dict(pieces.get("metrics") or {})
+    pieces = {"loss": metrics.pop("loss", None)} | pieces | {"metrics": metrics}
+    given["task"] = Task(**{name: value for name, value in pieces.items() if value is not None})
 
 
 def _bundled(

@@ -130,6 +130,13 @@ class Task:
             raise ValueError("validation is empty: there is no batch to measure on.")
         return replace(self, validation=held)
 
+    def in_memory(self) -> "Task":
+        """Return the task with data and calibration read once, to go through them many times."""
+        kept = self.calibration
+        if kept is not None and not isinstance(kept, tuple):
+            kept = list(kept)
+        return replace(self, data=list(self.data), calibration=kept)
+
     def evaluate(
         self, *, weights: Weights | None = None, split: Split = "train"
     ) -> dict[str, float]:

@@ -1,11 +1,12 @@
 """The loss along lines and curves and over planes of weight space, and what networks share."""
 
 from slipstream.deprecated import moved_names
-from slipstream.landscape.alignment import AlignedBarriers, align_then_barrier
-from slipstream.landscape.angles import cosine
+from slipstream.landscape.alignment import AlignedBarriers, AlignmentPlan, align_then_barrier
+from slipstream.landscape.angles import weight_cosine
 from slipstream.landscape.curvature import (
     Curvature,
     CurvatureAlong,
+    CurvaturePlan,
     GradientNoise,
     Sharpness,
     curvature_along,
@@ -13,18 +14,20 @@ from slipstream.landscape.curvature import (
     measure_curvature,
     sharpness,
 )
-from slipstream.landscape.curve import Curve, CurvePlan, barrier_along, fit_curve
-from slipstream.landscape.directions import (
-    Place,
+from slipstream.landscape.curve import CurvePlan, FittedCurve, barrier_along, fit_curve
+from slipstream.landscape.evaluator import evaluate_points
+from slipstream.landscape.hessian import hessian_product
+from slipstream.landscape.line import Barrier, LossLine, loss_along, loss_barrier
+from slipstream.landscape.plane import (
+    LossPlane,
     Plane,
+    PlaneGrid,
+    PlanePoint,
+    loss_plane,
     plane_through,
     random_plane,
     trajectory_plane,
 )
-from slipstream.landscape.evaluator import evaluate_points
-from slipstream.landscape.hessian import hessian_product
-from slipstream.landscape.line import Barrier, LossLine, loss_along, loss_barrier
-from slipstream.landscape.plane import LossPlane, loss_plane
 from slipstream.landscape.points import mix
 from slipstream.landscape.similarity import prediction_agreement, representation_similarity
 from slipstream.landscape.span import Shape, Span, SpanMetrics, evaluate_span
@@ -34,30 +37,38 @@ from slipstream.landscape.spectrum import (
     hessian_spectrum,
     hessian_trace,
 )
-from slipstream.landscape.study import LandscapeStudy, landscape_study, networks_of_transfer
+from slipstream.landscape.study import (
+    LandscapeStudy,
+    StudyPlan,
+    landscape_study,
+    networks_of_transfer,
+)
 
 __all__ = [
     "AlignedBarriers",
+    "AlignmentPlan",
     "Barrier",
     "Curvature",
     "CurvatureAlong",
-    "Curve",
+    "CurvaturePlan",
     "CurvePlan",
+    "FittedCurve",
     "GradientNoise",
     "HessianSpectrum",
     "HessianTrace",
     "LandscapeStudy",
     "LossLine",
     "LossPlane",
-    "Place",
     "Plane",
+    "PlaneGrid",
+    "PlanePoint",
     "Shape",
     "Sharpness",
     "Span",
     "SpanMetrics",
+    "StudyPlan",
     "align_then_barrier",
     "barrier_along",
-    "cosine",
     "curvature_along",
     "evaluate_points",
     "evaluate_span",
@@ -79,6 +90,7 @@ __all__ = [
     "representation_similarity",
     "sharpness",
     "trajectory_plane",
+    "weight_cosine",
 ]
 
 __getattr__ = moved_names("slipstream.landscape")

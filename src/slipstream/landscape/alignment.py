@@ -1,19 +1,21 @@
 """The barrier between two networks before and after their neurons are matched."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss, Metric
+from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress, evaluate_points
-from slipstream.landscape.line import Barrier, learned, line_of, polyline, with_loss
+from slipstream.landscape.line import Barrier, learned, line_of, polyline
 from slipstream.matching import Matching, match_activations, match_weights
+from slipstream.storage.plan_fields import option
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.weights import Weights
+
+AlignmentMethod = Literal["weights", "activations"]
 
 
 @dataclass(frozen=True)
@@ -35,22 +37,29 @@ class AlignedBarriers:
         }
 
 
+@dataclass(frozen=True)
+class AlignmentPlan:
+    """How `align_then_barrier` matches neurons, and where it measures."""
+
+    method: AlignmentMethod = option("weights", "Match weights, or what neurons compute on data.")
+    points: int = option(25, "Evaluations of each line, both ends included.")
+    restarts: int = option(0, "More matchings, with the groups in random order; the best is kept.")
+    seed: int = option(0, "Of the orders of the restarts.")
+    memory: int | None = None  # bytes that a chunk of points may take, as of `evaluate_points`
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(AlignmentMethod):
+            raise ValueError(f"method must be weights or activations, got {self.method!r}.")
+
+
+@takes_task(plan=AlignmentPlan)
 def align_then_barrier(
-    model: nn.Module,
-    loss: Loss,
-    *,
     source: Weights,
     target: Weights,
-    data: Iterable[Batch],
+    task: Task,
+    *,
     groups: NeuronGroups,
-    method: Literal["weights", "activations"] = "weights",
-    metrics: Mapping[str, Metric] | None = None,
-    points: int = 25,
-    calibration: Iterable[Batch] | None = None,
-    recalibrate: bool = True,
-    restarts: int = 0,
-    seed: int = 0,
-    memory: int | None = None,
+    plan: AlignmentPlan | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> AlignedBarriers:
@@ -60,62 +69,44 @@ def align_then_barrier(
     line stays low, the two networks lie in one basin up to the order of their neurons.
 
     Args:
-        model: The architecture; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         source: Weights whose neurons are permuted.
         target: Weights that stay; the same layout.
-        data: Batches to measure on; every point sees the same ones, in eval mode.
+        task: The model, left as it was; the data, the loss and the metrics to measure. Activations
+            are matched on `task.calibration`, or on its data if there is none.
         groups: What may be permuted, as of `find_neuron_groups`.
-        method: Whether weights are laid over each other, or what neurons compute on `calibration`.
-        metrics: What else to measure: name to a function of the model and a batch.
-        points: Evaluations of each line, both ends included.
-        calibration: Batches of training data, for matching activations and for BatchNorm.
-        recalibrate: False interpolates the statistics of BatchNorm instead.
-        restarts: How many times the matching starts again, with the groups in a random order.
-        seed: Of those orders.
-        memory: Bytes that a chunk of points may take, as of `evaluate_points`.
-        resume: A file for computed points, to go on after an interruption.
+        plan: How neurons are matched, and how many points are measured.
+        resume: A file for computed points, to continue after an interruption.
         progress: Called with the number of points done, and of all.
 
     Returns:
         Both barriers, the matching and the permuted source.
 
     Raises:
-        ValueError: If the weights differ in layout or hold a NaN, activations are to be matched
-            without `calibration`, or as of `evaluate_points`.
+        ValueError: If the weights differ in layout or hold a NaN, or as of `evaluate_points`.
 
     Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Sections 3.1, 3.2 and 5.
     """
-    given: dict[str, Any] = {"groups": groups, "restarts": restarts, "seed": seed}
-    batches = None if calibration is None else list(calibration)
-    if method == "weights":
+    plan = plan or AlignmentPlan()
+    task = task.in_memory()
+    given: dict[str, Any] = {"groups": groups, "restarts": plan.restarts, "seed": plan.seed}
+    if plan.method == "weights":
         found = match_weights(learned(source), learned(target), **given)
-    elif method != "activations":
-        raise ValueError(f"method must be weights or activations, got {method!r}.")
-    elif batches is None:
-        raise ValueError("Activations are matched on data: give batches as calibration.")
     else:
-        found = match_activations(model, source=source, target=target, data=batches, **given)
+        batches = task.calibration or task.data
+        found = match_activations(task.model, source=source, target=target, data=batches, **given)
     aligned = found.source_to_target.apply(source)
-    rows = polyline(2, points)
-    none = torch.zeros(points, 1, dtype=torch.float64)
+    rows = polyline(2, plan.points)
+    none = torch.zeros(plan.points, 1, dtype=torch.float64)
     values = evaluate_points(
-        model,
-        with_loss(loss, metrics),
-        corners=[source, aligned, target],
-        coefficients=torch.cat(
-            [torch.cat([rows[:, :1], none, rows[:, 1:]], 1), torch.cat([none, rows], 1)]
-        ),
-        data=data,
-        calibration=batches,
-        recalibrate=recalibrate,
-        names=("source", "the permuted source", "target"),
-        memory=memory,
+        {"source": source, "the permuted source": aligned, "target": target},
+        torch.cat([torch.cat([rows[:, :1], none, rows[:, 1:]], 1), torch.cat([none, rows], 1)]),
+        task,
+        memory=plan.memory,
         resume=resume,
         progress=progress,
     )
     before, after = (
         Barrier(line_of([start, target], rows, {n: value[part] for n, value in values.items()}))
-        for start, part in ((source, slice(points)), (aligned, slice(points, None)))
+        for start, part in ((source, slice(plan.points)), (aligned, slice(plan.points, None)))
     )
     return AlignedBarriers(before, after, found, aligned)

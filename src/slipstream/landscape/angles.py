@@ -9,7 +9,7 @@ from torch import Tensor
 from slipstream.weights import Weights, inner
 
 
-def cosine(first: Weights, second: Weights) -> float:
+def weight_cosine(first: Weights, second: Weights) -> float:
     """Return the cosine of the angle between two sets of weights, all tensors as one vector.
 
     Biases and the gains of normalisation, which have fewer than two dimensions, are left out.
@@ -22,7 +22,7 @@ def cosine(first: Weights, second: Weights) -> float:
         The cosine, summed in float64; NaN if one of them is zero.
 
     Example:
-        >>> cosine({"w": torch.tensor([[1.0, 0.0]])}, {"w": torch.tensor([[1.0, 1.0]])})
+        >>> weight_cosine({"w": torch.tensor([[1.0, 0.0]])}, {"w": torch.tensor([[1.0, 1.0]])})
         0.7071067811865475
     """
     names = measured_names(first)

@@ -1,20 +1,20 @@
 """How the loss bends around weights, and along a run: Hessian, sharpness, gradient noise."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss
-from slipstream.evaluation.batches import sized_batches
+from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress
 from slipstream.landscape.hessian import MeanLoss, Mode
-from slipstream.landscape.point_store import PointStore, fingerprint
+from slipstream.landscape.point_store import PointStore, content_digest
 from slipstream.landscape.spectrum import spectrum_of, trace_of
+from slipstream.storage.plan_fields import option
 from slipstream.trajectory import Snapshot, Trajectory
 from slipstream.weights import Weights
 
@@ -82,12 +82,11 @@ class CurvatureAlong:
         return Curvature(**row)
 
 
+@takes_task
 def gradient_noise(
-    model: nn.Module,
-    loss: Loss,
+    task: Task,
     *,
     weights: Weights | None = None,
-    data: Iterable[Batch],
     mode: Mode = "eval",
 ) -> GradientNoise:
     """Measure how much the gradients of examples scatter: the simple noise scale.
@@ -102,10 +101,9 @@ def gradient_noise(
     good compromise between the number of steps and that of examples.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        task: The model, left as it was, the loss, and the data: two or more batches of independent
+            examples, kept in memory.
         weights: Where to look, instead of at the model's own tensors.
-        data: Two or more batches of independent examples, kept in memory.
         mode: `eval`, or `own`: as of `hessian_product`.
 
     Returns:
@@ -118,21 +116,21 @@ def gradient_noise(
     and appendix A.1.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Linear(1, 1, bias=False)
         >>> mean = lambda model, batch: model(batch).mean()  # its gradient is the mean example
-        >>> found = gradient_noise(model, mean, data=[torch.tensor([[v]]) for v in (1.0, 3.0)])
+        >>> found = gradient_noise(Task(model, [torch.tensor([[v]]) for v in (1.0, 3.0)], mean))
         >>> found.noise, found.squared_gradient, found.scale  # 4 - 2 / 2
         (2.0, 3.0, 0.6666666666666666)
     """
-    return noise_of(MeanLoss(model, loss, weights=weights, data=data, mode=mode))
+    return noise_of(MeanLoss(task, weights=weights, mode=mode))
 
 
+@takes_task
 def sharpness(
-    model: nn.Module,
-    loss: Loss,
+    task: Task,
     *,
     weights: Weights | None = None,
-    data: Iterable[Batch],
     radius: float = 0.05,
     mode: Mode = "eval",
 ) -> Sharpness:
@@ -144,15 +142,13 @@ def sharpness(
     the largest eigenvalue there.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        task: The model, left as it was, the loss, and the data, which is kept in memory.
         weights: Where to look, instead of at the model's own tensors.
-        data: Batches, weighted by size, and kept in memory.
         radius: Of the ball, a distance between weights.
         mode: `eval`, or `own`: as of `hessian_product`.
 
     Returns:
-        The loss at both places.
+        The loss at both.
 
     Raises:
         ValueError: If `radius` is not above 0, or as of `hessian_product`.
@@ -161,54 +157,53 @@ def sharpness(
     2021), equation 2 with p = 2.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.ones_(model.weight)
         >>> bowl = lambda model, batch: model.weight.square().sum()
-        >>> sharpness(model, bowl, data=[torch.zeros(1)], radius=0.5).rise
+        >>> sharpness(Task(model, [torch.zeros(1)], bowl), radius=0.5).rise
         1.25
     """
-    mean = MeanLoss(model, loss, weights=weights, data=data, mode=mode)
+    mean = MeanLoss(task, weights=weights, mode=mode)
     return sharpness_of(mean, mean.gradient(), radius)
 
 
+@dataclass(frozen=True)
+class CurvaturePlan:
+    """How `measure_curvature` measures."""
+
+    iterations: int = option(60, "Of Lanczos for the eigenvalues, at most.", minimum=1)
+    tolerance: float = option(1e-2, "Residual of the eigenvalues, relative to the largest.")
+    samples: int = option(10, "Random vectors for the trace.", minimum=2)
+    radius: float = option(0.05, "Of the ball for the sharpness.")
+    seed: int = option(0, "Of the random vectors, the same at every snapshot.")
+    mode: Mode = option("eval", "eval: BatchNorm uses running statistics, dropout is off; or own.")
+
+
+@takes_task(plan=CurvaturePlan)
 def measure_curvature(
-    model: nn.Module,
-    loss: Loss,
-    *,
-    weights: Weights | None = None,
-    data: Iterable[Batch],
-    iterations: int = 60,
-    tolerance: float = 1e-2,
-    samples: int = 10,
-    radius: float = 0.05,
-    seed: int = 0,
-    mode: Mode = "eval",
+    task: Task, *, weights: Weights | None = None, plan: CurvaturePlan | None = None
 ) -> Curvature:
-    """Measure the curvature of the mean loss at one place: all that this module has, in one call.
+    """Measure the curvature of the mean loss at given weights: spectrum, trace, sharpness, noise.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        task: The model, left as it was, the loss, and the data, which is kept in memory.
         weights: Where to look, instead of at the model's own tensors.
-        data: Batches, weighted by size, and kept in memory.
-        iterations: Of `hessian_spectrum`, at most.
-        tolerance: Of `hessian_spectrum`.
-        samples: Of `hessian_trace`.
-        radius: Of `sharpness`.
-        seed: Of all that is random.
-        mode: `eval`, or `own`: as of `hessian_product`.
+        plan: How precisely.
 
     Returns:
-        Numbers, with residuals and standard error.
+        Values, with residuals and standard error.
 
     Raises:
-        ValueError: As of the functions named.
+        ValueError: As of `hessian_spectrum`, `hessian_trace`, `sharpness` and `gradient_noise`.
     """
-    mean = MeanLoss(model, loss, weights=weights, data=data, mode=mode)
-    spectrum = spectrum_of(mean, count=1, iterations=iterations, tolerance=tolerance, seed=seed)
-    trace = trace_of(mean, samples=samples, seed=seed)
-    slope = mean.gradient()
-    raised = sharpness_of(mean, slope, radius)
+    plan = plan or CurvaturePlan()
+    mean = MeanLoss(task, weights=weights, mode=plan.mode)
+    spectrum = spectrum_of(
+        mean, count=1, iterations=plan.iterations, tolerance=plan.tolerance, seed=plan.seed
+    )
+    trace = trace_of(mean, samples=plan.samples, seed=plan.seed)
+    raised = sharpness_of(mean, mean.gradient(), plan.radius)
     noise = noise_of(mean).scale if len(mean.batches) > 1 else math.nan
     return Curvature(
         loss=raised.loss,
@@ -226,77 +221,60 @@ def measure_curvature(
     )
 
 
+@takes_task(plan=CurvaturePlan)
 def curvature_along(
-    model: nn.Module,
-    loss: Loss,
-    *,
     trajectory: Trajectory,
-    data: Iterable[Batch],
+    task: Task,
+    *,
     steps: Sequence[int] | None = None,
-    iterations: int = 60,
-    tolerance: float = 1e-2,
-    samples: int = 10,
-    radius: float = 0.05,
-    seed: int = 0,
-    mode: Mode = "eval",
+    plan: CurvaturePlan | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> CurvatureAlong:
     """Measure the curvature of the mean loss at snapshots of a run.
 
     Args:
-        model: Of the run; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         trajectory: The run.
-        data: Batches, weighted by size, and kept in memory; every snapshot sees the same ones.
+        task: The model of the run, left as it was, the loss, and the data, which is kept in
+            memory; every snapshot sees the same batches.
         steps: Where to measure; by default ten snapshots, evenly spaced.
-        iterations: Of `hessian_spectrum`, at most.
-        tolerance: Of `hessian_spectrum`.
-        samples: Of `hessian_trace`.
-        radius: Of `sharpness`.
-        seed: Of all that is random; the same at every snapshot.
-        mode: `eval`, or `own`: as of `hessian_product`.
-        resume: A file for the snapshots done, which is made if it is not there: after an
-            interruption a second call goes on from it.
+        plan: How precisely.
+        resume: A file for the snapshots done, which is created if it does not exist: after an
+            interruption a second call resumes from it.
         progress: Called after each snapshot with the number done, and of all.
 
     Returns:
-        Every number of `Curvature` at every step.
+        Every value of `Curvature` at every step.
 
     Raises:
         ValueError: If the run has no such step, `resume` is of other inputs, or as of
             `measure_curvature`.
 
     Example:
-        >>> model = nn.Linear(1, 1, bias=False)
+        >>> from torch import nn
         >>> quartic = lambda model, batch: model.weight.pow(4).sum() / 12  # H = w^2
+        >>> task = Task(nn.Linear(1, 1, bias=False), [torch.zeros(1)], quartic)
         >>> run = Trajectory.from_weights([{"weight": torch.full((1, 1), w)} for w in (2.0, 1.0)])
-        >>> curvature_along(model, quartic, trajectory=run, data=[torch.zeros(1)]).values["largest"]
+        >>> curvature_along(run, task).values["largest"]
         tensor([4., 1.], dtype=torch.float64)
     """
+    plan = plan or CurvaturePlan()
     snapshots = _chosen(trajectory, steps)
-    batches = [batch for batch, _ in sized_batches(model, data)]
-    options: dict[str, Any] = {
-        "iterations": iterations, "tolerance": tolerance, "samples": samples, "radius": radius,
-        "seed": seed, "mode": mode,
-    }  # fmt: skip
+    task = replace(task, data=[task.to(batch) for batch in task.data])
     inputs = {}
     if resume is not None:
         inputs = {
             "steps": str([snapshot.step for snapshot in snapshots]),
-            "weights": ", ".join(fingerprint(list(s.weights.values())) for s in snapshots),
-            "data": fingerprint(batches),
-            "options": str(options),
+            "weights": ", ".join(content_digest(list(s.weights.values())) for s in snapshots),
+            "data": content_digest(task.data),
+            "options": str(asdict(plan)),
         }
     path = None if resume is None else Path(resume)
     names = tuple(Curvature.__dataclass_fields__)
     store = PointStore(path, metrics=names, count=len(snapshots), inputs=inputs)
     try:
         for snapshot in snapshots[store.done :]:
-            found = measure_curvature(
-                model, loss, weights=snapshot.weights, data=batches, **options
-            )
-            row = asdict(found)
+            row = asdict(measure_curvature(task, weights=snapshot.weights, plan=plan))
             store.add({n: torch.tensor([float(row[n])], dtype=torch.float64) for n in names})
             if progress is not None:
                 progress(store.done, len(snapshots))
@@ -306,7 +284,7 @@ def curvature_along(
 
 
 def noise_of(mean: MeanLoss) -> GradientNoise:
-    """Do what `gradient_noise` says, at one place."""
+    """Do what `gradient_noise` says, of a loss at given weights."""
     if len(mean.batches) < 2:
         raise ValueError(
             f"data has {len(mean.batches)} batch; the noise of gradients needs 2 or more: give "
@@ -324,7 +302,7 @@ def noise_of(mean: MeanLoss) -> GradientNoise:
 
 
 def sharpness_of(mean: MeanLoss, slope: Tensor, radius: float) -> Sharpness:
-    """Do what `sharpness` says, at one place, where the gradient is `slope`."""
+    """Do what `sharpness` says, where the gradient is `slope`."""
     if not radius > 0:
         raise ValueError(f"radius must be above 0, got {radius}.")
     length = float(slope.norm())

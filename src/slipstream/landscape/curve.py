@@ -1,6 +1,6 @@
 """A curve of low loss between two solutions: its ends are held, its bends trained."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
@@ -8,10 +8,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, Metric
+from slipstream.evaluation import Batch, Task, takes_task
 from slipstream.evaluation.determinism import batch_digest
 from slipstream.landscape.corner_training import CornerTraining
-from slipstream.landscape.line import Barrier, LossLine, learned, with_loss
+from slipstream.landscape.line import Barrier, LossLine, learned
 from slipstream.landscape.span import Calibration, Shape, Span, evaluate_span
 from slipstream.storage.resumable_state import Checkpoint
 from slipstream.training.plan import Descent
@@ -48,7 +48,7 @@ class CurvePlan:
 
 
 @dataclass(frozen=True)
-class Curve:
+class FittedCurve:
     """Result of `fit_curve`."""
 
     plan: CurvePlan
@@ -69,20 +69,17 @@ class Curve:
         return self.span.at(position)
 
 
+@takes_task
 def fit_curve(
-    model: nn.Module,
-    loss: Loss,
-    *,
     start: Weights,
     end: Weights,
-    data: Iterable[Batch],
+    task: Task,
+    *,
     plan: CurvePlan | None = None,
-    calibration: Iterable[Batch] | None = None,
     measured_on: Iterable[Batch] | None = None,
-    metrics: Mapping[str, Metric] | None = None,
     checkpoint: str | Path | None = None,
     progress: Callable[[int, int | None], object] | None = None,
-) -> Curve:
+) -> FittedCurve:
     """Fit a curve from `start` to `end` along which the loss stays low.
 
     Each step takes the gradient at a random position t and hands it to the bends:
@@ -93,34 +90,32 @@ def fit_curve(
     equation 2; "Essentially No Barriers in Neural Network Energy Landscape" (Draxler et al., 2018).
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         start: Weights of the model at position 0.
         end: Weights at position 1; same layout.
-        data: Batches to train on; if it has a method `epoch(number)`, that gives those of an epoch.
+        task: The model, left as it was; the data to train on, the loss, and the metrics that are
+            measured along the curve.
         plan: What to fit and how.
-        calibration: Batches for BatchNorm's statistics; by default `data`.
-        measured_on: Batches to measure the loss on along the curve; by default `data`.
-        metrics: What else to measure along the curve: name to a function of model and batch.
-        checkpoint: A file to keep the state in; if it is there, the fit goes on from it.
+        measured_on: Batches to measure the loss on along the curve; by default `task.data`.
+        checkpoint: A file to keep the state in; if it is there, the fit is resumed from it.
         progress: Called after each step with the steps done and their final number, if known.
 
     Returns:
         The curve, and the loss along it and along the straight line.
 
     Raises:
-        ValueError: If the ends are equal, hold a NaN, or differ in their layout; if `data` is
-            empty or the loss not finite; or if the checkpoint is of another fit.
+        ValueError: If the ends are equal, hold a NaN, or differ in their layout; if there is no
+            data or the loss is not finite; or if the checkpoint is of another fit.
 
     Example:
-        >>> model = nn.Linear(1, 1, bias=False)
         >>> loss = lambda model, batch: (model.weight.square() - batch).square().mean()
+        >>> task = Task(nn.Linear(1, 1, bias=False), [torch.ones(1)], loss)
         >>> left, right = {"weight": -torch.ones(1, 1)}, {"weight": torch.ones(1, 1)}
         >>> plan = CurvePlan(descent=Descent(epochs=1))
-        >>> fit_curve(model, loss, start=left, end=right, data=[torch.ones(1)], plan=plan).steps
+        >>> fit_curve(left, right, task, plan=plan).steps
         1
     """
     plan = plan or CurvePlan()
+    model, loss, data = task.model, task.loss, task.data
     _check_ends(model, start, end)
     shape = Shape(plan.shape, plan.bends + 2)
     corners = [interpolate(start, end, i / (shape.corners - 1)) for i in range(shape.corners)]
@@ -139,37 +134,29 @@ def fit_curve(
     trained = training.corners()
     for i in bends:
         corners[i] |= {name: trained[i][name] for name in start}
-    own = Calibration(model, loss, data if calibration is None else calibration)
-    batches = data if measured_on is None else measured_on
+    own = Calibration(model, task.feed, data if task.calibration is None else task.calibration)
+    measured = task if measured_on is None else task.on(measured_on)
     span = Span(shape, tuple(corners), own)
     line = Span(Shape("simplex", 2), (corners[0], corners[-1]), own)
-    straight, along = (
-        barrier_along(model, loss, span=way, data=batches, metrics=metrics, points=plan.points)
-        for way in (line, span)
-    )
-    return Curve(
+    straight, along = (barrier_along(way, measured, points=plan.points) for way in (line, span))
+    return FittedCurve(
         plan, span, straight, along, tuple(training.losses), training.step, training.seconds
     )
 
 
+@takes_task
 def barrier_along(
-    model: nn.Module,
-    loss: Loss,
-    *,
     span: Span,
-    data: Iterable[Batch],
-    metrics: Mapping[str, Metric] | None = None,
+    task: Task,
+    *,
     points: int = 25,
     progress: Callable[[int, int], object] | None = None,
 ) -> Barrier:
     """Measure how far the loss rises along a curve or a line, above the chord of its two ends.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         span: A curve, a polyline, or a simplex of two corners.
-        data: Batches; every point sees the same ones, in eval mode.
-        metrics: What else to measure: name to a function of the model and a batch.
+        task: The model, left as it was; the data, the loss and the metrics to measure.
         points: Evaluations, both ends included.
         progress: Called with the number of points done, and of all.
 
@@ -177,12 +164,11 @@ def barrier_along(
         Loss and metrics at evenly spread positions, with the length of the way there.
 
     Raises:
-        ValueError: If the span is no line or curve, `data` is empty, or `points` is below 2.
+        ValueError: If the span is not a line or curve, there is no data, or `points` is below 2.
     """
     if span.shape.name == "simplex" and span.shape.corners > 2:
         raise ValueError(f"span must be a line or a curve, got {span.shape}.")
-    chosen = with_loss(loss, metrics)
-    found = evaluate_span(model, chosen, span=span, data=data, points=points, progress=progress)
+    found = evaluate_span(span, task, points=points, progress=progress)
     rows = [span.shape.coefficients(position) for position in found.positions]
     table = torch.tensor(rows, dtype=torch.float64)
     positions = torch.tensor(found.positions, dtype=torch.float64)

@@ -2,8 +2,9 @@
 
 import math
 import warnings
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,18 @@ from torch.nn.modules.conv import _ConvNd
 from slipstream.evaluation import (
     Batch,
     Metric,
+    Task,
     batchnorm_layers,
     device_of,
     eval_mode,
     evaluate,
     probe_determinism,
-    recalibrate_batchnorm,
+    takes_task,
     weights_in,
 )
 from slipstream.evaluation.batches import sized_batches
-from slipstream.landscape.point_store import PointStore, fingerprint
-from slipstream.landscape.points import Corners, check_corners
+from slipstream.landscape.point_store import PointStore, content_digest
+from slipstream.landscape.points import Corners, check_corners, named_weights
 from slipstream.weights import Weights, weights_of
 
 Progress = Callable[[int, int], object]  # points done, and in all
@@ -35,75 +37,65 @@ _MEMORY = {"cpu": 4 << 20, "cuda": 1 << 30}  # bytes; on a CPU a chunk should st
 _WORTH_BATCHING = 4  # points
 
 
+@takes_task
 def evaluate_points(
-    model: nn.Module,
-    metrics: Mapping[str, Metric],
-    *,
-    corners: Sequence[Weights],
+    corners: Sequence[Weights] | Mapping[str, Weights],
     coefficients: Tensor,
-    data: Iterable[Batch],
-    calibration: Iterable[Batch] | None = None,
-    recalibrate: bool = True,
-    names: Sequence[str] | None = None,
+    task: Task,
+    *,
+    metrics: Mapping[str, Metric] | None = None,
     memory: int | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """Return the mean of every metric over `data` at the points `coefficients @ corners`.
+    """Return the mean of every metric over `task.data` at the points `coefficients @ corners`.
 
     All points see the same batches, which are read once and kept in memory, in eval mode. With
-    `resume`, computed points are kept in a file, also after Ctrl-C, and a second call goes on where
-    the first one stopped; the numbers are the same to the bit.
+    `resume`, computed points are kept in a file, also after Ctrl-C, and a second call continues
+    where the first one stopped; the values are the same to the bit.
 
     Args:
-        model: Any module; left as it was.
-        metrics: Name to a function of the model and a batch that returns the batch's mean.
-        corners: Weights, or directions, of the same layout; tensors that they lack are the model's.
+        corners: Weights, or directions, of the same layout, perhaps with names; tensors that they
+            lack are the model's.
         coefficients: (points, corners).
-        data: Batches, not necessarily of equal size.
-        calibration: Batches of training data for the statistics of BatchNorm, which are estimated
-            anew at each point.
-        recalibrate: False mixes these statistics like any other tensor.
-        names: What to call the corners in messages.
+        task: The model, left as it was, the data, the loss and metrics. BatchNorm's statistics are
+            estimated at each point on `task.calibration`; with `()` they are mixed like any tensor.
+        metrics: What to measure instead of the task's loss and metrics: name to a function of the
+            model and a batch that returns the batch's mean.
         memory: Bytes that a chunk of points may take when they are computed together; by default
             4 MiB on a CPU, 1 GiB on a GPU.
-        resume: A file for the computed points, which is made if it is not there.
+        resume: A file for the computed points, which is created if it does not exist.
         progress: Called after each chunk with the number of points done, and of all.
 
     Returns:
         Name to (points,), float64.
 
     Raises:
-        ValueError: If layouts differ, a corner is not finite, `data` is empty, the model has
-            BatchNorm and there is no `calibration`, a metric is not deterministic or not a single
-            number, or `resume` holds the points of other inputs.
+        ValueError: If layouts differ, a corner is not finite, there is no data, a metric is not
+            deterministic or not a single number, or `resume` holds the points of other inputs.
 
     Example:
         >>> line = [{"weight": torch.zeros(1, 1)}, {"weight": torch.ones(1, 1)}]
+        >>> batches = [torch.ones(3, 1), torch.full((1, 1), 5.0)]
         >>> evaluate_points(
-        ...     nn.Linear(1, 1, bias=False),
-        ...     {"mean": lambda model, batch: model(batch).mean()},
-        ...     corners=line,
-        ...     coefficients=torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]),
-        ...     data=[torch.ones(3, 1), torch.full((1, 1), 5.0)],
+        ...     line,
+        ...     torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]),
+        ...     Task(nn.Linear(1, 1, bias=False), batches),
+        ...     metrics={"mean": lambda model, batch: model(batch).mean()},
         ... )
         {'mean': tensor([0., 1., 2.], dtype=torch.float64)}
     """
-    _check_coefficients(coefficients, corners)
-    check_corners(corners, names or [f"corners[{n}]" for n in range(len(corners))])
+    named = named_weights(corners, "corners")
+    _check_coefficients(coefficients, list(named.values()))
+    check_corners(named)
     table = coefficients.double()
-    bench = _Bench(model, metrics, data, calibration if recalibrate else None)
-    if recalibrate and batchnorm_layers(model) and not bench.calibration:
-        raise ValueError(
-            "The model has BatchNorm, whose statistics must be estimated anew at each point: give "
-            "batches of training data as calibration, or recalibrate=False to mix them instead."
-        )
-    with torch.no_grad(), eval_mode(model):
-        inputs = {} if resume is None else bench.fingerprints(corners, table)
+    bench = _Bench(task, task.measured if metrics is None else metrics)
+    with torch.no_grad(), eval_mode(task.model):
+        inputs = {} if resume is None else bench.fingerprints(list(named.values()), table)
         path = None if resume is None else Path(resume)
-        store = PointStore(path, metrics=metrics, count=len(table), inputs=inputs)
+        store = PointStore(path, metrics=bench.metrics, count=len(table), inputs=inputs)
         if store.done < len(table):
-            _fill(store, bench, Corners(model, corners), table, memory, progress)
+            _fill(store, bench, Corners(task.model, list(named.values())), table, memory, progress)
     return store.values
 
 
@@ -133,18 +125,12 @@ def _fill(
 class _Bench(nn.Module):
     """Model, metrics and batches; called on a batch it gives all metrics of it."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        metrics: Mapping[str, Metric],
-        data: Iterable[Batch],
-        calibration: Iterable[Batch] | None,
-    ) -> None:
+    def __init__(self, task: Task, metrics: Mapping[str, Metric]) -> None:
         super().__init__()
-        self.model, self.metrics = model, dict(metrics)
-        self.batches = list(sized_batches(model, data))
-        kept = sized_batches(model, calibration) if calibration is not None else ()
-        self.calibration = [b for b, _ in kept] if batchnorm_layers(model) else []
+        self.model, self.metrics = task.model, dict(metrics)
+        self.batches = list(sized_batches(task.model, task.data, task.batch_size))
+        self.calibration = _calibration(task, self.batches)
+        self._task, self._size = replace(task, calibration=self.calibration), task.batch_size
 
     def forward(self, batch: Batch) -> dict[str, Any]:
         with _one_pass(self.model):
@@ -212,9 +198,12 @@ class _Bench(nn.Module):
         for number in range(len(next(iter(points.values())))):
             weights = {name: value[number] for name, value in points.items()}
             if self.calibration:
-                weights |= recalibrate_batchnorm(self.model, weights=weights, data=self.calibration)
+                weights |= self._task.recalibrated(weights)
             with _one_pass(self.model):
-                rows.append(evaluate(self.model, self.metrics, weights=weights, data=chosen))
+                row = evaluate(
+                    self.model, self.metrics, weights=weights, data=chosen, batch_size=self._size
+                )
+            rows.append(row)
         return {
             name: torch.tensor([row[name] for row in rows], dtype=torch.float64)
             for name in self.metrics
@@ -224,11 +213,13 @@ class _Bench(nn.Module):
         """Return what the values depend on, in short, so that a file is not taken for another."""
         given = corners[0].keys()
         return {
-            "weights": fingerprint([list(corner.values()) for corner in corners]),
-            "points": fingerprint(table),
-            "model": fingerprint([v for n, v in weights_of(self.model).items() if n not in given]),
-            "data": fingerprint([batch for batch, _ in self.batches]),
-            "calibration": fingerprint(self.calibration),
+            "weights": content_digest([list(corner.values()) for corner in corners]),
+            "points": content_digest(table),
+            "model": content_digest(
+                [v for n, v in weights_of(self.model).items() if n not in given]
+            ),
+            "data": content_digest([batch for batch, _ in self.batches]),
+            "calibration": content_digest(self.calibration),
             "metrics": ", ".join(self.metrics),
         }
 
@@ -288,6 +279,22 @@ def _one_pass(model: nn.Module) -> Generator[None]:
         del model.__dict__["forward"]
         if own is not None:
             model.__dict__["forward"] = own
+
+
+def _calibration(task: Task, batches: Sequence[tuple[Batch, int]]) -> list[Batch]:
+    """The batches for the statistics of BatchNorm at each point; none if they are just mixed."""
+    given = task.calibration
+    if not batchnorm_layers(task.model) or (isinstance(given, tuple) and not given):
+        return []
+    if given is None:
+        return [batch for batch, _ in batches]
+    kept = [task.to(batch) for batch in given]
+    if not kept:
+        raise ValueError(
+            "calibration is empty, and the model has BatchNorm, whose statistics are estimated at "
+            "each point: give batches of training data, or calibration=() to mix the statistics."
+        )
+    return kept
 
 
 def _as_loss(metric: Metric) -> Callable[[nn.Module, Batch], Tensor]:

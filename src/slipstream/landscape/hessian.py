@@ -5,9 +5,9 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss, eval_mode, probe_determinism, weights_in
+from slipstream.evaluation import Task, eval_mode, probe_determinism, takes_task, weights_in
 from slipstream.evaluation.batches import sized_batches
 from slipstream.evaluation.metrics import checked_loss
 from slipstream.weights import Weights, check_shapes, norm
@@ -22,21 +22,12 @@ class MeanLoss:
     `named_parameters`.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loss: Loss,
-        *,
-        weights: Weights | None,
-        data: Iterable[Batch],
-        mode: Mode = "eval",
-    ) -> None:
+    def __init__(self, task: Task, *, weights: Weights | None, mode: Mode = "eval") -> None:
         if mode not in ("eval", "own"):
             raise ValueError(f"mode must be 'eval' or 'own', got {mode!r}.")
-        self._model, self._loss, self._weights, self._mode = model, loss, weights, mode
-        self.batches = list(sized_batches(model, data))
-        if not self.batches:
-            raise ValueError("data is empty: there is no batch to average over.")
+        model, self._loss, self._weights, self._mode = task.model, task.loss, weights, mode
+        self._model = model
+        self.batches = list(sized_batches(model, task.data, task.batch_size))
         self.examples = sum(size for _, size in self.batches)
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._trained:
@@ -136,26 +127,19 @@ class MeanLoss:
             )
 
 
+@takes_task
 def hessian_product(
-    model: nn.Module,
-    loss: Loss,
-    *,
-    vector: Weights,
-    weights: Weights | None = None,
-    data: Iterable[Batch],
-    mode: Mode = "eval",
+    vector: Weights, task: Task, *, weights: Weights | None = None, mode: Mode = "eval"
 ) -> dict[str, Tensor]:
-    """Return the Hessian of the mean loss over `data`, times a vector.
+    """Return the Hessian of the mean loss over `task.data`, times a vector.
 
     It is the gradient of `<gradient of the loss, vector>`, taken by a second pass backwards
     through the first ("Fast Exact Multiplication by the Hessian", Pearlmutter, 1994).
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         vector: Values by the names of trained parameters; zeros for those it lacks.
+        task: The model, left as it was, the loss, and the data, which is kept in memory.
         weights: Where to take it, instead of at the model's own tensors.
-        data: Batches, not necessarily of equal size; weighted by it, and kept in memory.
         mode: `eval`: BatchNorm uses its running statistics, dropout is off. `own`: every module
             stays in the mode it is in.
 
@@ -163,16 +147,19 @@ def hessian_product(
         The product, by the same names, of every trained parameter.
 
     Raises:
-        ValueError: If `data` is empty, the loss is not deterministic, a batch loss is no finite
-            number, or an operator has no second derivative.
+        ValueError: If there is no data, the loss is not deterministic, a batch loss is not a
+            finite number, or an operator has no second derivative.
 
     Example:
-        >>> model, half = nn.Linear(2, 1, bias=False), lambda m, b: m(b).square().mean() / 2
+        >>> from torch import nn
         >>> data = [torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 3.0]])]
-        >>> hessian_product(model, half, vector={"weight": torch.ones(1, 2)}, data=data)
+        >>> half = lambda model, batch: model(batch).square().mean() / 2
+        >>> hessian_product(
+        ...     {"weight": torch.ones(1, 2)}, Task(nn.Linear(2, 1, bias=False), data, half)
+        ... )
         {'weight': tensor([[2.6667, 3.0000]])}
     """
-    mean = MeanLoss(model, loss, weights=weights, data=data, mode=mode)
+    mean = MeanLoss(task, weights=weights, mode=mode)
     product = mean.named(mean.product(mean.flatten(vector)))
     if not norm(product) < torch.inf:
         raise ValueError("The Hessian holds a NaN or an infinity at these weights.")
@@ -196,7 +183,7 @@ def _check_twice_differentiable(along: Tensor) -> None:
 
 @contextmanager
 def _second_derivative() -> Generator[None]:
-    """Say in words what has no second derivative."""
+    """Report what has no second derivative, and how to repair it."""
     try:
         yield
     except RuntimeError as error:

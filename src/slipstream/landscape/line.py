@@ -1,16 +1,17 @@
 """The loss on straight lines between weights."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss, Metric
+from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress, evaluate_points
+from slipstream.landscape.points import named_weights
 from slipstream.trajectory import Layout
 from slipstream.weights import Weights, difference, norm
 
@@ -75,16 +76,12 @@ class Barrier:
         return above_chord(self.line.positions, self.line.values[metric])
 
 
+@takes_task
 def loss_along(
-    model: nn.Module,
-    loss: Loss,
-    *,
     weights: Sequence[Weights] | Mapping[str, Weights],
-    data: Iterable[Batch],
-    metrics: Mapping[str, Metric] | None = None,
+    task: Task,
+    *,
     points: int = 25,
-    calibration: Iterable[Batch] | None = None,
-    recalibrate: bool = True,
     memory: int | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
@@ -94,16 +91,11 @@ def loss_along(
     Between `w_k` and `w_(k+1)` the points are `(1 - t) w_k + t w_(k+1)`, t evenly from 0 to 1.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         weights: Two or more, of the same layout, with names if you like.
-        data: Batches; every point sees the same ones, in eval mode.
-        metrics: What else to measure: name to a function of the model and a batch.
+        task: The model, left as it was; the data, the loss and the metrics to measure.
         points: Evaluations between two weights, both ends included.
-        calibration: Batches of training data, for the statistics of BatchNorm at each point.
-        recalibrate: False interpolates these statistics instead.
         memory: Bytes that a chunk of points may take, as of `evaluate_points`.
-        resume: A file for computed points, to go on after an interruption.
+        resume: A file for computed points, to continue after an interruption.
         progress: Called with the number of points done, and of all.
 
     Returns:
@@ -114,44 +106,28 @@ def loss_along(
             below 2, or as of `evaluate_points`.
 
     Example:
+        >>> from torch import nn
         >>> bowl = lambda model, batch: model.weight.square().sum()
         >>> ends = [{"weight": torch.full((1, 1), w)} for w in (-1.0, 1.0)]
-        >>> model, data = nn.Linear(1, 1, bias=False), [torch.zeros(1)]
-        >>> loss_along(model, bowl, weights=ends, data=data, points=3).losses
+        >>> task = Task(nn.Linear(1, 1, bias=False), [torch.zeros(1)], bowl)
+        >>> loss_along(ends, task, points=3).losses
         tensor([1., 0., 1.], dtype=torch.float64)
     """
     named = named_weights(weights)
     if len(named) < 2:
         raise ValueError(f"weights must be two or more to go between, got {len(named)}.")
-    corners = list(named.values())
-    table = polyline(len(corners), points)
-    values = evaluate_points(
-        model,
-        with_loss(loss, metrics),
-        corners=corners,
-        coefficients=table,
-        data=data,
-        calibration=calibration,
-        recalibrate=recalibrate,
-        names=list(named),
-        memory=memory,
-        resume=resume,
-        progress=progress,
-    )
-    return line_of(corners, table, values)
+    table = polyline(len(named), points)
+    values = evaluate_points(named, table, task, memory=memory, resume=resume, progress=progress)
+    return line_of(list(named.values()), table, values)
 
 
+@takes_task
 def loss_barrier(
-    model: nn.Module,
-    loss: Loss,
-    *,
     start: Weights,
     end: Weights,
-    data: Iterable[Batch],
-    metrics: Mapping[str, Metric] | None = None,
+    task: Task,
+    *,
     points: int = 25,
-    calibration: Iterable[Batch] | None = None,
-    recalibrate: bool = True,
     memory: int | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
@@ -161,17 +137,12 @@ def loss_barrier(
     The height is `max_t L((1 - t) start + t end) - ((1 - t) L(start) + t L(end))`.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         start: Weights at position 0.
         end: Weights at position 1; the same layout.
-        data: Batches; every point sees the same ones, in eval mode.
-        metrics: What else to measure: name to a function of the model and a batch.
+        task: The model, left as it was; the data, the loss and the metrics to measure.
         points: Evaluations, both ends included.
-        calibration: Batches of training data, for the statistics of BatchNorm at each point.
-        recalibrate: False interpolates these statistics instead.
         memory: Bytes that a chunk of points may take, as of `evaluate_points`.
-        resume: A file for computed points, to go on after an interruption.
+        resume: A file for computed points, to continue after an interruption.
         progress: Called with the number of points done, and of all.
 
     Returns:
@@ -182,41 +153,20 @@ def loss_barrier(
             `evaluate_points`.
 
     Example:
+        >>> from torch import nn
         >>> bowls = lambda model, batch: (model.weight.square() - 1).square().sum()
         >>> left, right = ({"weight": torch.full((1, 1), w)} for w in (-1.0, 1.0))
-        >>> model, data = nn.Linear(1, 1, bias=False), [torch.zeros(1)]
-        >>> loss_barrier(model, bowls, start=left, end=right, data=data, points=3).height
+        >>> task = Task(nn.Linear(1, 1, bias=False), [torch.zeros(1)], bowls)
+        >>> loss_barrier(left, right, task, points=3).height
         1.0
 
     Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Definition 2.2, with the chord for
     the mean of the two ends.
     """
-    line = loss_along(
-        model,
-        loss,
-        weights={"start": start, "end": end},
-        data=data,
-        metrics=metrics,
-        points=points,
-        calibration=calibration,
-        recalibrate=recalibrate,
-        memory=memory,
-        resume=resume,
-        progress=progress,
+    ends = {"start": start, "end": end}
+    return Barrier(
+        loss_along(ends, task, points=points, memory=memory, resume=resume, progress=progress)
     )
-    return Barrier(line)
-
-
-def named_weights(weights: Sequence[Weights] | Mapping[str, Weights]) -> dict[str, Weights]:
-    """Return weights by name: `weights[0]`, `weights[1]`, ... where they have none."""
-    if isinstance(weights, Mapping):
-        return dict(weights)
-    return {f"weights[{number}]": one for number, one in enumerate(weights)}
-
-
-def with_loss(loss: Loss, metrics: Mapping[str, Metric] | None) -> dict[str, Metric]:
-    """Return the loss under its name, then the other metrics."""
-    return {LOSS: loss, **{n: m for n, m in (metrics or {}).items() if n != LOSS}}
 
 
 def polyline(corners: int, points: int) -> Tensor:
@@ -261,7 +211,7 @@ def above_chord(positions: Tensor, values: Tensor) -> Tensor:
 
 
 def learned(weights: Weights) -> dict[str, Tensor]:
-    """Return the tensors that count for distances: floating, and no statistics of BatchNorm.
+    """Return the tensors that count for distances: floating, but not BatchNorm statistics.
 
     They are in float32 or better, so that differences keep their digits.
     """

@@ -1,4 +1,4 @@
-"""Points that have been computed, kept in a file so that an interrupted landscape goes on."""
+"""Points that have been computed, kept in a file so that an interrupted landscape resumes."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ _PAUSE = 2.0  # seconds between two writes
 
 
 class PointStore:
-    """The values of a number of points, filled in order; in a file if one is named."""
+    """The values of a given count of points, filled in order; in a file if one is named."""
 
     def __init__(
         self, path: Path | None, *, metrics: Iterable[str], count: int, inputs: Mapping[str, str]
@@ -32,7 +32,7 @@ class PointStore:
         if path is not None and path.exists():
             self._read(path)
         else:
-            self.save()  # a folder that is not there should be told before the work
+            self.save()  # a missing folder should be reported before the work
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Keep the values of the next points, (points,) by metric."""
@@ -65,12 +65,12 @@ class PointStore:
         if changed := [name for name in self._inputs if before.get(name) != self._inputs[name]]:
             raise ValueError(
                 f"The points in {path} were computed with other {' and other '.join(changed)}: "
-                "go on with the same, or give another path."
+                "resume with the same, or give another path."
             )
         self.done = int(facts["done"])
         self.values = {name: tensors[name] for name in self.values}
 
 
-def fingerprint(values: object) -> str:
-    """Return a fingerprint of the tensors in weights, batches, or lists of them."""
+def content_digest(values: object) -> str:
+    """Return a digest of the tensors in weights, batches, or lists of them."""
     return hashlib.blake2b(batch_digest(values), digest_size=16).hexdigest()

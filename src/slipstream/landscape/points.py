@@ -1,6 +1,6 @@
 """Points of weight space as sums of a few corners: those of lines, planes and curves."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -75,23 +75,32 @@ class Corners:
         }
 
 
-def check_corners(corners: Sequence[Weights], names: Sequence[str]) -> None:
+def named_weights(
+    weights: Sequence[Weights] | Mapping[str, Weights], what: str = "weights"
+) -> dict[str, Weights]:
+    """Return weights by name: `weights[0]`, `weights[1]`, ... where they have none."""
+    if isinstance(weights, Mapping):
+        return dict(weights)
+    return {f"{what}[{number}]": one for number, one in enumerate(weights)}
+
+
+def check_corners(corners: Mapping[str, Weights]) -> None:
     """Raise unless all weights have the same layout and are finite.
 
     Args:
-        corners: One or more weights.
-        names: What to call each in the message.
+        corners: One or more weights, by what to call them in the message.
 
     Raises:
         ValueError: Naming the weights and the tensor.
     """
-    for name, corner in zip(names, corners, strict=True):
-        check_same_layout(corners[0], corner, names=(names[0], name))
+    first, origin = next(iter(corners.items()))
+    for name, corner in corners.items():
+        check_same_layout(origin, corner, names=(first, name))
         for tensor, value in corner.items():
-            if is_continuous(value) != is_continuous(corners[0][tensor]):
+            if is_continuous(value) != is_continuous(origin[tensor]):
                 raise ValueError(
-                    f"{names[0]} and {name} differ in the dtype of {tensor!r}: "
-                    f"{corners[0][tensor].dtype} and {value.dtype}."
+                    f"{first} and {name} differ in the dtype of {tensor!r}: "
+                    f"{origin[tensor].dtype} and {value.dtype}."
                 )
         if (broken := first_nonfinite(corner)) is not None:
             raise ValueError(f"{name} holds a NaN or an infinity in {broken!r}.")

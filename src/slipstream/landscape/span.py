@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, Metric, recalibrate_batchnorm
-from slipstream.landscape.evaluator import evaluate_points
+from slipstream.evaluation import Batch, Metric, Task, recalibrate_batchnorm, takes_task
+from slipstream.landscape.evaluator import Progress, evaluate_points
 from slipstream.landscape.points import mix
 from slipstream.weights import Weights, check_same_layout
 
@@ -137,10 +137,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What estimates BatchNorm's statistics anew for some weights."""
+    """What re-estimates BatchNorm's statistics for some weights."""
 
     model: nn.Module
-    loss: Loss  # runs the model on a batch
+    loss: Callable[[nn.Module, Batch], object]  # runs the model on a batch
     batches: Iterable[Batch]
 
     def __call__(self, weights: Weights) -> dict[str, Tensor]:
@@ -216,43 +216,42 @@ class SpanMetrics:
         return float(values.min() if highest else values.max())
 
 
+@takes_task
 def evaluate_span(
-    model: nn.Module,
-    metrics: Mapping[str, Metric],
-    *,
     span: Span,
-    data: Iterable[Batch],
+    task: Task,
+    *,
+    metrics: Mapping[str, Metric] | None = None,
     points: int = 11,
     resume: str | Path | None = None,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress | None = None,
 ) -> SpanMetrics:
     """Measure metrics at evenly spread positions of a span.
 
     Args:
-        model: Any module; left as it was.
-        metrics: Name to a function of the model and a batch that returns the batch's mean.
-        span: Where to measure; with its own batches for the statistics of BatchNorm.
-        data: Batches, not necessarily of equal size.
+        span: Where to measure; BatchNorm's statistics are recalibrated as the span says, or the
+            task if it says nothing.
+        task: The model, left as it was, the data, the loss and metrics.
+        metrics: What to measure instead of the task's loss and metrics, as of `evaluate_points`.
         points: How many positions; see `Shape.positions`.
-        resume: A file for computed points, to go on after an interruption.
+        resume: A file for computed points, to continue after an interruption.
         progress: Called after each chunk of points with the number of points done, and of all.
 
     Returns:
         The positions and the means over the examples there.
 
     Raises:
-        ValueError: If `data` is empty or `points` is below 2.
+        ValueError: If there is no data or `points` is below 2.
     """
+    if span.calibration is not None:
+        task = replace(task, calibration=span.calibration.batches)
     positions = tuple(span.shape.positions(points))
     rows = [span.shape.coefficients(position) for position in positions]
     values = evaluate_points(
-        model,
-        metrics,
-        corners=span.corners,
-        coefficients=torch.tensor(rows, dtype=torch.float64),
-        data=data,
-        calibration=None if span.calibration is None else span.calibration.batches,
-        names=[f"corner {number}" for number in range(len(span.corners))],
+        {f"corner {number}": corner for number, corner in enumerate(span.corners)},
+        torch.tensor(rows, dtype=torch.float64),
+        task,
+        metrics=metrics,
         resume=resume,
         progress=progress,
     )

@@ -1,13 +1,13 @@
 """The ends of the Hessian's spectrum, and its trace."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss
+from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.hessian import MeanLoss, Mode
 from slipstream.weights import Weights
 
@@ -37,12 +37,11 @@ class HessianTrace:
     products: int
 
 
+@takes_task
 def hessian_spectrum(
-    model: nn.Module,
-    loss: Loss,
+    task: Task,
     *,
     weights: Weights | None = None,
-    data: Iterable[Batch],
     count: int = 1,
     iterations: int = 100,
     tolerance: float = 1e-3,
@@ -57,10 +56,8 @@ def hessian_spectrum(
     exactly equal count once.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        task: The model, left as it was, the loss, and the data, which is kept in memory.
         weights: Where to look, instead of at the model's own tensors.
-        data: Batches, weighted by size, and kept in memory.
         count: How many of the largest eigenvalues.
         iterations: At most; each is a product with the Hessian, and keeps a vector in memory.
         tolerance: Relative to the largest absolute eigenvalue.
@@ -78,26 +75,26 @@ def hessian_spectrum(
     and Integral Operators" (Lanczos, 1950), with full reorthogonalisation.
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Linear(3, 1, bias=False)
         >>> bowl = lambda model, batch: (model.weight.square() * batch).sum() / 2
-        >>> found = hessian_spectrum(model, bowl, data=[torch.tensor([[5.0, -1.0, 2.0]])], count=2)
+        >>> found = hessian_spectrum(Task(model, [torch.tensor([[5.0, -1.0, 2.0]])], bowl), count=2)
         >>> [round(value, 4) for value in (*found.eigenvalues.tolist(), found.lowest)]
         [5.0, 2.0, -1.0]
         >>> found.converged, found.products
         (True, 3)
     """
-    mean = MeanLoss(model, loss, weights=weights, data=data, mode=mode)
+    mean = MeanLoss(task, weights=weights, mode=mode)
     return spectrum_of(
         mean, count=count, iterations=iterations, tolerance=tolerance, seed=seed, progress=progress
     )
 
 
+@takes_task
 def hessian_trace(
-    model: nn.Module,
-    loss: Loss,
+    task: Task,
     *,
     weights: Weights | None = None,
-    data: Iterable[Batch],
     samples: int = 30,
     seed: int = 0,
     mode: Mode = "eval",
@@ -106,10 +103,8 @@ def hessian_trace(
     """Estimate the trace of the Hessian of the mean loss: the mean of `<v, H v>`, v random signs.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        task: The model, left as it was, the loss, and the data, which is kept in memory.
         weights: Where to look, instead of at the model's own tensors.
-        data: Batches, weighted by size, and kept in memory.
         samples: How many vectors, at least 2.
         seed: Of the vectors.
         mode: `eval`, or `own`: as of `hessian_product`.
@@ -125,20 +120,21 @@ def hessian_trace(
     Splines" (Hutchinson, 1990).
 
     Example:
+        >>> from torch import nn
         >>> model = nn.Linear(3, 1, bias=False)
         >>> bowl = lambda model, batch: (model.weight.square() * batch).sum() / 2
-        >>> found = hessian_trace(model, bowl, data=[torch.tensor([[5.0, -1.0, 2.0]])])
+        >>> found = hessian_trace(Task(model, [torch.tensor([[5.0, -1.0, 2.0]])], bowl))
         >>> found.trace, found.standard_error  # exact where the Hessian is diagonal
         (6.0, 0.0)
     """
-    mean = MeanLoss(model, loss, weights=weights, data=data, mode=mode)
+    mean = MeanLoss(task, weights=weights, mode=mode)
     return trace_of(mean, samples=samples, seed=seed, progress=progress)
 
 
 def trace_of(
     mean: MeanLoss, *, samples: int, seed: int, progress: Progress | None = None
 ) -> HessianTrace:
-    """Do what `hessian_trace` says, at one place."""
+    """Do what `hessian_trace` says, of a loss at given weights."""
     if samples < 2:
         raise ValueError(f"samples must be at least 2, for a standard error, got {samples}.")
     generator = torch.Generator().manual_seed(seed)
@@ -164,7 +160,7 @@ def spectrum_of(
     seed: int,
     progress: Progress | None = None,
 ) -> HessianSpectrum:
-    """Do what `hessian_spectrum` says, at one place."""
+    """Do what `hessian_spectrum` says, of a loss at given weights."""
     if not 1 <= count <= mean.size:
         raise ValueError(f"count must be from 1 to {mean.size}, the parameters, got {count}.")
     if iterations < count:

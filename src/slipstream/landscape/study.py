@@ -1,19 +1,18 @@
-"""Several networks held against each other: barriers, a plane, predictions, representations."""
+"""Several networks compared: barriers, a plane, predictions, representations."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss, Metric, batchnorm_layers, recalibrate_batchnorm
-from slipstream.landscape.directions import plane_through
+from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress, evaluate_points
-from slipstream.landscape.line import above_chord, learned, polyline, with_loss
-from slipstream.landscape.plane import LossPlane, loss_plane
+from slipstream.landscape.line import above_chord, learned, polyline
+from slipstream.landscape.plane import LossPlane, PlaneGrid, loss_plane, plane_through
 from slipstream.landscape.points import check_corners
 from slipstream.landscape.similarity import (
     Predict,
@@ -22,6 +21,7 @@ from slipstream.landscape.similarity import (
     representation_similarity,
 )
 from slipstream.matching import match_weights
+from slipstream.storage.plan_fields import option
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights, difference, displace, norm
@@ -77,44 +77,38 @@ class LandscapeStudy:
         return above_chord(self.positions.view(-1, 1, 1), values).movedim(0, 2)
 
 
+@dataclass(frozen=True)
+class StudyPlan:
+    """What `landscape_study` measures."""
+
+    points: int = option(11, "Evaluations between two networks, both ends included.", minimum=2)
+    plane_points: int = option(21, "Values of x, and of y, of the plane.", minimum=2)
+    corners: Sequence[str] | None = None  # names of three networks: the plane through them
+    layers: Sequence[str] | None = None  # that are compared, as of `representation_similarity`
+    predict: Predict | None = predicted_classes  # how predictions are taken; None compares none
+    memory: int | None = None  # bytes that a chunk of points may take, as of `evaluate_points`
+
+
+@takes_task(plan=StudyPlan)
 def landscape_study(
-    model: nn.Module,
-    loss: Loss,
-    *,
     weights: Mapping[str, Weights],
-    data: Iterable[Batch],
-    metrics: Mapping[str, Metric] | None = None,
-    points: int = 11,
-    corners: Sequence[str] | None = None,
-    plane_points: int = 21,
-    layers: Sequence[str] | None = None,
-    predict: Predict | None = predicted_classes,
-    calibration: Iterable[Batch] | None = None,
-    recalibrate: bool = True,
-    memory: int | None = None,
+    task: Task,
+    *,
+    plan: StudyPlan | None = None,
     resume: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LandscapeStudy:
-    """Hold networks against each other: barriers between all, a plane, what they have in common.
+    """Compare networks: barriers between all, a plane, what they have in common.
 
     With the networks of a transfer, as of `networks_of_transfer`, it is the landscape study of the
     paper: does the transferred network lie in the basin of the permuted source?
 
     Args:
-        model: The architecture of all; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         weights: Two or more of the same layout, by name.
-        data: Batches to measure on; every point sees the same ones, in eval mode.
-        metrics: What else to measure: name to a function of the model and a batch.
-        points: Evaluations between two networks, both ends included.
-        corners: Names of three networks that the plane goes through; none is measured if not given.
-        plane_points: Values of x, and of y, of the plane.
-        layers: Whose outputs are compared, as of `representation_similarity`.
-        predict: How predictions are taken; None compares none.
-        calibration: Batches of training data, for the statistics of BatchNorm at each point.
-        recalibrate: False mixes these statistics instead.
-        memory: Bytes that a chunk of points may take, as of `evaluate_points`.
-        resume: A folder for computed points, to go on after an interruption.
+        task: The architecture of all, left as it was; the data, the loss and the metrics to
+            measure.
+        plan: What to measure.
+        resume: A folder for computed points, to continue after an interruption.
         progress: Called with the number of points done, and of all.
 
     Returns:
@@ -126,55 +120,46 @@ def landscape_study(
 
     Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024), Section 4.3.
     """
+    plan = plan or StudyPlan()
+    corners, points = plan.corners, plan.points
     _check(weights, corners)
-    batches, kept = list(data), None if calibration is None else list(calibration)
-    given: dict[str, Any] = {
-        "data": batches,
-        "calibration": kept,
-        "recalibrate": recalibrate,
-        "memory": memory,
-    }
-    count = len(weights)
-    lines = count + count * (count - 1) // 2 * (points - 2)
-    total = lines + (plane_points**2 if corners else 0)
+    task, count = task.in_memory(), len(weights)
+    on_lines = count + count * (count - 1) // 2 * (points - 2)
+    total = on_lines + (plan.plane_points**2 if corners else 0)
     folder = None if resume is None else Path(resume)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     table, rows = _lines(count, points)
     values = evaluate_points(
-        model,
-        with_loss(loss, metrics),
-        corners=list(weights.values()),
-        coefficients=table,
-        names=list(weights),
+        weights,
+        table,
+        task,
+        memory=plan.memory,
         resume=folder and folder / "lines.safetensors",
         progress=_shifted(progress, 0, total),
-        **given,
     )
     plane = None
     if corners:
         flat = plane_through({name: weights[name] for name in corners})
         others = {name: value for name, value in weights.items() if name not in corners}
         plane = loss_plane(
-            model,
-            loss,
-            plane=flat.marked(others),
-            metrics=metrics,
-            points=plane_points,
+            flat.marked(others),
+            task,
+            grid=PlaneGrid(plan.plane_points),
+            memory=plan.memory,
             resume=folder and folder / "plane.safetensors",
-            progress=_shifted(progress, lines, total),
-            **given,
+            progress=_shifted(progress, on_lines, total),
         )
-    ready = _calibrated(model, weights, kept if recalibrate else None)
+    ready = {name: {**value, **task.recalibrated(value)} for name, value in weights.items()}
     return LandscapeStudy(
         names=tuple(weights),
         positions=torch.linspace(0, 1, points, dtype=torch.float64),
         lines={name: value[rows] for name, value in values.items()},
         distances=_distances(weights),
         agreement=None
-        if predict is None
-        else prediction_agreement(model, weights=ready, data=batches, predict=predict),
-        similarity=representation_similarity(model, weights=ready, data=batches, layers=layers),
+        if plan.predict is None
+        else prediction_agreement(ready, task, predict=plan.predict),
+        similarity=representation_similarity(ready, task, layers=plan.layers),
         plane=plane,
     )
 
@@ -190,7 +175,7 @@ def networks_of_transfer(
 
     With `s` and `t` for the learned tensors of source and target at their starts, and `S` for the
     source at its end: *naive* is `t + (S - s)`; *oracle* is `t + p (S - s)` with the permutation
-    `p` that lays `S - s` over what the target's own training moved.
+    `p` that aligns `S - s` to what the target's own training moved.
 
     Args:
         source: The run that was transferred.
@@ -220,14 +205,14 @@ def networks_of_transfer(
         best = match_weights(moved, own, groups=source_to_target.groups).source_to_target
         networks["trained target"] = {**start, **trained_target}
         networks["oracle"] = displace(start, best.apply(moved))
-    check_corners(list(networks.values()), list(networks))
+    check_corners(networks)
     return networks
 
 
 def _check(weights: Mapping[str, Weights], corners: Sequence[str] | None) -> None:
     if len(weights) < 2:
         raise ValueError(f"weights must be two or more networks by name, got {len(weights)}.")
-    check_corners(list(weights.values()), list(weights))
+    check_corners(weights)
     for name in corners or ():
         if name not in weights:
             raise ValueError(f"corners must be three of {', '.join(weights)}, got {name!r}.")
@@ -245,18 +230,6 @@ def _lines(count: int, points: int) -> tuple[Tensor, Tensor]:
         rows[i, j, 1:-1] = count + number * (points - 2) + torch.arange(points - 2)
         rows[j, i, 1:-1] = rows[i, j, 1:-1].flip(0)
     return torch.cat(tables), rows
-
-
-def _calibrated(
-    model: nn.Module, weights: Mapping[str, Weights], calibration: Sequence[Batch] | None
-) -> Mapping[str, Weights]:
-    """The networks with statistics of BatchNorm that belong to them."""
-    if not calibration or not batchnorm_layers(model):
-        return weights
-    return {
-        name: {**value, **recalibrate_batchnorm(model, weights=value, data=calibration)}
-        for name, value in weights.items()
-    }
 
 
 def _distances(weights: Mapping[str, Weights]) -> Tensor:

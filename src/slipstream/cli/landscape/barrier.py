@@ -12,7 +12,7 @@ from slipstream.cli.progress import steps_bar
 if TYPE_CHECKING:
     from slipstream.landscape import Barrier
 
-MATCH = "Also lay the neurons of the source over the target's: by weights or by activations."
+MATCH = "Also match the neurons of the source to the target's: by weights or by activations."
 
 
 def barrier(
@@ -45,8 +45,7 @@ def barrier(
         width=width, option=option, device=device,
     )  # fmt: skip
     with steps_bar("measuring", hidden=json) as bar:
-        given = {"points": points, "resume": resume, "progress": bar, **opened.measured}
-        found = _measured(opened, match, given)
+        found = _measured(opened, match, points, {"resume": resume, "progress": bar})
     told = {"split": split, **{name: value.to_json() for name, value in found.items()}}
     if files:
         networks.write_outputs(files, data=told, figure=plot_loss_line(found, metric=metric))
@@ -61,23 +60,18 @@ def barrier(
     write_table(["neurons", "from the chord", *opened.experiment.measured], rows)
 
 
-def _measured(opened: networks.Networks, match: str, given: dict[str, Any]) -> "dict[str, Barrier]":
+def _measured(
+    opened: networks.Networks, match: str, points: int, given: dict[str, Any]
+) -> "dict[str, Barrier]":
     from slipstream.evaluation import inputs_of
-    from slipstream.landscape import align_then_barrier, loss_barrier
+    from slipstream.landscape import AlignmentPlan, align_then_barrier, loss_barrier
     from slipstream.symmetry.tracing import find_neuron_groups
 
-    experiment, (start, end) = opened.experiment, opened.weights.values()
+    task, (start, end) = opened.task, opened.weights.values()
     if match == "none":
-        alone = loss_barrier(experiment.model, experiment.loss, start=start, end=end, **given)
-        return {"as they are": alone}
-    example_input = inputs_of(next(iter(experiment.data)))
-    found = align_then_barrier(
-        experiment.model,
-        experiment.loss,
-        source=start,
-        target=end,
-        method="weights" if match == "weights" else "activations",
-        groups=find_neuron_groups(experiment.model, example_input),
-        **given,
-    )
+        return {"as they are": loss_barrier(start, end, task, points=points, **given)}
+    groups = find_neuron_groups(task.model, inputs_of(opened.calibration[0]))
+    method: Literal["weights", "activations"] = "weights" if match == "weights" else "activations"
+    plan = AlignmentPlan(method=method, points=points)
+    found = align_then_barrier(start, end, task, groups=groups, plan=plan, **given)
     return {"as they are": found.before, "matched": found.after}

@@ -11,7 +11,7 @@ from slipstream.cli.output import write_json, write_table
 from slipstream.cli.progress import steps_bar
 
 if TYPE_CHECKING:
-    from slipstream.landscape import Curve
+    from slipstream.landscape import FittedCurve
 
 BENDS = "Control weights between the ends; 1 of a bezier curve makes it quadratic."
 SAVE = "Write the midpoint of the curve to this .safetensors file."
@@ -59,15 +59,11 @@ def curve(
     first, last = opened.weights.values()
     with steps_bar("training", hidden=json) as bar:
         fitted = fit_curve(
-            opened.experiment.model,
-            opened.experiment.loss,
-            start=first,
-            end=last,
-            data=opened.experiment.data,
-            calibration=opened.calibration,
+            first,
+            last,
+            opened.task.on(opened.experiment.data),
             plan=CurvePlan(shape, bends, descent, points),
             measured_on=opened.data,
-            metrics=opened.experiment.measured,
             checkpoint=resume,
             progress=bar,
         )
@@ -88,7 +84,7 @@ def curve(
     write_table(["way", "from the chord", *opened.experiment.measured], rows)
 
 
-def _save(fitted: "Curve", file: Path) -> None:
+def _save(fitted: "FittedCurve", file: Path) -> None:
     from slipstream.storage.tensor_file import tensor_chunks
     from slipstream.storage.writing import write_whole
 

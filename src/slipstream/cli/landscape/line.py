@@ -38,17 +38,8 @@ def line(
         weights, split=split, batches=batchnorm_batches, model=model, data=data, loss=loss,
         width=width, option=option, device=device,
     )  # fmt: skip
-    experiment = opened.experiment
     with steps_bar("measuring", hidden=json) as bar:
-        found = loss_along(
-            experiment.model,
-            experiment.loss,
-            weights=opened.weights,
-            points=points,
-            resume=resume,
-            progress=bar,
-            **opened.measured,
-        )
+        found = loss_along(opened.weights, opened.task, points=points, resume=resume, progress=bar)
     told = {"names": list(opened.weights), "split": split, **found.to_json()}
     if files:
         networks.write_outputs(files, data=told, figure=plot_loss_line(found, metric=metric))

@@ -1,7 +1,7 @@
 """From paths that a user types to named weights of one model, with data to measure them on."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -45,13 +45,9 @@ class Networks:
     calibration: "list[Batch]"
 
     @property
-    def measured(self) -> dict[str, Any]:
-        """The arguments that all measurements share, but for model, loss and weights."""
-        return {
-            "data": self.data,
-            "metrics": self.experiment.measured,
-            "calibration": self.calibration,
-        }
+    def task(self) -> "Task":
+        """What is measured, on which data."""
+        return replace(self.experiment, data=self.data, calibration=self.calibration)
 
 
 def open_networks(

@@ -42,7 +42,7 @@ def plane(
 
     Example: slipstream landscape plane run -o plane.png -o plane.json --resume plane.points
     """
-    from slipstream.landscape import loss_plane
+    from slipstream.landscape import PlaneGrid, loss_plane
     from slipstream.report.landscape import plot_loss_plane
 
     files = networks.check_outputs(out)
@@ -50,18 +50,14 @@ def plane(
         weights, split=split, batches=batchnorm_batches, model=model, data=data, loss=loss,
         width=width, option=option, device=device,
     )  # fmt: skip
-    experiment = opened.experiment
     chosen = _plane(opened, weights, random)
     with steps_bar("measuring", hidden=json) as bar:
         found = loss_plane(
-            experiment.model,
-            experiment.loss,
-            plane=chosen,
-            points=points,
-            margin=margin,
+            chosen,
+            opened.task,
+            grid=PlaneGrid(points, margin),
             resume=resume,
             progress=bar,
-            **opened.measured,
         )
     told = {"split": split, **found.to_json()}
     if files:

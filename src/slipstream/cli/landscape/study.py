@@ -40,11 +40,11 @@ def study(
     device: options.Device = "cpu",
     json: options.AsJson = False,
 ) -> None:
-    """Hold networks against each other: barriers between all, agreement, CKA, a plane.
+    """Compare networks: barriers between all, agreement, CKA, a plane.
 
     Example: slipstream landscape study transferred --trained-target trained -o study.png
     """
-    from slipstream.landscape import landscape_study
+    from slipstream.landscape import StudyPlan, landscape_study
     from slipstream.landscape.similarity import predicted_classes
     from slipstream.report.landscape import plot_study
 
@@ -55,18 +55,13 @@ def study(
     )  # fmt: skip
     opened = _of_a_transfer(opened, weights, trained_target)
     with steps_bar("measuring", hidden=json) as bar:
-        found = landscape_study(
-            opened.experiment.model,
-            opened.experiment.loss,
-            weights=opened.weights,
-            points=points,
+        plan = StudyPlan(
+            points,
+            plane_points,
             corners=corners.split(",") if corners else None,
-            plane_points=plane_points,
             predict=predicted_classes if "accuracy" in opened.experiment.measured else None,
-            resume=resume,
-            progress=bar,
-            **opened.measured,
         )
+        found = landscape_study(opened.weights, opened.task, plan=plan, resume=resume, progress=bar)
     told = {"split": split, **found.to_json()}
     if files:
         figure = plot_study(found, metric=metric, falls=metric == "accuracy")
@@ -91,12 +86,7 @@ def _of_a_transfer(
             raise ValueError("--trained-target goes with one transferred run, and nothing else.")
         return opened
     result = load_transfer(folder)
-    source = result.trajectory.description["configuration"].get("source")
-    if source is None or not Path(source, "run.json").is_file():
-        raise ValueError(
-            f"{folder} was transferred from {source}, where there is no run now: go to the folder "
-            "where `slipstream transfer` ran, or name the networks one by one."
-        )
+    source = _source_of(folder, result.trajectory.description["configuration"].get("source"))
     trained = list(opened.weights.values())[1] if trained_target else None
     collected = networks_of_transfer(
         Trajectory.open(source),
@@ -105,6 +95,23 @@ def _of_a_transfer(
         trained_target=trained,
     )
     return replace(opened, weights=collected)
+
+
+def _source_of(folder: Path, source: str | None) -> Path:
+    """The run that a transferred one came from, recorded by a path from here or from the run."""
+    if source is None:
+        raise ValueError(
+            f"{folder} does not say which run it was transferred from: name the networks one by "
+            "one, as in slipstream landscape study target source."
+        )
+    own = folder.resolve()
+    for beginning in (Path(), own, *own.parents):
+        if (beginning / source / "run.json").is_file():
+            return beginning / source
+    raise ValueError(
+        f"{folder} was transferred from {source}, where there is no run now: move the run back "
+        "there, or name the networks one by one."
+    )
 
 
 def _print(found: "LandscapeStudy") -> None:

@@ -99,14 +99,15 @@ def measure(
     experiment: "Task", found: "Subspace", *, points: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the metrics of the midpoint, the worst point and the ensemble: part, way, name."""
-    from slipstream.evaluation import evaluate
+    from slipstream.evaluation import Task, evaluate
     from slipstream.landscape import evaluate_span
 
     model, metrics = experiment.model, experiment.measured
     measured = {}
     for part in ("validation", "test"):
         data = experiment.part(part)
-        along = evaluate_span(model, metrics, span=found.span, data=data, points=points)
+        task = Task(model, data, experiment.loss, metrics=metrics)
+        along = evaluate_span(found.span, task, points=points)
         worst = {name: along.worst(name, highest=name == "accuracy") for name in metrics}
         measured[part] = {
             "midpoint": evaluate(model, metrics, weights=found.midpoint, data=data),

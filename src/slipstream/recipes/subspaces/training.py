@@ -16,7 +16,7 @@ from torch import nn
 
 from slipstream.evaluation import Batch, Loss, Metric, weights_in
 from slipstream.evaluation.determinism import batch_digest
-from slipstream.landscape.angles import cosine
+from slipstream.landscape.angles import weight_cosine
 from slipstream.landscape.corner_training import CornerTraining, EpochDone
 from slipstream.landscape.span import Calibration, Span
 from slipstream.recipes.subspaces.folder import UNFINISHED, is_finished, read, save_subspace
@@ -183,7 +183,7 @@ class _Task:
 
 def mean_cosine(corners: Sequence[Weights]) -> float:
     """Return the cosine between two corners, the mean over all pairs of them."""
-    return statistics.fmean(cosine(a, b) for a, b in itertools.combinations(corners, 2))
+    return statistics.fmean(weight_cosine(a, b) for a, b in itertools.combinations(corners, 2))
 
 
 def _starts(

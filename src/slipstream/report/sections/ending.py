@@ -3,11 +3,18 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 
 from slipstream.evaluation import Batch, Task
-from slipstream.landscape import Barrier, LossPlane, loss_barrier, loss_plane, trajectory_plane
+from slipstream.landscape import (
+    Barrier,
+    LossPlane,
+    PlaneGrid,
+    loss_barrier,
+    loss_plane,
+    trajectory_plane,
+)
 from slipstream.named_task import rebuild
 from slipstream.report.content import (
     Cell,
@@ -59,12 +66,9 @@ class Landscapes:
         end = run.sampled[-1].weights
         affordable = math.isqrt(self._affordable(experiment, end, end))
         return loss_plane(
-            experiment.model,
-            experiment.loss,
-            plane=plane,
-            data=self.some(experiment.part("validation")),
-            points=max(_FEWEST, min(_PLANE, affordable)),
-            calibration=list(islice(experiment.data, self.calibration)),
+            plane,
+            replace(self._measured(experiment), metrics={}),
+            grid=PlaneGrid(max(_FEWEST, min(_PLANE, affordable))),
         )
 
     def _affordable(self, experiment: Task, start: Weights, end: Weights) -> int:
@@ -76,14 +80,13 @@ class Landscapes:
         return max(_FEWEST, int(self.seconds / each))
 
     def _line(self, experiment: Task, start: Weights, end: Weights, points: int) -> Barrier:
-        return loss_barrier(
-            experiment.model,
-            experiment.loss,
-            start=start,
-            end=end,
+        return loss_barrier(start, end, self._measured(experiment), points=points)
+
+    def _measured(self, experiment: Task) -> Task:
+        """The task with the data that it is measured on here."""
+        return replace(
+            experiment,
             data=self.some(experiment.part("validation")),
-            metrics=experiment.measured,
-            points=points,
             calibration=list(islice(experiment.data, self.calibration)),
         )
 
