@@ -199,9 +199,12 @@ def inner(first: Weights, second: Weights) -> float:
     )
 
 
-def copy(weights: Weights) -> dict[str, Tensor]:
+def clone(weights: Weights) -> dict[str, Tensor]:
     """Return detached copies of all tensors, in the same order."""
     return {name: value.detach().clone() for name, value in weights.items()}
+
+
+copy = clone  # its name in version 0.1
 
 
 def first_nonfinite(weights: Weights) -> str | None:

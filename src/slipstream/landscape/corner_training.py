@@ -1,38 +1,20 @@
 """Training the corners of a family of weights by the loss at random points between them."""
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import (
-    Batch,
-    Loss,
-    device_of,
-    eval_mode,
-    weights_in,
-)
+from slipstream.evaluation import Batch, device_of, eval_mode, weights_in
 from slipstream.landscape.angles import measured_names, squared_cosine_gradient
 from slipstream.landscape.span import Shape
-from slipstream.storage.resumable_state import Checkpoint
-from slipstream.training.plan import Descent, loss_value
-from slipstream.weights import Weights, check_same_layout, copy, weights_of
+from slipstream.training.loop import Loop, Progress, loss_value
+from slipstream.training.plan import TrainingPlan
+from slipstream.weights import Weights, check_same_layout, clone, weights_of
 
 
-@dataclass(frozen=True)
-class EpochDone:
-    """What is known at the end of an epoch; epoch 0 is the start."""
-
-    epoch: int
-    step: int  # optimiser steps done
-    loss: float  # mean training loss of the epoch, at the random positions; NaN at the start
-
-
-class CornerTraining:
+class CornerTraining(Loop):
     """Trains corners so that the loss is low everywhere between them, in one run.
 
     Each step draws coefficients c, takes the gradient g of the loss at P = sum_i c_i w_i in one
@@ -50,12 +32,11 @@ class CornerTraining:
     def __init__(
         self,
         model: nn.Module,
-        loss: Loss,
+        plan: TrainingPlan,
         *,
         shape: Shape,
         corners: Sequence[Weights],
         trained: Sequence[int],
-        descent: Descent,
         layerwise: bool = False,
         repulsion: float = 0.0,
     ) -> None:
@@ -63,19 +44,17 @@ class CornerTraining:
 
         Args:
             model: What runs; left as it was.
-            loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+            plan: How.
             shape: How the corners make a point.
             corners: Where each corner starts; at least the parameters of the model.
             trained: Which corners are trained, by number; the others are held.
-            descent: How.
             layerwise: Whether each layer draws coefficients of its own.
             repulsion: How strongly the corners are pushed towards right angles, beta.
 
         Raises:
             ValueError: If a corner lacks a parameter, or nothing can be repelled.
         """
-        self._model, self._loss, self._shape, self._descent = model, loss, shape, descent
-        self._parameters = dict(model.named_parameters())
+        self._shape, self._parameters = shape, dict(model.named_parameters())
         if not any(p.requires_grad for p in self._parameters.values()):
             raise ValueError("The model has no parameter that requires a gradient.")
         for number, corner in enumerate(corners):
@@ -89,7 +68,7 @@ class CornerTraining:
         stacked = {n: self._stack(corners, n, trained) for n in self._parameters}
         self._free = {name: nn.Parameter(value) for name, value in stacked.items()}
         self._fixed = {n: self._stack(corners, n, held) for n in self._parameters}
-        self._optimizer = descent.build(list(self._free.values()))
+        super().__init__(model, plan, trained=list(self._free.values()))
         self._layers = {n: layer_of(n) if layerwise else "" for n in self._parameters}
         self._repulsion = repulsion
         self._repelled = [self._free[name] for name in measured_names(self._parameters)]
@@ -98,114 +77,54 @@ class CornerTraining:
                 "repulsion is the angle between weights of two or more dimensions; the model has "
                 "none. Set repulsion=0."
             )
-        self._buffers = copy(dict(model.named_buffers()))  # at the end of the last epoch
-        self.epoch = self.step = 0
-        self.seconds = 0.0  # of all epochs
-        self.losses: list[float] = []  # mean training loss of each epoch
+        self._buffers = clone(dict(model.named_buffers()))  # at the end of the last epoch
 
     def corners(self) -> list[dict[str, Tensor]]:
         """Return copies of all corners as they are now, with the buffers that they share."""
-        persistent = weights_of(self._model)
+        persistent = weights_of(self.module)
         shared = {name: value for name, value in self._buffers.items() if name in persistent}
         found: list[dict[str, Tensor]] = [{} for _ in range(self._shape.corners)]
         for name in self._parameters:
             for kept, places in ((self._free, self._trained), (self._fixed, self._held)):
                 for value, i in zip(kept[name].detach(), places.tolist(), strict=True):
                     found[i][name] = value.clone()
-        return [own | copy(shared) for own in found]
+        return [own | clone(shared) for own in found]
 
     def run(
         self,
-        data: Iterable[Batch],
+        loss: Callable[[Batch], Tensor],
         *,
-        checkpoint: Checkpoint | None = None,
-        on_epoch: Callable[[EpochDone], object] | None = None,
-        progress: Callable[[int, int | None], object] | None = None,
+        data: Iterable[Batch],
+        on_epoch: Callable[[], object] = lambda: None,
+        progress: Progress | None = None,
     ) -> None:
-        """Train to the end of the plan.
+        """Train to the end of the plan; the loss is of the model, which is lent meanwhile."""
 
-        Args:
-            data: Batches; if it has a method `epoch(number)`, that gives the batches of each epoch.
-            checkpoint: Where the state is kept, after epochs.
-            on_epoch: Called after each epoch.
-            progress: Called after each step with the steps done and their final number, if known.
+        def after_epoch() -> None:
+            self._buffers = clone(dict(self.module.named_buffers()))
+            on_epoch()
 
-        Raises:
-            ValueError: If `data` is empty or the loss is not finite.
-        """
-        length = len(data) if isinstance(data, Sized) else None
-        total = None if length is None else length * self._descent.epochs
-
-        def report(step: int) -> None:
-            if progress is not None:
-                progress(step, total)
-
-        device = device_of(self._model)
-        with weights_in(self._model, self._buffers), eval_mode(self._model):
-            while self.epoch < self._descent.epochs:
-                # One stream for each epoch, so that a resumed run draws what this one would.
-                generator = np.random.default_rng((self._descent.seed, self.epoch))
-                began = time.perf_counter()
-                with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                    torch.manual_seed(int(generator.integers(2**62)))
-                    self._epoch(data, length, generator, report)
-                self._buffers = copy(dict(self._model.named_buffers()))
-                self.seconds += time.perf_counter() - began
-                if on_epoch is not None:
-                    on_epoch(EpochDone(self.epoch, self.step, self.losses[-1]))
-                if checkpoint is not None:
-                    done = self.epoch == self._descent.epochs
-                    checkpoint.offer(self.state_dict, last=done)
+        with weights_in(self.module, self._buffers), eval_mode(self.module):
+            super().run(loss, data=data, on_epoch=after_epoch, progress=progress)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs."""
-        return {
-            "free": {name: value.detach() for name, value in self._free.items()},
-            "optimizer": self._optimizer.state_dict(),
-            "buffers": self._buffers,
-            "epoch": self.epoch,
-            "step": self.step,
-            "losses": list(self.losses),
-            "seconds": self.seconds,
-        }
+        own = {"free": {name: value.detach() for name, value in self._free.items()}}
+        return super().state_dict() | own | {"module": None, "buffers": self._buffers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one stopped."""
+        """Continue where another one stopped."""
+        super().load_state_dict(state)
         with torch.no_grad():
             for name, value in self._free.items():
                 value.copy_(state["free"][name])
         self._buffers = dict(state["buffers"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.step, self.losses = state["epoch"], state["step"], list(state["losses"])
-        self.seconds = state["seconds"]
 
-    def _epoch(
-        self,
-        data: Iterable[Batch],
-        length: int | None,
-        generator: np.random.Generator,
-        progress: Callable[[int], object],
-    ) -> None:
-        """One pass over the data."""
-
-        def update(batch: Batch) -> float:
-            found = self._update(batch, generator)
-            self.step += 1
-            progress(self.step)
-            return found
-
-        self.losses.append(
-            self._descent.epoch_of_steps(
-                self._model, data, self._optimizer, update, epoch=self.epoch, length=length
-            )
-        )
-        self.epoch += 1
-
-    def _update(self, batch: Batch, generator: np.random.Generator) -> float:
-        """One step; returns the loss at the point it was taken at."""
-        shares = self._draw(generator)
+    def update(self, loss: Callable[[Batch], Tensor], batch: Batch) -> float:
+        """Take a step; returns the loss at the point it was taken at."""
+        shares = self._draw()
         self._put(shares)
-        value = self._loss(self._model, batch)
+        value = loss(batch)
         found = loss_value(value, self.step)
         learning = {name: p for name, p in self._parameters.items() if p.requires_grad}
         slopes = torch.autograd.grad(value, list(learning.values()), materialize_grads=True)
@@ -213,15 +132,15 @@ class CornerTraining:
             own = shares[name][self._trained].to(slope)
             self._free[name].grad = own.view(-1, *[1] * slope.dim()) * slope
         if self._repulsion:
-            self._repel(generator)
-        self._optimizer.step()
+            self._repel()
+        self.optimizer.step()
         return found
 
-    def _draw(self, generator: np.random.Generator) -> dict[str, Tensor]:
+    def _draw(self) -> dict[str, Tensor]:
         """The coefficients of each parameter, (corners,): one draw for each layer, or for all."""
-        device = device_of(self._model)
+        device = device_of(self.module)
         drawn = {
-            layer: torch.tensor(self._shape.draw(generator), dtype=torch.float64, device=device)
+            layer: torch.tensor(self._shape.draw(self.generator), dtype=torch.float64, device=device)
             for layer in dict.fromkeys(self._layers.values())
         }
         return {name: drawn[layer] for name, layer in self._layers.items()}
@@ -236,8 +155,8 @@ class CornerTraining:
                     point += torch.tensordot(row[self._held].to(fixed), fixed, 1)
                 parameter.data = point
 
-    def _repel(self, generator: np.random.Generator) -> None:
-        j, k = generator.choice(len(self._trained), size=2, replace=False).tolist()
+    def _repel(self) -> None:
+        j, k = self.generator.choice(len(self._trained), size=2, replace=False).tolist()
         first, second = ([value.detach()[i] for value in self._repelled] for i in (j, k))
         for i, slopes in zip((j, k), squared_cosine_gradient(first, second), strict=True):
             for value, slope in zip(self._repelled, slopes, strict=True):

@@ -13,8 +13,8 @@ from slipstream.evaluation.determinism import batch_digest
 from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.line import Barrier, LossLine, learned
 from slipstream.landscape.span import Calibration, Shape, Span, evaluate_span
-from slipstream.storage.resumable_state import Checkpoint
-from slipstream.training.plan import Descent
+from slipstream.storage.resumable_state import ResumableState
+from slipstream.training.plan import BEFORE, TrainingPlan
 from slipstream.weights import (
     Weights,
     check_same_layout,
@@ -35,7 +35,7 @@ class CurvePlan:
 
     shape: CurveName = "bezier"
     bends: int = 1  # control weights between the ends; 1 of a bezier curve makes it quadratic
-    descent: Descent = field(default_factory=lambda: Descent(epochs=50, lr=0.05))
+    descent: TrainingPlan = field(default_factory=lambda: TrainingPlan.cosine(50, lr=0.05))
     points: int = 11  # where the loss is measured in the end
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ def fit_curve(
         >>> loss = lambda model, batch: (model.weight.square() - batch).square().mean()
         >>> task = Task(nn.Linear(1, 1, bias=False), [torch.ones(1)], loss)
         >>> left, right = {"weight": -torch.ones(1, 1)}, {"weight": torch.ones(1, 1)}
-        >>> plan = CurvePlan(descent=Descent(epochs=1))
+        >>> plan = CurvePlan(descent=TrainingPlan(epochs=1))
         >>> fit_curve(left, right, task, plan=plan).steps
         1
     """
@@ -121,16 +121,18 @@ def fit_curve(
     corners = [interpolate(start, end, i / (shape.corners - 1)) for i in range(shape.corners)]
     corners[0], corners[-1] = copy(start), copy(end)  # to the bit
     bends = range(1, shape.corners - 1)
-    training = CornerTraining(
-        model, loss, shape=shape, corners=corners, trained=bends, descent=plan.descent
-    )
-    kept = None
+    training = CornerTraining(model, plan.descent, shape=shape, corners=corners, trained=bends)
+    after_epoch: Callable[[], object] = lambda: None
     if checkpoint is not None:
         ends = batch_digest({"start": start, "end": end}).hex()
-        kept = Checkpoint(checkpoint, {"plan": asdict(plan), "ends": ends})
-        if (state := kept.read()) is not None:
+        identity = {"plan": asdict(plan), "ends": ends}
+        saved = ResumableState(checkpoint, identity, before=BEFORE)
+        if (state := saved.read()) is not None:
             training.load_state_dict(state)
-    training.run(data, checkpoint=kept, progress=progress)
+        after_epoch = lambda: saved.offer(training.state_dict, last=training.finished)
+    training.run(
+        lambda batch: loss(model, batch), data=data, on_epoch=after_epoch, progress=progress
+    )
     trained = training.corners()
     for i in bends:
         corners[i] |= {name: trained[i][name] for name in start}

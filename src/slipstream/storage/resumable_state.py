@@ -14,22 +14,30 @@ SHARE = 0.05  # of the time, at most, goes into the file
 LONG = 60  # characters: a digest says nothing to anybody
 
 
-class Checkpoint:
+class ResumableState:
     """Keeps a state in a file, and gives it only to the training that it belongs to."""
 
-    def __init__(self, path: str | Path, identity: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        identity: Mapping[str, Any],
+        *,
+        before: Mapping[str, Any] | None = None,
+    ) -> None:
         """Name the file and what makes the training.
 
         Args:
             path: The file; made when there is something to keep.
-            identity: What must be the same to go on, as plain data.
+            identity: What must be the same to resume, as plain data.
+            before: What a file stands for that was written before a field existed: the last part
+                of its name to the value.
         """
         self.path = Path(path)
-        self._identity = dict(_flat(identity))
+        self._identity, self._before = dict(_flat(identity)), dict(before or {})
         self._began, self._spent = time.monotonic(), 0.0
 
     def read(self) -> dict[str, Any] | None:
-        """Return the state to go on from, or None if there is none.
+        """Return the state to resume from, or None if there is none.
 
         Raises:
             ValueError: If the file is something else, or of another training.
@@ -41,8 +49,10 @@ class Checkpoint:
             identity, state = kept["identity"], kept["state"]
         except Exception as error:
             raise ValueError(f"{self.path} holds no state to resume from: {error}") from error
+        unknown = object()
         for name, value in self._identity.items():
-            if name not in identity or identity[name] != value:
+            earlier = self._before.get(name.rpartition(".")[2], unknown)
+            if identity.get(name, earlier) != value:
                 raise ValueError(
                     f"{self.path} is of another training: {_differs(name, identity, value)}. "
                     "Resume it with the same settings, or give another path."

@@ -1,14 +1,36 @@
-"""One loop, one plan, one recorded training that can be interrupted and resumed."""
+"""One plan, one loop, one recorded training that can be interrupted and resumed."""
 
-from slipstream.training.loop import descend
-from slipstream.training.plain import TrainingResult, train
-from slipstream.training.plan import Descent
+from slipstream.training.loop import (
+    Loop,
+    TrainingResult,
+    check_sized,
+    descend,
+    loss_value,
+    train,
+    trained_copy,
+)
+from slipstream.training.plan import Descent, TrainingPlan
+from slipstream.training.recorded_training import (
+    RecordedTraining,
+    RecordingOptions,
+    record_training,
+    recorded,
+)
 from slipstream.training.reinitialise import fresh_weights
 
 __all__ = [
     "Descent",
+    "Loop",
+    "RecordedTraining",
+    "RecordingOptions",
+    "TrainingPlan",
     "TrainingResult",
+    "check_sized",
     "descend",
     "fresh_weights",
+    "loss_value",
+    "record_training",
+    "recorded",
     "train",
+    "trained_copy",
 ]

@@ -1,45 +1,54 @@
-"""The loop that recipes share: epochs of a descent, which can be kept and gone on with."""
+"""The loop: epochs of steps in place, which can be recorded and resumed to the bit."""
 
 import copy as copying
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from slipstream.evaluation import Batch, Loss, device_of
-from slipstream.training.plan import Descent, loss_value
+from slipstream.evaluation import Batch, Loss, Task, batches_of_epoch, device_of, to_device
+from slipstream.evaluation import batch_size as size_of
+from slipstream.evaluation.takes_task import takes_task
+from slipstream.training.plan import TrainingPlan
 
 Progress = Callable[[int, int | None], object]  # the steps done, their final number if known
 
 
-class Descending:
-    """Trains parameters of a module in place, round after round of a descent.
+class Loop:
+    """Trains parameters of a module in place.
 
-    A round is `descent.epochs` epochs, in which the learning rate rises and falls once; the
-    optimiser, with its momentum, stays the same from round to round.
+    A round is `plan.epochs` epochs, in which the learning rate goes through its schedule once; the
+    optimiser, with its momentum, stays the same from round to round. A subclass may take another
+    step, by `update`, and hold more state.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        descent: Descent,
+        plan: TrainingPlan,
         *,
         trained: Sequence[nn.Parameter] | None = None,
         undecayed: Sequence[nn.Parameter] = (),
         rounds: int = 1,
+        batch_size: Callable[[Batch], int] = size_of,
     ) -> None:
         """Begin at the module's weights.
 
         Args:
-            module: What is trained.
-            descent: How.
+            module: What is trained; in train mode in every epoch.
+            plan: How.
             trained: What the optimiser gets; the module's parameters that require a gradient if
                 not given.
             undecayed: Parameters of it that have no weight decay.
-            rounds: How many times the descent is gone through.
+            rounds: How many times the plan is gone through.
+            batch_size: What a batch weighs in the mean loss of an epoch.
 
         Raises:
             ValueError: If the module has nothing to train.
@@ -50,11 +59,12 @@ class Descending:
         decayed = [p for p in trained if id(p) not in apart]
         if not decayed:
             raise ValueError("The model has no parameter that requires a gradient.")
-        self.module, self.rounds = module, rounds
-        self.optimizer = descent.build(decayed)
+        self.module, self.plan, self.rounds = module, plan, rounds
+        self.optimizer = plan.build(decayed)
         if undecayed:
             self.optimizer.add_param_group({"params": list(undecayed), "weight_decay": 0.0})
-        self.descent = descent
+        self._batch_size = batch_size
+        self.generator = np.random.default_rng()  # of the epoch; what a step draws comes from it
         self.epoch = self.step = 0
         self.seconds = 0.0
         self.losses: list[float] = []  # mean training loss of each epoch
@@ -68,7 +78,7 @@ class Descending:
         on_epoch: Callable[[], object] = lambda: None,
         progress: Progress | None = None,
     ) -> None:
-        """Train to the end of the round that has begun.
+        """Train to the end of the round that has begun; do nothing if all rounds are done.
 
         Args:
             loss: The mean loss of a batch, a 0-dim tensor.
@@ -79,22 +89,39 @@ class Descending:
         Raises:
             ValueError: If `data` is empty or the loss is not finite.
         """
+        if self.finished:
+            return
         length = len(data) if isinstance(data, Sized) else None
-        end = self.epoch - self.epoch % self.descent.epochs + self.descent.epochs
-        total = None
-        if length is not None:
-            done = self.epoch % self.descent.epochs
-            total = self.step + length * (self.descent.epochs - done)
-        while self.epoch < end:
+        left = self.plan.epochs - self.epoch % self.plan.epochs
+        total = None if length is None else self.step + length * left
+        for _ in range(left):
             began = time.perf_counter()
-            self._epoch(loss, data, length, lambda step: progress and progress(step, total))
+            with self._stream():
+                self._epoch(loss, data, length, lambda step: progress and progress(step, total))
             self.seconds += time.perf_counter() - began
             on_epoch()
+
+    def update(self, loss: Callable[[Batch], Tensor], batch: Batch) -> float:
+        """Take a step on a batch.
+
+        Args:
+            loss: The mean loss of a batch, a 0-dim tensor.
+            batch: On the device of the module.
+
+        Returns:
+            Its loss before the step.
+        """
+        value = loss(batch)
+        found = loss_value(value, self.step)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(value)
+        self.optimizer.step()
+        return found
 
     @property
     def finished(self) -> bool:
         """Whether all rounds are done."""
-        return self.epoch >= self.rounds * self.descent.epochs
+        return self.epoch >= self.rounds * self.plan.epochs
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs; of a finished training without the optimiser's."""
@@ -109,12 +136,22 @@ class Descending:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one stopped."""
-        self.module.load_state_dict(state["module"])
+        """Continue where another one stopped."""
+        if state.get("module") is not None:
+            self.module.load_state_dict(state["module"])
         if state["optimizer"] is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.losses, self.notes = list(state["losses"]), list(state["notes"])
+        self.losses, self.notes = list(state["losses"]), list(state.get("notes", ()))
+
+    @contextmanager
+    def _stream(self) -> Generator[None]:
+        """One stream for each epoch, so that a resumed training draws what this one would."""
+        self.generator = np.random.default_rng((self.plan.seed, self.epoch))
+        device = device_of(self.module)
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(int(self.generator.integers(2**62)))
+            yield
 
     def _epoch(
         self,
@@ -123,64 +160,130 @@ class Descending:
         length: int | None,
         progress: Callable[[int], object],
     ) -> None:
-        """One pass over the data."""
-
-        def update(batch: Batch) -> float:
-            value = loss(batch)
-            found = loss_value(value, self.step)
-            self.optimizer.zero_grad()
-            torch.autograd.backward(value)
-            self.optimizer.step()
+        """One pass over the data, every step at its own rate."""
+        self.module.train()
+        device = device_of(self.module)
+        total, count = 0.0, 0
+        for number, batch in enumerate(batches_of_epoch(data, self.epoch)):
+            within = min((number + 0.5) / length, 1.0) if length else 0.5
+            rate = self.plan.rate(self.epoch % self.plan.epochs + within)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            size = self._batch_size(batch)
+            total += self.update(loss, to_device(batch, device)) * size
+            count += size
             self.step += 1
             progress(self.step)
-            return found
-
-        device = device_of(self.module)
-        # One stream for each epoch, so that a resumed training draws what this one would.
-        seed = np.random.default_rng((self.descent.seed, self.epoch)).integers(2**62)
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(int(seed))
-            mean = self.descent.epoch_of_steps(
-                self.module, data, self.optimizer, update, epoch=self.epoch, length=length
+        if not count:
+            raise ValueError(
+                f"data is empty in epoch {self.epoch + 1}: there is no batch to train on. A "
+                "generator runs out after one epoch; pass a list or a DataLoader."
             )
         self.epoch += 1
-        self.losses.append(mean)
+        self.losses.append(total / count)
 
 
-def descend(
-    model: nn.Module,
-    loss: Loss,
+@dataclass(frozen=True)
+class TrainingResult:
+    """Result of `train`."""
+
+    losses: tuple[float, ...]  # mean training loss of each epoch
+    steps: int
+    seconds: float
+
+
+@takes_task(plan=TrainingPlan)
+def train(
+    task: Task,
+    plan: TrainingPlan | None = None,
     *,
-    data: Iterable[Batch],
-    descent: Descent,
+    on_optimizer: Callable[[Optimizer], object] | None = None,
+    on_epoch: Callable[[int, float], object] | None = None,
     progress: Progress | None = None,
-) -> nn.Module:
-    """Return a copy of a model after a descent: what recipes are compared with.
+) -> TrainingResult:
+    """Train the model of a task in place: the same weights for the same seed bit by bit on a CPU.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
-        data: Batches; if it has a method `epoch(number)`, that gives the batches of each epoch.
-        descent: How.
+        task: The model, on the device to train on, with its loss and its data.
+        plan: How.
+        on_optimizer: Called once with the optimiser, before the first step, e.g. to attach a
+            recorder.
+        on_epoch: Called after each epoch with its number, from 1, and its mean training loss.
         progress: Called after each step with the steps done and their final number, if known.
 
     Returns:
-        The trained copy.
+        Losses, number of steps and time.
 
     Raises:
         ValueError: If there is nothing to train, `data` is empty or the loss is not finite.
 
     Example:
-        >>> model = nn.Linear(1, 1)
+        >>> from slipstream.evaluation import squared_loss
+        >>> task = Task(nn.Linear(1, 1), [(torch.ones(2, 1), torch.zeros(2, 1))], squared_loss)
+        >>> train(task, TrainingPlan(epochs=3)).steps
+        3
+    """
+    loop = Loop(task.model, plan or TrainingPlan(), batch_size=task.batch_size)
+    if on_optimizer:
+        on_optimizer(loop.optimizer)
+    loop.run(
+        lambda batch: task.loss(task.model, batch),
+        data=task.data,
+        on_epoch=lambda: on_epoch and on_epoch(loop.epoch, loop.losses[-1]),
+        progress=progress,
+    )
+    return TrainingResult(tuple(loop.losses), loop.step, loop.seconds)
+
+
+def trained_copy(
+    task: Task, plan: TrainingPlan | None = None, *, progress: Progress | None = None
+) -> nn.Module:
+    """Return a trained copy of a task's model: what recipes are compared with.
+
+    Args:
+        task: The model, which is left as it was, with its loss and its data.
+        plan: How.
+        progress: Called after each step with the steps done and their final number, if known.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: If there is nothing to train, `data` is empty or the loss is not finite.
+
+    Example:
         >>> loss = lambda model, batch: (model(batch) - 1).square().mean()
-        >>> found = descend(model, loss, data=[torch.ones(2, 1)], descent=Descent(epochs=200))
+        >>> task = Task(nn.Linear(1, 1), [torch.ones(2, 1)], loss)
+        >>> found = trained_copy(task, TrainingPlan(epochs=200))
         >>> round(found(torch.ones(1)).item(), 2)
         1.0
     """
-    trained = copying.deepcopy(model)
-    training = Descending(trained, descent)
-    training.run(lambda batch: loss(trained, batch), data=data, progress=progress)
-    return trained
+    own = replace(task, model=copying.deepcopy(task.model))
+    train(own, plan, progress=progress)
+    return own.model
+
+
+def loss_value(loss: Tensor, steps: int) -> float:
+    """Return a loss as a number.
+
+    Args:
+        loss: Mean over a batch, 0-dim.
+        steps: Steps done before it.
+
+    Returns:
+        The loss.
+
+    Raises:
+        ValueError: If it is not 0-dim or not finite.
+    """
+    if loss.dim() > 0:
+        raise ValueError(
+            f"loss must return the batch's mean, a 0-dim tensor; its shape is {tuple(loss.shape)}."
+        )
+    found = loss.item()
+    if not math.isfinite(found):
+        raise ValueError(f"The loss at step {steps + 1} is {found}: try a smaller lr.")
+    return found
 
 
 def check_sized(data: Sequence[Iterable[Batch]], *, name: str, fewest: int) -> None:
@@ -210,3 +313,18 @@ def check_sized(data: Sequence[Iterable[Batch]], *, name: str, fewest: int) -> N
             )
         if not len(part):
             raise ValueError(f"{name}[{number}] is empty: there is no batch to train on.")
+
+
+Descending = Loop  # for recipes that are not converted yet
+
+
+def descend(
+    model: nn.Module,
+    loss: Loss,
+    *,
+    data: Iterable[Batch],
+    descent: TrainingPlan,
+    progress: Progress | None = None,
+) -> nn.Module:
+    """Return a trained copy as `trained_copy` does: what 0.1 called."""
+    return trained_copy(Task(model, data, loss), descent, progress=progress)

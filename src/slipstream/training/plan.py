@@ -1,117 +1,133 @@
 """How a network is trained, as plain data."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from slipstream.evaluation import Batch, batch_size, batches_of_epoch, device_of, to_device
+OptimizerName = Literal["sgd", "adam", "adamw"]
+ScheduleName = Literal["constant", "cosine"]
+
+# What state files hold that were written before plans had these fields: version 0.1.
+BEFORE: Mapping[str, object] = {"schedule": "cosine"}
 
 
 @dataclass(frozen=True)
-class Descent:
-    """How corners are trained: SGD or AdamW, linear warm-up, then a cosine to 0."""
+class TrainingPlan:
+    """How long and how fast: an optimiser, and the learning rate of every step.
 
-    epochs: int = 100
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.1
+    The rate rises evenly from 0 to `lr` over the warm-up; then it stays, or falls to 0 along a
+    cosine. Each step has the rate of its middle.
+
+    Example:
+        >>> TrainingPlan(epochs=10, lr=1.0, warm_up=0.2).rate(1.0)
+        0.5
+    """
+
+    epochs: int = 20
+    optimizer: OptimizerName = "sgd"
+    lr: float = 0.05
     momentum: float = 0.9  # of sgd
-    weight_decay: float = 1e-4
-    warm_up: float = 0.05  # share of the epochs over which the rate rises from 0
-    seed: int = 0  # of the positions and of the model's own randomness, such as dropout
+    weight_decay: float = 0.0
+    schedule: ScheduleName = "constant"  # of the learning rate after the warm-up
+    warm_up: float = 0.0  # share of the epochs over which the rate rises from 0
+    seed: int = 0  # of what the model and the training draw, such as dropout
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ValueError(f"epochs must be at least 1, got {self.epochs}.")
-        if self.optimizer not in ("sgd", "adamw"):
-            raise ValueError(f"optimizer must be sgd or adamw, got {self.optimizer!r}.")
+        for name, kind in (("optimizer", OptimizerName), ("schedule", ScheduleName)):
+            *others, last = get_args(kind)
+            if getattr(self, name) not in (*others, last):
+                known = f"{', '.join(others)} or {last}"
+                raise ValueError(f"{name} must be {known}, got {getattr(self, name)!r}.")
         if not self.lr > 0:
             raise ValueError(f"lr must be above 0, got {self.lr}.")
         if not 0 <= self.warm_up < 1:
             raise ValueError(f"warm_up must be at least 0 and below 1, got {self.warm_up}.")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}.")
 
-    def rate(self, epoch: float) -> float:
-        """Return the learning rate after so many epochs.
+    @classmethod
+    def cosine(
+        cls,
+        epochs: int = 100,
+        optimizer: OptimizerName = "sgd",
+        lr: float = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        warm_up: float = 0.05,
+        seed: int = 0,
+    ) -> "TrainingPlan":
+        """Return a plan with a short warm-up, then a cosine to 0: what recipes use.
 
         Example:
-            >>> Descent(epochs=10, lr=1.0, warm_up=0.2).rate(1.0)
-            0.5
+            >>> TrainingPlan.cosine(epochs=10).rate(10)
+            0.0
         """
+        return cls(epochs, optimizer, lr, momentum, weight_decay, "cosine", warm_up, seed)
+
+    @classmethod
+    def from_dict(cls, recorded: Mapping[str, Any]) -> "TrainingPlan":
+        """Return the plan that a run or a recipe recorded, also one of version 0.1.
+
+        Args:
+            recorded: The fields; `keep`, which is recorded beside them, is not looked at.
+
+        Returns:
+            The plan; its `rates` are those that the run was trained with.
+
+        Example:
+            >>> TrainingPlan.from_dict({"epochs": 2, "lr": 0.1, "warm_up": 0.05}).schedule
+            'cosine'
+        """
+        fields = {name: value for name, value in recorded.items() if name != "keep"}
+        if "warm_up" not in fields and fields.get("schedule") == "cosine":
+            return _EarlierCosine(**fields)
+        return cls(**(dict(BEFORE) if "warm_up" in fields else {}) | fields)
+
+    def rate(self, epoch: float) -> float:
+        """Return the learning rate after so many epochs."""
         done = epoch / self.epochs
         if done < self.warm_up:
             return self.lr * done / self.warm_up
+        if self.schedule == "constant":
+            return self.lr
         return self.lr * (1 + math.cos(math.pi * (done - self.warm_up) / (1 - self.warm_up))) / 2
 
-    def build(self, parameters: list[nn.Parameter]) -> Optimizer:
+    def rates(self, steps: int) -> list[float]:
+        """Return the learning rate of each of so many steps in all.
+
+        Example:
+            >>> [round(rate, 4) for rate in TrainingPlan(2, lr=0.2, schedule="cosine").rates(4)]
+            [0.1924, 0.1383, 0.0617, 0.0076]
+        """
+        length = steps / self.epochs
+        return [self.rate(n // length + (n % length + 0.5) / length) for n in range(steps)]
+
+    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """Return the optimiser."""
         if self.optimizer == "sgd":
             return SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
-        return AdamW(parameters, self.lr, weight_decay=self.weight_decay)
-
-    def epoch_of_steps(
-        self,
-        model: nn.Module,
-        data: Iterable[Batch],
-        optimizer: Optimizer,
-        update: Callable[[Batch], float],
-        *,
-        epoch: int,
-        length: int | None = None,
-    ) -> float:
-        """Pass over the data once, the rate as of every step.
-
-        Args:
-            model: In train mode meanwhile; says where the batches go.
-            data: Batches; if it has a method `epoch(number)`, that gives the batches of each epoch.
-            optimizer: Whose rate is set.
-            update: Does a step on a batch and returns its loss.
-            epoch: Epochs done before; with those of the descent, the rate begins anew.
-            length: Batches of an epoch, if that is known.
-
-        Returns:
-            The mean loss of the epoch, weighted by batch size.
-
-        Raises:
-            ValueError: If there is no batch.
-        """
-        model.train()
-        device = device_of(model)
-        total, count = 0.0, 0
-        for number, batch in enumerate(batches_of_epoch(data, epoch)):
-            within = (number + 0.5) / length if length else 0.5
-            for group in optimizer.param_groups:
-                group["lr"] = self.rate(epoch % self.epochs + min(within, 1.0))
-            total += update(to_device(batch, device)) * batch_size(batch)
-            count += batch_size(batch)
-        if not count:
-            raise ValueError(
-                f"data is empty in epoch {epoch + 1}: there is no batch to train on. A "
-                "generator runs out after one epoch; pass a list or a DataLoader."
-            )
-        return total / count
+        kind = Adam if self.optimizer == "adam" else AdamW
+        return kind(parameters, self.lr, weight_decay=self.weight_decay)
 
 
-def loss_value(loss: Tensor, steps: int) -> float:
-    """Return a loss as a number.
+class _EarlierCosine(TrainingPlan):
+    """The cosine of `slipstream train` in version 0.1: each step had the rate of its beginning."""
 
-    Args:
-        loss: Mean over a batch, 0-dim.
-        steps: Steps done before it.
+    def rates(self, steps: int) -> list[float]:
+        """Return the learning rate of each of so many steps in all."""
+        return [self.lr * (1 + math.cos(math.pi * n / steps)) / 2 for n in range(steps)]
 
-    Returns:
-        The loss.
 
-    Raises:
-        ValueError: If it is not 0-dim or not finite.
-    """
-    if loss.dim() > 0:
-        raise ValueError(
-            f"loss must return the batch's mean, a 0-dim tensor; its shape is {tuple(loss.shape)}."
-        )
-    found = loss.item()
-    if not math.isfinite(found):
-        raise ValueError(f"The loss at step {steps + 1} is {found}: try a smaller lr.")
-    return found
+if TYPE_CHECKING:  # for recipes that are not converted yet
+    Descent = TrainingPlan
+else:
+
+    class Descent:
+        def __new__(cls, *args: Any, **options: Any) -> TrainingPlan:
+            return TrainingPlan.cosine(*args, **options)

@@ -171,6 +171,10 @@ class Recorder:
         self._last_kept = self.step
         self._epoch, self._metrics = None, {}
 
+    def wait(self) -> None:
+        """Wait until all that was recorded is on disk."""
+        self._background.wait()
+
     def close(self, *, keep_last: bool = True) -> None:
         """Keep the last step if it is not kept yet, wait until all is written, release the run.
 
@@ -234,6 +238,13 @@ class _Background:
             raise
         self._full.put((buffer, {"step": step, "epoch": epoch, "metrics": metrics}))
 
+    def wait(self) -> None:
+        """Wait until nothing is left to write; raise what went wrong."""
+        self._full.join()
+        if self._error is not None:
+            self._seen = True
+            raise self._error
+
     def raise_unseen(self) -> None:
         """Raise what went wrong on the thread, unless `put` has done so."""
         if self._error is not None and not self._seen:
@@ -255,6 +266,8 @@ class _Background:
                 self._error = error
                 _log.error("The recording stopped: %s", error)
             self._free.put(buffer)
+            self._full.task_done()
+        self._full.task_done()  # of the None
 
 
 class _Buffer:

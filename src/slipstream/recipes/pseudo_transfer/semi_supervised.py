@@ -31,8 +31,7 @@ from slipstream.recipes.pseudo_transfer.sampling import (
     pseudo_samples,
 )
 from slipstream.training import Descent
-from slipstream.training.loop import Descending, Progress
-from slipstream.training.plan import loss_value
+from slipstream.training.loop import Descending, Progress, loss_value
 from slipstream.training.recorded_training import kept
 from slipstream.training.reinitialise import model_at
 from slipstream.weights import Weights, copy, weights_of

@@ -17,7 +17,7 @@ from slipstream.landscape.span import Calibration, Span
 from slipstream.recipes.subspaces.subspace import Subspace, SubspacePlan
 from slipstream.storage.tensor_file import map_tensors, tensor_chunks
 from slipstream.storage.writing import write_whole
-from slipstream.training.plan import Descent
+from slipstream.training.plan import TrainingPlan
 from slipstream.trajectory import declare_companions
 
 DESCRIPTION, CORNERS, UNFINISHED = "subspace.json", "corners", "unfinished.pt"
@@ -85,7 +85,7 @@ def read(folder: Path, *, calibration: Calibration | None = None) -> Subspace:
     try:
         described = json.loads((folder / DESCRIPTION).read_bytes())
         given = described["plan"]
-        plan = SubspacePlan(**{**given, "descent": Descent(**given["descent"])})
+        plan = SubspacePlan(**{**given, "descent": TrainingPlan.from_dict(given["descent"])})
         corners = tuple(map_tensors(corner_file(folder, n)) for n in range(plan.corners))
         return Subspace(
             plan,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from slipstream.evaluation import Ensemble
 from slipstream.evaluation.ensembles import Average
 from slipstream.landscape.span import Position, Shape, Span
-from slipstream.training.plan import Descent
+from slipstream.training.plan import TrainingPlan
 from slipstream.weights import Weights
 
 SubspaceShape = Literal["line", "curve", "simplex"]
@@ -31,7 +31,7 @@ class SubspacePlan:
     corners: int = 0  # of a simplex, 2 to 6, 3 by default; a line has 2, a curve 3
     repulsion: float = 1.0  # beta: how strongly corners are pushed towards right angles
     layerwise: bool = False  # whether each layer draws a position of its own
-    descent: Descent = field(default_factory=Descent)
+    descent: TrainingPlan = field(default_factory=TrainingPlan.cosine)
 
     def __post_init__(self) -> None:
         if self.shape not in get_args(SubspaceShape):

@@ -1,12 +1,9 @@
 """Training a line, a curve or a simplex of networks in one run, and recording it."""
 
 import itertools
-import json
-import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from slipstream.evaluation import Batch, Loss, Metric, weights_in
-from slipstream.evaluation.determinism import batch_digest
+from slipstream.evaluation import Batch, Loss, Metric, Task
 from slipstream.landscape.angles import weight_cosine
-from slipstream.landscape.corner_training import CornerTraining, EpochDone
+from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.span import Calibration, Span
 from slipstream.recipes.subspaces.folder import UNFINISHED, is_finished, read, save_subspace
 from slipstream.recipes.subspaces.subspace import Subspace, SubspacePlan
-from slipstream.storage.resumable_state import Checkpoint
-from slipstream.training.recorded_training import validated
+from slipstream.storage.new_run import NewRun
+from slipstream.training.recorded_training import RecordingOptions, recorded, validated
 from slipstream.training.reinitialise import fresh_weights
-from slipstream.trajectory import Recorder, Schedule, declare_companions
 from slipstream.weights import (
     Weights,
     check_same_layout,
@@ -98,55 +93,43 @@ def train_subspace(
     corners = _starts(model, plan, initial)
     training = CornerTraining(
         model,
-        loss,
+        plan.descent,
         shape=plan.family,
         corners=corners,
         trained=range(plan.corners),
-        descent=plan.descent,
         layerwise=plan.layerwise,
         repulsion=plan.repulsion,
     )
     batches = data if calibration is None else calibration
-    task = _Task(model, plan, training, Calibration(model, loss, batches))
-    if run_folder is None:
-        training.run(data, progress=progress)
-        return task.result()
-    folder = Path(run_folder)
-    if resume and is_finished(folder):
-        return _finished(folder, task)
-    start = batch_digest([dict(corner) for corner in corners]).hex()
-    given = json.loads(json.dumps(configuration or {}, default=str))  # as run.json gives it back
-    identity = {"plan": asdict(plan), "start": start, "configuration": given}
-    checkpoint = Checkpoint(folder / UNFINISHED, identity)
-    state = checkpoint.read() if resume else None
-    if state is not None:
-        training.load_state_dict(state)
-    recorder = Recorder(
-        folder,
-        model,
-        schedule=Schedule.at(()),
-        configuration={**(configuration or {}), "recipe": {"subspace": asdict(plan)}},
-        seed=plan.descent.seed,
-        overwrite=overwrite,
-        resume=state is not None,
-        step=training.step,
+    task = _Making(model, plan, training, Calibration(model, loss, batches))
+    if run_folder is not None and resume and is_finished(Path(run_folder)):
+        return _finished(Path(run_folder), task)
+    own = {"subspace": asdict(plan)}
+    options = RecordingOptions(
+        state=UNFINISHED, identity={"plan": asdict(plan)}, weights=task.middle
     )
-    keep = partial(task.record, recorder=recorder, validation=validation, metrics=metrics)
-    with recorder:
-        declare_companions(folder, UNFINISHED)
-        if state is None:
-            checkpoint.offer(training.state_dict, last=True)
-        if recorder.last_kept is None:
-            keep(EpochDone(0, 0, math.nan))
-        training.run(data, checkpoint=checkpoint, on_epoch=keep, progress=progress)
+    new = None
+    if run_folder is not None:
+        new = NewRun(run_folder, configuration or {}, overwrite, resume)
+
+    def measure() -> dict[str, float]:
+        return {"cosine": mean_cosine(training.corners())} | validated(model, metrics, validation)
+
+    with recorded(
+        training, Task(model), new, plan=own, start=corners, measure=measure, options=options
+    ) as keep:
+        training.run(
+            lambda batch: loss(model, batch), data=data, on_epoch=keep, progress=progress
+        )
     result = task.result()
-    save_subspace(result, folder)
-    checkpoint.path.unlink()
+    if run_folder is not None:
+        save_subspace(result, Path(run_folder))
+        (Path(run_folder) / UNFINISHED).unlink()
     return result
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Making:
     """A subspace in the making."""
 
     model: nn.Module
@@ -162,23 +145,9 @@ class _Task:
         steps, seconds = self.training.step, self.training.seconds
         return Subspace(self.plan, span, losses, angle, steps, seconds)
 
-    def record(
-        self,
-        done: EpochDone,
-        *,
-        recorder: Recorder,
-        validation: Iterable[Batch] | None,
-        metrics: Mapping[str, Metric] | None,
-    ) -> None:
-        """Keep the midpoint at the end of an epoch."""
-        corners = self.training.corners()
-        middle = Span(self.plan.family, tuple(corners), self.calibration).midpoint
-        found = {"cosine": mean_cosine(corners)}
-        if done.epoch:
-            found["train_loss"] = done.loss
-        found |= validated(self.model, metrics, validation, weights=middle)
-        with weights_in(self.model, middle):
-            recorder.record(step=done.step, epoch=done.epoch, metrics=found)
+    def middle(self) -> Weights:
+        """Return the midpoint of what has been trained so far."""
+        return Span(self.plan.family, tuple(self.training.corners()), self.calibration).midpoint
 
 
 def mean_cosine(corners: Sequence[Weights]) -> float:
@@ -211,7 +180,7 @@ def _starts(
     return list(initial)
 
 
-def _finished(folder: Path, task: _Task) -> Subspace:
+def _finished(folder: Path, task: _Making) -> Subspace:
     """What an earlier call has finished."""
     found = read(folder, calibration=task.calibration)
     if found.plan != task.plan:
