@@ -27,8 +27,8 @@ import torch
 from common import machine, machine_line, table, write
 from slipstream.modes import compress_to_modes
 from slipstream.named_task import NamedTask
-from slipstream.named_training import TrainingPlan, record_training
 from slipstream.storage import packed_file
+from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory, compress_run, decompress_run, read_run
 
 TURNS = 3
@@ -60,7 +60,7 @@ DIGITS = "digits, MLP 2 x 512, SGD, every epoch"
 def record_digits(path: Path) -> None:
     """Train the network that needs no download."""
     setup = NamedTask("mlp", "digits", width=512, options={"hidden_layers": 2}, batch_size=32)
-    record_training(setup, TrainingPlan(epochs=20, lr=0.1), path=path)
+    record_training(setup.build(), TrainingPlan(epochs=20, lr=0.1), run_folder=path)
 
 
 def bound(run: Trajectory) -> float:

@@ -28,7 +28,7 @@ from slipstream.evaluation import classification_loss, gradient
 from slipstream.named_task import NamedTask
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.testbed.networks import conv8, mlp
-from slipstream.training.plain import train
+from slipstream.training import TrainingPlan, train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import TransferPlan, transfer_trajectory
 from slipstream.weights import copy, weights_of
@@ -60,7 +60,7 @@ def short_run(
     experiment = setup.build()
     start = copy(weights_of(experiment.model))
     batches = [batch for batch, _ in zip(experiment.data, range(steps), strict=False)]
-    train(experiment.model, experiment.loss, data=batches, epochs=1, lr=0.02)
+    train(experiment.on(batches), TrainingPlan(epochs=1, lr=0.02))
     run = Trajectory.from_weights([start, copy(weights_of(experiment.model))])
     target = copy(weights_of(setup.build(seed=1).model))
     return experiment.model, run, target, batches

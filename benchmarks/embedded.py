@@ -19,8 +19,7 @@ from slipstream.evaluation import evaluate
 from slipstream.modes.embedded import EmbeddedModes, EmbeddingReport
 from slipstream.modes.growth import Growth
 from slipstream.named_task import NamedTask
-from slipstream.named_training import TrainingPlan
-from slipstream.training import train
+from slipstream.training import TrainingPlan, train
 
 LAST = 3  # epochs whose metrics are averaged: one alone is noisy
 
@@ -104,20 +103,7 @@ def run(case: Case, way: str, growth: Growth | None, *, seed: int) -> Result:
         if found:
             found[0].observe()
 
-    plan = case.training
-    train(
-        experiment.model,
-        experiment.loss,
-        data=experiment.data,
-        epochs=plan.epochs,
-        optimizer=plan.optimizer,
-        lr=plan.lr,
-        momentum=plan.momentum,
-        weight_decay=plan.weight_decay,
-        schedule=plan.schedule,
-        on_optimizer=embed,
-        on_epoch=look,
-    )
+    train(experiment, case.training, on_optimizer=embed, on_epoch=look)
     means = [_mean([pair[part] for pair in metrics]) for part in (0, 1)]
     report = asdict(found[0].report()) if found else None
     return Result(way, seed, means[0], means[1], statistics.mean(shares), report)

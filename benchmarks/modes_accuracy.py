@@ -17,7 +17,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from slipstream.averaging import EMA, LAWA, SWA, average_run, choose_average
 from slipstream.evaluation import evaluate
 from slipstream.modes import Modes, fit_modes
 from slipstream.named_task import NamedTask, rebuild
-from slipstream.named_training import TrainingPlan, record_training
+from slipstream.storage.new_run import NewRun
+from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights
 
@@ -184,7 +185,8 @@ def recorded(case: Case, recipe: str, seed: int, runs: Path, options: argparse.N
         return folder
     data = case.setup["data"].format(cifar10=options.cifar10, mnist=options.mnist)
     setup = NamedTask(**(case.setup | {"data": data}), seed=seed)
-    record_training(setup, plan, path=folder, overwrite=True, device=options.device)
+    task, plan = setup.build(device=options.device), replace(plan, seed=seed)
+    record_training(task, plan, run_folder=NewRun(folder, overwrite=True))
     return folder
 
 

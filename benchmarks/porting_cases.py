@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, accuracy, classification_loss
+from slipstream.evaluation import Batch, Loss, Task, accuracy, classification_loss
 from slipstream.testbed import build_network, load_data
 from slipstream.testbed.datasets import DataSpec, Examples
-from slipstream.training.plain import train
+from slipstream.training import OptimizerName, TrainingPlan, train
 
 CONTEXT = 64  # characters
 FEW = 4  # batches of labelled data
@@ -22,19 +22,12 @@ class Training:
 
     epochs: int
     lr: float
-    optimizer: str = "sgd"
+    optimizer: OptimizerName = "sgd"
 
     def run(self, model: nn.Module, loss: Loss, data: "Shuffled", *, share: float = 1.0) -> None:
         """Train in place, at a share of the rate."""
-        train(
-            model,
-            loss,
-            data=data,
-            epochs=self.epochs,
-            lr=self.lr * share,
-            optimizer=self.optimizer,
-            schedule="cosine",
-        )
+        plan = TrainingPlan(self.epochs, self.optimizer, self.lr * share, schedule="cosine")
+        train(Task(model, data, loss), plan)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from typing import Any
 
 from common import machine, machine_line, table, write
 from slipstream.named_task import NamedTask
-from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.report import write_report
 from slipstream.report.sections import Landscapes
+from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory
 
 LARGE = NamedTask("mlp", "digits", width=935, options={"hidden_layers": 2}, batch_size=128)
@@ -67,8 +67,8 @@ def reports(folder: Path, repeats: int) -> list[dict[str, Any]]:
     for name, setup in (("small network", SMALL), ("a million weights", LARGE)):
         run = folder / name
         steps = len(setup.build().data)
-        plan = TrainingPlan(epochs=-(-(SNAPSHOTS - 1) // steps), lr=0.05, keep="every:1")
-        record_training(setup, plan, path=run)
+        plan = TrainingPlan(epochs=-(-(SNAPSHOTS - 1) // steps), lr=0.05)
+        record_training(setup.build(), plan, run_folder=run, keep="every:1")
         kept = folder / f"{name} cut"
         cut(run, kept)
         for landscape in (False, True):
@@ -107,8 +107,8 @@ def view(folder: Path) -> dict[str, Any]:
     from playwright.sync_api import sync_playwright
 
     runs = folder / "runs"
-    plan = TrainingPlan(epochs=5, keep="every:10")
-    record_training(SMALL, plan, path=runs / "run-00")
+    task = SMALL.build()
+    record_training(task, TrainingPlan(5), run_folder=runs / "run-00", keep="every:10")
     for number in range(1, RUNS):
         shutil.copytree(runs / "run-00", runs / f"run-{number:02d}")
     code = "from slipstream.cli import main; main()"

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from common import machine, machine_line, table, write
 from slipstream.evaluation import Task, evaluate, recalibrate_batchnorm, to_device, weights_in
 from slipstream.named_task import NamedTask
-from slipstream.named_training import TrainingPlan
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.training.plain import train
+from slipstream.training import TrainingPlan, train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import TransferPlan, TransferResult, transfer_trajectory
 from slipstream.weights import Weights, copy, load_weights_, weights_of
@@ -189,14 +188,8 @@ def run_training(
 ) -> None:
     """Train from where the model is; a snapshot at the end of every epoch."""
     train(
-        experiment.model,
-        experiment.loss,
-        data=experiment.data,
-        epochs=plan.epochs,
-        optimizer=plan.optimizer,
-        lr=plan.lr,
-        weight_decay=plan.weight_decay,
-        schedule=plan.schedule,
+        experiment,
+        plan,
         on_epoch=lambda *_: snapshots.append(copy(weights_of(experiment.model))),
     )
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from slipstream import Trajectory, TransferPlan, classification_loss, transfer_to_many, weights_of
 from slipstream.evaluation import eval_mode, weights_in
 from slipstream.named_task import NamedTask
-from slipstream.named_training import TrainingPlan, record_training
+from slipstream.training import TrainingPlan, record_training
 from slipstream.weights import Weights
 
 MEMBERS = 5
@@ -33,7 +33,7 @@ def main() -> None:
     experiment = SETUP.build()
     model = experiment.model
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as executor:
-        record_training(SETUP, TrainingPlan(epochs=20, lr=0.1), path=folder)
+        record_training(SETUP.build(), TrainingPlan(epochs=20, lr=0.1), run_folder=folder)
         source = Trajectory.open(folder)
         starts = [weights_of(SETUP.build(seed=seed).model) for seed in range(1, MEMBERS + 1)]
         results = transfer_to_many(

@@ -12,7 +12,7 @@ from pathlib import Path
 from slipstream import Trajectory, evaluate, fit_modes
 from slipstream.modes import compare_modes
 from slipstream.named_task import NamedTask
-from slipstream.named_training import TrainingPlan, record_training
+from slipstream.training import TrainingPlan, record_training
 
 SETUP = NamedTask("mlp", "digits", width=64, options={"hidden_layers": 2})
 MODES = 5
@@ -22,7 +22,9 @@ def main() -> None:
     """Train and record, decompose, and evaluate what is left."""
     experiment = SETUP.build()
     with tempfile.TemporaryDirectory() as folder:
-        record_training(SETUP, TrainingPlan(epochs=20, keep="every:5"), path=f"{folder}/run")
+        record_training(
+            SETUP.build(), TrainingPlan(epochs=20), run_folder=f"{folder}/run", keep="every:5"
+        )
         run = Trajectory.open(f"{folder}/run")
         print(compare_modes(run, modes=MODES, grouping="k-means"))
         modes = fit_modes(run, modes=MODES, grouping="k-means", reference="component")

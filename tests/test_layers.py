@@ -27,7 +27,6 @@ LAYERS = {
     "recipes": 4,
     "integrations": 4,
     "named_task": 5,
-    "named_training": 6,
     "federated": 6,
     "report": 6,
     "demo": 7,

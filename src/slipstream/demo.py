@@ -6,10 +6,10 @@ from pathlib import Path
 
 from slipstream.evaluation import Task, evaluate
 from slipstream.named_task import NamedTask
-from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.figures import plot_along
+from slipstream.storage.new_run import NewRun
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.training.plain import train
+from slipstream.training import TrainingPlan, record_training, train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer.comparison import Comparison, Target, compare_methods
 from slipstream.transfer.plan import Method, TransferPlan
@@ -56,7 +56,11 @@ def run_demo(
     pieces = 1 + targets + targets * ways
     tell("training the source", 0, pieces)
     setup = replace(SETUP, seed=seed)
-    recorded = record_training(setup, TRAINING, path=folder / "source", overwrite=True)
+    recorded = record_training(
+        setup.build(),
+        replace(TRAINING, seed=seed),
+        run_folder=NewRun(folder / "source", overwrite=True),
+    )
     experiment = setup.build()
     starts = []
     for number in range(1, targets + 1):
@@ -99,12 +103,5 @@ def _best_epoch(experiment: Task, start: Weights) -> Weights:
 
 def _train_on(experiment: Task, start: Weights, *, epochs: int, lr: float) -> Weights:
     load_weights_(experiment.model, start)
-    train(
-        experiment.model,
-        experiment.loss,
-        data=experiment.data,
-        epochs=epochs,
-        optimizer=TRAINING.optimizer,
-        lr=lr,
-    )
+    train(experiment, replace(TRAINING, epochs=epochs, lr=lr))
     return copy(weights_of(experiment.model))

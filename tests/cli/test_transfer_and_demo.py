@@ -10,7 +10,7 @@ from slipstream import demo
 from slipstream.cli.app import app
 from slipstream.evaluation import evaluate
 from slipstream.named_task import NamedTask
-from slipstream.named_training import TrainingPlan
+from slipstream.training import TrainingPlan
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import load_transfer
 from slipstream.weights import weights_of

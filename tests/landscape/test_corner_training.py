@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations
 from slipstream.evaluation import classification_loss
 from slipstream.landscape import Shape
 from slipstream.landscape.corner_training import CornerTraining, layer_of
-from slipstream.training import Descent
+from slipstream.training import TrainingPlan
 from slipstream.weights import copy, weights_of
 
 
@@ -47,7 +47,11 @@ def starts(model, count, seed=1):
     ]
 
 
-PLAIN = Descent(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, warm_up=0.0)
+def run(training, data, *, loss=classification_loss, **hooks):
+    training.run(lambda batch: loss(training.module, batch), data=data, **hooks)
+
+
+PLAIN = TrainingPlan.cosine(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, warm_up=0.0)
 
 
 @pytest.mark.parametrize("repulsion", [0.0, 0.7])
@@ -56,10 +60,10 @@ def test_a_step_follows_autograd_through_the_sum_of_corners(shape, repulsion):
     model, batch = Quadratic(3), quadratic_batch(3)
     corners = starts(model, shape.corners)
     training = CornerTraining(
-        model, quadratic_loss, shape=shape, corners=corners, trained=range(shape.corners),
-        descent=PLAIN, repulsion=repulsion,
+        model, PLAIN, shape=shape, corners=corners,
+        trained=range(shape.corners), repulsion=repulsion,
     )  # fmt: skip
-    training.run([batch])
+    run(training, [batch], loss=quadratic_loss)
 
     generator = np.random.default_rng((0, 0))
     generator.integers(2**62)  # the model's own randomness
@@ -83,10 +87,8 @@ def test_each_corner_gets_its_share_of_one_gradient():
     model, batch = Quadratic(2), quadratic_batch(2)
     corners = starts(model, 3)
     shape = Shape("simplex", 3)
-    training = CornerTraining(
-        model, quadratic_loss, shape=shape, corners=corners, trained=range(3), descent=PLAIN
-    )
-    training.run([batch])
+    training = CornerTraining(model, PLAIN, shape=shape, corners=corners, trained=range(3))
+    run(training, [batch], loss=quadratic_loss)
     generator = np.random.default_rng((0, 0))
     generator.integers(2**62)
     row = shape.draw(generator)
@@ -103,14 +105,13 @@ def test_the_order_of_the_corners_does_not_matter(monkeypatch):
     """Permuted corners with permuted positions end where they would, permuted."""
     model, batch = Quadratic(3), quadratic_batch(3)
     corners, order = starts(model, 4), [2, 0, 3, 1]
-    descent = Descent(epochs=12, lr=0.05)
+    descent = TrainingPlan.cosine(epochs=12, lr=0.05)
 
     def train(begin):
         training = CornerTraining(
-            model, quadratic_loss, shape=Shape("simplex", 4), corners=begin, trained=range(4),
-            descent=descent,
+            model, descent, shape=Shape("simplex", 4), corners=begin, trained=range(4),
         )  # fmt: skip
-        training.run([batch])
+        run(training, [batch], loss=quadratic_loss)
         return training.corners()
 
     plain = train(corners)
@@ -142,9 +143,8 @@ def batches():
 
 def make(model, *, epochs=6, optimizer="sgd", **options):
     return CornerTraining(
-        model, classification_loss, shape=Shape("simplex", 3), corners=starts(model, 3),
-        trained=range(3), descent=Descent(epochs=epochs, optimizer=optimizer), repulsion=1.0,
-        **options,
+        model, TrainingPlan.cosine(epochs=epochs, optimizer=optimizer), shape=Shape("simplex", 3),
+        corners=starts(model, 3), trained=range(3), repulsion=1.0, **options,
     )  # fmt: skip
 
 
@@ -157,14 +157,14 @@ def same(first, second):
 def test_it_resumes_bit_for_bit(optimizer, layerwise):
     data = batches()
     whole = make(classifier(), optimizer=optimizer, layerwise=layerwise)
-    whole.run(data)
+    run(whole, data)
     states = []
     first = make(classifier(), optimizer=optimizer, layerwise=layerwise)
-    first.run(data, on_epoch=lambda done: states.append(_frozen(first.state_dict())))
+    run(first, data, on_epoch=lambda: states.append(_frozen(first.state_dict())))
     second = make(classifier(), optimizer=optimizer, layerwise=layerwise)
     torch.manual_seed(99)  # what the process has drawn by then must not matter
     second.load_state_dict(states[2])
-    second.run(data)
+    run(second, data)
     assert same(whole.corners(), second.corners())
     assert second.losses == whole.losses
     assert second.step == whole.step == 18
@@ -182,7 +182,7 @@ def test_the_model_and_the_generators_are_left_as_they_were():
     model = classifier().eval()
     before, state = copy(weights_of(model)), torch.get_rng_state()
     places = [p.data_ptr() for p in model.parameters()]
-    make(model).run(batches())
+    run(make(model), batches())
     assert same([before], [weights_of(model)])
     assert [p.data_ptr() for p in model.parameters()] == places
     assert not model.training
@@ -199,7 +199,7 @@ def test_an_exception_leaves_the_model_as_it_was():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        make(model).run(batches(), progress=stop)
+        run(make(model), batches(), progress=stop)
     assert same([before], [weights_of(model)])
 
 
@@ -213,10 +213,10 @@ def test_layers_draw_positions_of_their_own():
             return drawn[-1]
 
     training = CornerTraining(
-        model, classification_loss, shape=Watched("simplex", 2), corners=starts(model, 2),
-        trained=range(2), descent=Descent(epochs=1), layerwise=True,
+        model, TrainingPlan.cosine(epochs=1), shape=Watched("simplex", 2), corners=starts(model, 2),
+        trained=range(2), layerwise=True,
     )  # fmt: skip
-    training.run(batches()[:1])
+    run(training, batches()[:1])
     assert len(drawn) == 3  # two linear layers, one BatchNorm
     assert layer_of("0.weight") == layer_of("0.bias") == "0"
 
@@ -236,10 +236,10 @@ def test_tied_and_parametrised_weights_stay_so():
     torch.manual_seed(0)
     model = Tied()
     training = CornerTraining(
-        model, classification_loss, shape=Shape("simplex", 2), corners=starts(model, 2),
-        trained=range(2), descent=Descent(epochs=3), layerwise=True,
+        model, TrainingPlan.cosine(epochs=3), shape=Shape("simplex", 2), corners=starts(model, 2),
+        trained=range(2), layerwise=True,
     )  # fmt: skip
-    training.run(batches())
+    run(training, batches())
     assert set(training.corners()[0]) == set(weights_of(model))
     assert model.second.weight is model.first.weight
     assert math.isfinite(training.losses[-1])
@@ -251,10 +251,10 @@ def test_frozen_parameters_are_not_trained():
     model[0].weight.requires_grad_(False)
     begin = starts(model, 2)
     training = CornerTraining(
-        model, classification_loss, shape=Shape("simplex", 2), corners=begin, trained=range(2),
-        descent=Descent(epochs=2), repulsion=1.0,
+        model, TrainingPlan.cosine(epochs=2), shape=Shape("simplex", 2), corners=begin,
+        trained=range(2), repulsion=1.0,
     )  # fmt: skip
-    training.run(batches())
+    run(training, batches())
     assert torch.equal(training.corners()[1]["0.weight"], begin[1]["0.weight"])
     assert not torch.equal(training.corners()[1]["4.weight"], begin[1]["4.weight"])
 
@@ -269,26 +269,23 @@ def test_a_loss_that_is_not_finite_names_the_step():
 
     model = classifier()
     training = CornerTraining(
-        model, loss, shape=Shape("simplex", 2), corners=starts(model, 2), trained=range(2),
-        descent=Descent(epochs=4),
+        model, TrainingPlan.cosine(epochs=4), shape=Shape("simplex", 2), corners=starts(model, 2),
+        trained=range(2),
     )  # fmt: skip
     with pytest.raises(ValueError, match="The loss at step 5 is nan: try a smaller lr"):
-        training.run(batches())
+        run(training, batches(), loss=loss)
 
 
-def test_a_loss_that_is_no_mean():
+def test_a_loss_that_is_not_a_mean():
     with pytest.raises(ValueError, match=r"a 0-dim tensor; its shape is \(6,\)"):
-        CornerTraining(
-            classifier(), lambda model, batch: model(batch[0]).sum(-1), shape=Shape("simplex", 2),
-            corners=starts(classifier(), 2), trained=range(2), descent=PLAIN,
-        ).run(batches())  # fmt: skip
+        run(make(classifier()), batches(), loss=lambda model, batch: model(batch[0]).sum(-1))
 
 
 def test_data_that_run_out():
     with pytest.raises(ValueError, match="data is empty in epoch 1"):
-        make(classifier()).run([])
+        run(make(classifier()), [])
     with pytest.raises(ValueError, match=r"data is empty in epoch 2.*A generator runs out"):
-        make(classifier()).run(iter(batches()))
+        run(make(classifier()), iter(batches()))
 
 
 def test_what_cannot_be_trained():
@@ -296,42 +293,19 @@ def test_what_cannot_be_trained():
     short = {"bias": model.bias.detach()}
     with pytest.raises(ValueError, match="corner 1 lacks the tensor 'weight' that the model has"):
         CornerTraining(
-            model, classification_loss, shape=Shape("simplex", 2),
-            corners=[weights_of(model), short], trained=range(2), descent=PLAIN,
+            model, PLAIN, shape=Shape("simplex", 2),
+            corners=[weights_of(model), short], trained=range(2),
         )  # fmt: skip
     flat = nn.LayerNorm(3)
     with pytest.raises(ValueError, match=r"the model has none\. Set repulsion=0"):
         CornerTraining(
-            flat, classification_loss, shape=Shape("simplex", 2), corners=[weights_of(flat)] * 2,
-            trained=range(2), descent=PLAIN, repulsion=1.0,
+            flat, PLAIN, shape=Shape("simplex", 2), corners=[weights_of(flat)] * 2,
+            trained=range(2), repulsion=1.0,
         )  # fmt: skip
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         CornerTraining(
-            model, classification_loss, shape=Shape("simplex", 2), corners=[weights_of(model)] * 2,
-            trained=range(2), descent=PLAIN,
+            model, PLAIN, shape=Shape("simplex", 2), corners=[weights_of(model)] * 2,
+            trained=range(2),
         )  # fmt: skip
-
-
-def test_the_rate_warms_up_and_falls_to_nothing():
-    descent = Descent(epochs=20, lr=2.0, warm_up=0.25)
-    assert descent.rate(0) == 0
-    assert descent.rate(2.5) == pytest.approx(1)
-    assert descent.rate(5) == pytest.approx(2)
-    assert descent.rate(12.5) == pytest.approx(1.0)
-    assert descent.rate(20) == pytest.approx(0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"lr": 0.0}, "lr must be above 0"),
-        ({"optimizer": "lion"}, "optimizer must be sgd or adamw, got 'lion'"),
-        ({"warm_up": 1.0}, "warm_up must be at least 0 and below 1"),
-    ],
-)
-def test_plans_that_make_no_sense(options, message):
-    with pytest.raises(ValueError, match=message):
-        Descent(**options)

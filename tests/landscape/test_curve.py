@@ -6,10 +6,10 @@ from torch import nn
 
 from slipstream.evaluation import Task, classification_loss, evaluate
 from slipstream.landscape import CurvePlan, Shape, Span, barrier_along, fit_curve
-from slipstream.training import Descent
+from slipstream.training import TrainingPlan
 from slipstream.weights import copy, interpolate, weights_of
 
-SHORT = CurvePlan(descent=Descent(epochs=4, lr=0.02), points=5)
+SHORT = CurvePlan(descent=TrainingPlan.cosine(epochs=4, lr=0.02), points=5)
 
 
 def ring_loss(model, batch):
@@ -44,7 +44,8 @@ def ends():
 @pytest.mark.parametrize(("shape", "bends"), [("bezier", 1), ("bezier", 2), ("polyline", 2)])
 def test_it_goes_around_a_hill(shape, bends):
     start, end = {"w": torch.tensor([-1.0, 0.1])}, {"w": torch.tensor([1.0, 0.1])}
-    plan = CurvePlan(shape, bends, Descent(epochs=300, lr=0.05, weight_decay=0.0), points=41)
+    how = TrainingPlan.cosine(epochs=300, lr=0.05, weight_decay=0.0)
+    plan = CurvePlan(shape, bends, how, points=41)
     curve = fit_curve(start, end, Task(Point(0.0, 0.0), [torch.ones(1)], ring_loss), plan=plan)
     assert curve.straight.height == pytest.approx(0.99**2 - 0.01**2)  # (0.1^2 - 1)^2 in the middle
     assert curve.along.height < 0.2 * curve.straight.height
@@ -65,7 +66,7 @@ def test_the_ends_are_kept_to_the_bit_and_the_bend_starts_on_the_line():
         assert torch.equal(curve.at(1.0)[name], end[name])
         middle = interpolate(start, end, 0.5)[name]
         assert not torch.equal(curve.controls[1][name], middle)
-    still = CurvePlan(descent=Descent(epochs=1, lr=1e-12, weight_decay=0.0))
+    still = CurvePlan(descent=TrainingPlan.cosine(epochs=1, lr=1e-12, weight_decay=0.0))
     unmoved = fit_curve(start, end, Task(network(0), data, classification_loss), plan=still)
     torch.testing.assert_close(
         unmoved.controls[1]["0.weight"], interpolate(start, end, 0.5)["0.weight"]
@@ -123,7 +124,7 @@ def test_a_checkpoint_of_another_fit(tmp_path):
     (start, end), data = ends(), batches()
     file, task = tmp_path / "fit.pt", Task(network(0), data)
     fit_curve(start, end, task, plan=SHORT, checkpoint=file)
-    other = CurvePlan(descent=Descent(epochs=4, lr=0.5), points=5)
+    other = CurvePlan(descent=TrainingPlan.cosine(epochs=4, lr=0.5), points=5)
     with pytest.raises(ValueError, match=r"another training: its plan.descent.lr is 0.02, here"):
         fit_curve(start, end, task, plan=other, checkpoint=file)
     with pytest.raises(ValueError, match="another training: its ends is"):

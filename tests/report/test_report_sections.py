@@ -8,11 +8,11 @@ from report.recorded import walk
 from slipstream.evaluation import evaluate
 from slipstream.landscape import trajectory_plane
 from slipstream.named_task import NamedTask, rebuild
-from slipstream.named_training import TrainingPlan, record_training
 from slipstream.report.content import Contours, HeatMap, Lines, Note, Panels, Table, plain
 from slipstream.report.recorded_run import RecordedRun, fingerprint, short_names, shown
 from slipstream.report.sections import QUESTIONS, Extras, Landscapes, build_section
 from slipstream.report.sections.gain import Way, along, compared, costs, gain
+from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory, create_run, is_being_written
 from slipstream.transfer import Comparison, Outcome, TransferPlan, transfer_trajectory
 from slipstream.weights import weights_of
@@ -32,7 +32,8 @@ def trained(tmp_path_factory):
     """A run of the testbed that can be rebuilt, and one that was transferred from it."""
     folder = tmp_path_factory.mktemp("trained")
     setup = NamedTask("mlp", "digits", width=8, examples=256, batch_size=64)
-    record_training(setup, TrainingPlan(epochs=4, keep="every:2"), path=folder / "source")
+    plan = TrainingPlan(epochs=4)
+    record_training(setup.build(), plan, run_folder=folder / "source", keep="every:2")
     experiment = setup.build(seed=5)
     source = Trajectory.open(folder / "source")
     transfer_trajectory(

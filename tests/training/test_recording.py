@@ -6,7 +6,7 @@ import torch
 
 from slipstream.evaluation import evaluate
 from slipstream.named_task import NamedTask, rebuild
-from slipstream.named_training import TrainingPlan, record_training
+from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import load_weights_, weights_of
 
@@ -20,7 +20,9 @@ def _own_experiment(monkeypatch, request):
 
 
 def test_a_run_holds_its_epochs_and_what_rebuilds_it(tmp_path):
-    result = record_training(SMALL, TrainingPlan(epochs=3, lr=0.1), path=tmp_path / "run")
+    result = record_training(
+        SMALL.build(), TrainingPlan(epochs=3, lr=0.1), run_folder=tmp_path / "run"
+    )
     run = Trajectory.open(tmp_path / "run")
     assert check_run(tmp_path / "run") == []
     assert run.steps == [0, 3, 6, 9]
@@ -41,10 +43,11 @@ def test_a_run_holds_its_epochs_and_what_rebuilds_it(tmp_path):
 
 
 def test_the_rebuilt_experiment_trains_the_same_again(tmp_path):
-    first = record_training(SMALL, TrainingPlan(epochs=2), path=tmp_path / "first")
+    first = record_training(SMALL.build(), TrainingPlan(epochs=2), run_folder=tmp_path / "first")
     configuration = Trajectory.open(tmp_path / "first").description["configuration"]
-    setup, plan = NamedTask(**configuration["setup"]), TrainingPlan(**configuration["training"])
-    second = record_training(setup, plan, path=tmp_path / "second")
+    setup = NamedTask(**configuration["setup"])
+    plan = TrainingPlan.from_dict(configuration["training"])
+    second = record_training(setup.build(), plan, run_folder=tmp_path / "second")
     assert first.losses == second.losses
     runs = [Trajectory.open(tmp_path / name)[-1].weights for name in ("first", "second")]
     assert all(torch.equal(runs[0][name], value) for name, value in runs[1].items())
@@ -60,14 +63,14 @@ def test_the_rebuilt_experiment_trains_the_same_again(tmp_path):
     ],
 )
 def test_keep_adds_snapshots_between_the_epochs(tmp_path, keep, steps):
-    record_training(SMALL, TrainingPlan(epochs=2, keep=keep), path=tmp_path)
+    record_training(SMALL.build(), TrainingPlan(epochs=2), run_folder=tmp_path, keep=keep)
     run = Trajectory.open(tmp_path)
     assert run.steps == steps
     assert all(("validation_accuracy" in s.metrics) == (s.step % 3 == 0) for s in run)
 
 
 def test_a_users_own_experiment_is_recorded_and_rebuilt(tmp_path):
-    result = record_training(OWN, TrainingPlan(epochs=30), path=tmp_path)
+    result = record_training(OWN.build(), TrainingPlan(epochs=30), run_folder=tmp_path)
     assert result.validation.keys() == {"loss"}
     assert result.losses[-1] < 0.01 * result.losses[0]
     run = Trajectory.open(tmp_path)
@@ -113,10 +116,10 @@ def test_what_cannot_be_built_is_named(setup, message):
         setup.build()
 
 
-@pytest.mark.parametrize("keep", ["", "every", "every:0.5", "every:-1", "steps"])
+@pytest.mark.parametrize("keep", ["", "every", "every:0", "every:0.5", "every:-1", "steps"])
 def test_bad_keep_leaves_no_folder(tmp_path, keep):
     with pytest.raises(ValueError, match=f"keep must be epochs, log or every:N, got '{keep}'"):
-        record_training(SMALL, TrainingPlan(keep=keep), path=tmp_path / "run")
+        record_training(SMALL.build(), run_folder=tmp_path / "run", keep=keep)
     assert not (tmp_path / "run").exists()
 
 

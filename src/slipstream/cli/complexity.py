@@ -78,11 +78,11 @@ def complexity(
 
 def _recipe(trajectory: "Trajectory", lr: float | None) -> tuple[float | list[float], int]:
     """The learning rates of a run, and its epochs."""
-    from slipstream.named_training import TrainingPlan
+    from slipstream.training import TrainingPlan
 
     told = trajectory.description["configuration"].get("training")
     if told:
-        plan = TrainingPlan(**told)
+        plan = TrainingPlan.from_dict(told)
         return lr or plan.rates(len(trajectory) - 1), plan.epochs
     if lr is None:
         raise ValueError("The run does not tell its learning rate: give it with --lr.")

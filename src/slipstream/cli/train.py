@@ -31,8 +31,12 @@ def train(
     schedule: Annotated[
         Literal["constant", "cosine"], typer.Option(help="Of the lr.")
     ] = "constant",
+    warm_up: Annotated[
+        float, typer.Option(help="Share of the epochs over which the rate rises.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of initial weights and batches.")] = 0,
     keep: Annotated[str, typer.Option(help=KEEP)] = "epochs",
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted one.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace the run in --out.")] = False,
     device: options.Device = "cpu",
     json: options.AsJson = False,
@@ -44,16 +48,21 @@ def train(
     from slipstream.cli.progress import steps_bar
     from slipstream.cli.task_options import look_in_working_folder
     from slipstream.named_task import NamedTask, code_in
-    from slipstream.named_training import TrainingPlan, record_training
+    from slipstream.storage.new_run import NewRun
+    from slipstream.training import TrainingPlan, record_training
 
     further = options.network_options(option)
     setup = NamedTask(model or network, data, loss, width, further, examples, batch_size, seed)
     if code_in(setup.to_json()):
         look_in_working_folder()
-    plan = TrainingPlan(epochs, optimizer, lr, momentum, weight_decay, schedule, keep)
+    plan = TrainingPlan(epochs, optimizer, lr, momentum, weight_decay, schedule, warm_up, seed)
     with steps_bar("training", hidden=json) as bar:
         result = record_training(
-            setup, plan, path=out, overwrite=overwrite, device=device, on_step=bar
+            setup.build(device=device),
+            plan,
+            run_folder=NewRun(out, overwrite=overwrite, resume=resume),
+            keep=keep,
+            progress=bar,
         )
     if json:
         write_json(asdict(result))

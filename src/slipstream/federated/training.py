@@ -33,7 +33,7 @@ from slipstream.federated.in_process import Fate, InProcessGrid
 from slipstream.named_task import NamedTask
 from slipstream.testbed.clients import split_among_clients
 from slipstream.testbed.datasets import Batches, Examples
-from slipstream.training.plain import train
+from slipstream.training import TrainingPlan, train
 from slipstream.weights import load_weights_
 
 Method = Callable[[], tuple[Policy, Encoding]]
@@ -252,13 +252,8 @@ def client_app(
         seed = (plan.seed * 10_000 + round_number) * 1_000 + node
         model.load_state_dict(message.content.array_records["arrays"].to_torch_state_dict())
         trained = train(
-            model,
-            loss,
-            data=parts[node].batches(plan.batch_size, seed=seed),
-            epochs=plan.epochs,
-            lr=plan.lr,
-            momentum=plan.momentum,
-            seed=seed,
+            Task(model, parts[node].batches(plan.batch_size, seed=seed), loss),
+            TrainingPlan(plan.epochs, lr=plan.lr, momentum=plan.momentum, seed=seed),
         )
         content = RecordDict()
         content["arrays"] = ArrayRecord(model.state_dict())

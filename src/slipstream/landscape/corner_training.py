@@ -140,7 +140,9 @@ class CornerTraining(Loop):
         """The coefficients of each parameter, (corners,): one draw for each layer, or for all."""
         device = device_of(self.module)
         drawn = {
-            layer: torch.tensor(self._shape.draw(self.generator), dtype=torch.float64, device=device)
+            layer: torch.tensor(
+                self._shape.draw(self.generator), dtype=torch.float64, device=device
+            )
             for layer in dict.fromkeys(self._layers.values())
         }
         return {name: drawn[layer] for name, layer in self._layers.items()}

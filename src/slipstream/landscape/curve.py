@@ -122,14 +122,18 @@ def fit_curve(
     corners[0], corners[-1] = copy(start), copy(end)  # to the bit
     bends = range(1, shape.corners - 1)
     training = CornerTraining(model, plan.descent, shape=shape, corners=corners, trained=bends)
-    after_epoch: Callable[[], object] = lambda: None
+    saved = None
     if checkpoint is not None:
         ends = batch_digest({"start": start, "end": end}).hex()
         identity = {"plan": asdict(plan), "ends": ends}
         saved = ResumableState(checkpoint, identity, before=BEFORE)
         if (state := saved.read()) is not None:
             training.load_state_dict(state)
-        after_epoch = lambda: saved.offer(training.state_dict, last=training.finished)
+
+    def after_epoch() -> None:
+        if saved is not None:
+            saved.offer(training.state_dict, last=training.finished)
+
     training.run(
         lambda batch: loss(model, batch), data=data, on_epoch=after_epoch, progress=progress
     )

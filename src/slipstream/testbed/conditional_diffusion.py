@@ -1,14 +1,14 @@
 """A small conditional diffusion model whose classes can be mixed; needs the extra `diffusion`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch
+from slipstream.evaluation import Batch, Task
 from slipstream.testbed.conditional_vae import learn_ends_
-from slipstream.training.plain import TrainingResult, train
+from slipstream.training import Progress, TrainingPlan, TrainingResult, train
 
 STEPS = 1000  # of the noise, in training
 
@@ -129,7 +129,7 @@ def train_conditional_diffusion(
     epochs: int = 20,
     lr: float = 1e-3,
     seed: int = 0,
-    on_step: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a conditional diffusion model in place, by Adam with a cosine schedule.
 
@@ -139,7 +139,7 @@ def train_conditional_diffusion(
         epochs: Passes over the data.
         lr: Learning rate at the start.
         seed: Of the noise and the times.
-        on_step: Called after each step with the number of steps taken.
+        progress: Called after each step with the steps done and their final number, if known.
 
     Returns:
         Losses, number of steps and time.
@@ -148,10 +148,9 @@ def train_conditional_diffusion(
         ValueError: If `data` is empty, a label is of no class, or the loss is not finite.
     """
     learn_ends_(diffusion.get_buffer("ends"), data, classes=diffusion.classes)
-    return train(
-        diffusion, lambda model, batch: model(*batch), data=data, epochs=epochs, optimizer="adam",
-        lr=lr, schedule="cosine", seed=seed, on_step=on_step,
-    )  # fmt: skip
+    task = Task(diffusion, data, lambda model, batch: model(*batch))
+    plan = TrainingPlan(epochs, "adam", lr, schedule="cosine", seed=seed)
+    return train(task, plan, progress=progress)
 
 
 def _diffusers() -> tuple[Any, Any]:

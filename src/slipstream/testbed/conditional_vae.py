@@ -1,13 +1,13 @@
 """A small conditional variational autoencoder whose classes can be mixed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch
-from slipstream.training.plain import TrainingResult, train
+from slipstream.evaluation import Batch, Task
+from slipstream.training import Progress, TrainingPlan, TrainingResult, train
 
 
 class ConditionalVAE(nn.Module):
@@ -113,7 +113,7 @@ def train_conditional_vae(
     epochs: int = 20,
     lr: float = 1e-3,
     seed: int = 0,
-    on_step: Callable[[int], object] | None = None,
+    progress: Progress | None = None,
 ) -> TrainingResult:
     """Train a conditional VAE in place, by Adam with a cosine schedule.
 
@@ -123,7 +123,7 @@ def train_conditional_vae(
         epochs: Passes over the data.
         lr: Learning rate at the start.
         seed: Of the noise.
-        on_step: Called after each step with the number of steps taken.
+        progress: Called after each step with the steps done and their final number, if known.
 
     Returns:
         Losses, number of steps and time.
@@ -132,10 +132,9 @@ def train_conditional_vae(
         ValueError: If `data` is empty, a label is of no class, or the loss is not finite.
     """
     learn_ends_(vae.get_buffer("ends"), data, classes=vae.classes)
-    return train(
-        vae, lambda model, batch: model(*batch), data=data, epochs=epochs, optimizer="adam", lr=lr,
-        schedule="cosine", seed=seed, on_step=on_step,
-    )  # fmt: skip
+    task = Task(vae, data, lambda model, batch: model(*batch))
+    plan = TrainingPlan(epochs, "adam", lr, schedule="cosine", seed=seed)
+    return train(task, plan, progress=progress)
 
 
 def learn_ends_(ends: Tensor, data: Iterable[Batch], *, classes: int) -> None:

@@ -2,6 +2,7 @@
 
 from slipstream.training.loop import (
     Loop,
+    Progress,
     TrainingResult,
     check_sized,
     descend,
@@ -9,7 +10,7 @@ from slipstream.training.loop import (
     train,
     trained_copy,
 )
-from slipstream.training.plan import Descent, TrainingPlan
+from slipstream.training.plan import Descent, OptimizerName, ScheduleName, TrainingPlan
 from slipstream.training.recorded_training import (
     RecordedTraining,
     RecordingOptions,
@@ -21,8 +22,11 @@ from slipstream.training.reinitialise import fresh_weights
 __all__ = [
     "Descent",
     "Loop",
+    "OptimizerName",
+    "Progress",
     "RecordedTraining",
     "RecordingOptions",
+    "ScheduleName",
     "TrainingPlan",
     "TrainingResult",
     "check_sized",

@@ -12,7 +12,7 @@ OptimizerName = Literal["sgd", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine"]
 
 # What state files hold that were written before plans had these fields: version 0.1.
-BEFORE: Mapping[str, object] = {"schedule": "cosine"}
+BEFORE: Mapping[str, Any] = {"schedule": "cosine"}
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,26 @@ class _EarlierCosine(TrainingPlan):
 
 
 if TYPE_CHECKING:  # for recipes that are not converted yet
-    Descent = TrainingPlan
+
+    class Descent(TrainingPlan):
+        """A plan as 0.1 made it: with a warm-up and a cosine."""
+
+        def __init__(
+            self,
+            epochs: int = 100,
+            optimizer: OptimizerName = "sgd",
+            lr: float = 0.1,
+            momentum: float = 0.9,
+            weight_decay: float = 1e-4,
+            warm_up: float = 0.05,
+            seed: int = 0,
+        ) -> None:
+            """Take the fields in their old order."""
 else:
 
     class Descent:
+        """A plan as 0.1 made it: with a warm-up and a cosine."""
+
         def __new__(cls, *args: Any, **options: Any) -> TrainingPlan:
+            """Return `TrainingPlan.cosine`."""
             return TrainingPlan.cosine(*args, **options)

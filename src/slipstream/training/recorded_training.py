@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from slipstream.evaluation import Batch, Metric, Task, evaluate
@@ -16,9 +17,11 @@ from slipstream.storage.new_run import NewRun
 from slipstream.storage.resumable_state import ResumableState
 from slipstream.training.loop import Loop, Progress
 from slipstream.training.plan import BEFORE, TrainingPlan
-from slipstream.trajectory import Recorder, Schedule, declare_companions
+from slipstream.trajectory import Recorder, Schedule, Trajectory, declare_companions
 from slipstream.trajectory.run_files import DESCRIPTION, read_run
-from slipstream.weights import Weights, weights_of
+from slipstream.weights import Weights, load_weights_, weights_of
+
+STATE = "training.pt"  # of `record_training`, until it is finished
 
 
 @dataclass(frozen=True)
@@ -70,16 +73,16 @@ def recorded(
     given = json.loads(json.dumps(configuration, default=str))  # as run.json gives it back
     identity = {**(options.identity or plan), "start": started, "configuration": given}
     saved = ResumableState(new.folder / options.state, identity, before=BEFORE)
-    state = saved.read() if new.resume else None
+    state = _state(saved, new)
     if state is not None:
         training.load_state_dict(state)
     recorder = Recorder(
         new.folder,
         task.model,
         schedule=options.between or Schedule.at(()),
-        configuration=configuration | ({options.under: dict(plan)} if options.under else plan),
+        configuration={**configuration, **({options.under: dict(plan)} if options.under else plan)},
         seed=training.plan.seed,
-        overwrite=new.overwrite or (new.resume and state is None and _is_empty(new.folder)),
+        overwrite=new.overwrite or new.resume,  # nothing is lost: see `_state`
         resume=state is not None,
         step=training.step,
     )
@@ -110,9 +113,17 @@ def recorded(
         saved.offer(training.state_dict, last=True)
 
 
-def _is_empty(folder: Path) -> bool:
-    """Whether a run was begun there and nothing was recorded: its process ended before that."""
-    return (folder / DESCRIPTION).is_file() and not read_run(folder).entries
+def _state(saved: ResumableState, new: NewRun) -> dict[str, Any] | None:
+    """What to resume from. None begins: at most an empty run is there, or it may be overwritten."""
+    state = saved.read() if new.resume else None
+    if state is None and new.resume and not new.overwrite:
+        begun = (new.folder / DESCRIPTION).is_file()
+        if begun and read_run(new.folder).entries:
+            raise FileExistsError(
+                f"{new.folder} already holds a run, without the {saved.path.name} to resume it "
+                "from: give another path, or overwrite it."
+            )
+    return state
 
 
 @dataclass(frozen=True)
@@ -165,27 +176,47 @@ def record_training(
     """
     plan, task = plan or TrainingPlan(), task.repeatable()
     total = len(task.data) * plan.epochs if isinstance(task.data, Sized) else None
-    training = Loop(task.model, plan, batch_size=task.batch_size)
-    options = RecordingOptions(
-        state="training.pt", under=None, between=_between_epochs(keep, total, plan.epochs)
-    )
+    new, training = NewRun.of(run_folder), Loop(task.model, plan, batch_size=task.batch_size)
     own = {"training": {**asdict(plan), "keep": keep}}
-    start = [weights_of(task.model)]
-    with recorded(training, task, run_folder, plan=own, start=start, options=options) as after:
-        training.run(
-            lambda batch: task.loss(task.model, batch),
-            data=task.data,
-            on_epoch=after,
-            progress=progress,
-        )
+    between = _between_epochs(keep, total, plan.epochs)
+    if not (
+        new.resume and _finish(training, new, {**task.configuration, **new.configuration, **own})
+    ):
+        options = RecordingOptions(state=STATE, under=None, between=between)
+        start = [weights_of(task.model)]
+        with recorded(training, task, new, plan=own, start=start, options=options) as after:
+            training.run(
+                lambda batch: task.loss(task.model, batch),
+                data=task.data,
+                on_epoch=after,
+                progress=progress,
+            )
+        (new.folder / STATE).unlink()  # the run says all
     return RecordedTraining(
-        str(NewRun.of(run_folder).path),
+        str(new.path),
         tuple(training.losses),
         training.step,
         training.seconds,
         {} if task.validation is None else task.evaluate(split="validation"),
         {} if task.test is None else task.evaluate(split="test"),
     )
+
+
+def _finish(training: Loop, new: NewRun, configuration: Mapping[str, Any]) -> bool:
+    """Bring a training to its end from a run that is finished, if it is this very one."""
+    if not (new.folder / DESCRIPTION).is_file() or (new.folder / STATE).exists():
+        return False
+    run = Trajectory.open(new.folder)
+    same = run.description["configuration"] == json.loads(json.dumps(configuration, default=str))
+    if not len(run) or not same or run[-1].epoch != training.plan.epochs:
+        return False
+    started = weights_of(training.module)
+    if any(not torch.equal(value, run[0][name].to(value)) for name, value in started.items()):
+        return False
+    load_weights_(training.module, run[-1].weights)
+    training.epoch, training.step = training.plan.epochs, run[-1].step
+    training.losses = [s.metrics["train_loss"] for s in run if "train_loss" in s.metrics]
+    return True
 
 
 def _between_epochs(keep: str, total: int | None, epochs: int) -> Schedule | None:

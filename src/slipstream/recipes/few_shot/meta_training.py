@@ -200,7 +200,7 @@ class _Training(Descending):
     """Weights or scores under an optimiser, in a model that is borrowed."""
 
     def __init__(self, model: nn.Module, loss: Loss, plan: MetaPlan) -> None:
-        self.plan, self.model = plan, model
+        self.meta, self.model = plan, model
         self._after = AfterAdaptation(plan.adaptation, loss)
         self.scored = _scored(model, plan) if plan.masked else None
         trained = None if self.scored is None else list(self.scored.scores.values())
@@ -215,10 +215,10 @@ class _Training(Descending):
         self.tasks += batch_size(batch)
         if self.scored is None:
             return self._after(self.model, batch)
-        every = self.plan.every
+        every = self.meta.every
         masks = self.scored.choose()
-        if self.plan.redrawn and self.step and self.step % every == 0:
-            self.scored.randomize(self.plan.redrawn)
+        if self.meta.redrawn and self.step and self.step % every == 0:
+            self.scored.randomize(self.meta.redrawn)
         values = self.scored.random
         soft = {
             name: _StraightThrough.apply(score, masks[name].to(values[name]))  # type: ignore[no-untyped-call]
@@ -262,7 +262,7 @@ class _Training(Descending):
     def result(self) -> MetaTraining:
         """Return what there is now."""
         return MetaTraining(
-            plan=self.plan,
+            plan=self.meta,
             weights=copy(weights_of(self.model)),
             ticket=None if self.scored is None else self.scored.ticket(),
             losses=tuple(self.losses),

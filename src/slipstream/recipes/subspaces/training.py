@@ -118,9 +118,7 @@ def train_subspace(
     with recorded(
         training, Task(model), new, plan=own, start=corners, measure=measure, options=options
     ) as keep:
-        training.run(
-            lambda batch: loss(model, batch), data=data, on_epoch=keep, progress=progress
-        )
+        training.run(lambda batch: loss(model, batch), data=data, on_epoch=keep, progress=progress)
     result = task.result()
     if run_folder is not None:
         save_subspace(result, Path(run_folder))

@@ -3,9 +3,8 @@ import torch
 from torch import nn
 
 from recipes.small_networks import batches, network, same
-from slipstream.evaluation import classification_loss
-from slipstream.training import Descent, descend
-from slipstream.training.loop import Descending
+from slipstream.evaluation import Task, classification_loss
+from slipstream.training import Loop, TrainingPlan, trained_copy
 from slipstream.weights import copy, weights_of
 
 
@@ -14,8 +13,8 @@ def run(training, data=None):
 
 
 def test_every_round_goes_through_the_same_rates():
-    descent = Descent(epochs=4, lr=0.3, warm_up=0.25)
-    training, rates = Descending(network(), descent, rounds=2), []
+    descent = TrainingPlan.cosine(epochs=4, lr=0.3, warm_up=0.25)
+    training, rates = Loop(network(), descent, rounds=2), []
     for _ in range(2):
         training.run(
             lambda batch: classification_loss(training.module, batch),
@@ -31,7 +30,7 @@ def test_every_round_goes_through_the_same_rates():
 def test_momentum_lives_on_from_round_to_round():
     # One weight, gradient 1, rates r: the buffer after n steps is 1 + m + ... + m^(n - 1).
     model = nn.Linear(1, 1, bias=False)
-    training = Descending(model, Descent(epochs=1, warm_up=0.0, weight_decay=0.0), rounds=3)
+    training = Loop(model, TrainingPlan.cosine(epochs=1, warm_up=0.0, weight_decay=0.0), rounds=3)
     data = [torch.ones(1, 1)]
     for _ in range(3):
         training.run(lambda batch: model(batch).mean(), data=data)
@@ -42,11 +41,10 @@ def test_momentum_lives_on_from_round_to_round():
 def test_plain_sgd_is_done_by_hand():
     model = nn.Linear(1, 1, bias=False).double()
     start = model.weight.item()
-    descent = Descent(epochs=2, lr=0.1, momentum=0.0, weight_decay=0.0, warm_up=0.0)
+    descent = TrainingPlan.cosine(epochs=2, lr=0.1, momentum=0.0, weight_decay=0.0, warm_up=0.0)
     data = [torch.full((2, 1), 2.0).double(), torch.ones(1, 1).double()]
-    found = descend(
-        model, lambda model, batch: model(batch).square().mean(), data=data, descent=descent
-    )
+    task = Task(model, data, lambda model, batch: model(batch).square().mean())
+    found = trained_copy(task, descent)
     w = start
     for step, x in enumerate((2.0, 1.0, 2.0, 1.0)):
         w -= descent.rate(step // 2 + (step % 2 + 0.5) / 2) * 2 * x * x * w
@@ -57,7 +55,7 @@ def test_plain_sgd_is_done_by_hand():
 def test_the_loss_of_an_epoch_is_weighted_by_batch_size():
     model = nn.Linear(1, 1, bias=False)
     nn.init.ones_(model.weight)
-    training = Descending(model, Descent(epochs=1, lr=1e-60, weight_decay=0.0))
+    training = Loop(model, TrainingPlan.cosine(epochs=1, lr=1e-60, weight_decay=0.0))
     data = [torch.ones(3, 1), torch.full((1, 1), 5.0)]
     training.run(lambda batch: model(batch).mean(), data=data)
     assert training.losses == [2.0]
@@ -68,7 +66,7 @@ def test_dropout_depends_on_the_seed_alone():
     for seed, world in ((0, 1), (0, 2), (5, 1)):
         with torch.random.fork_rng():
             torch.manual_seed(world)
-            training = Descending(network(), Descent(epochs=2, seed=seed))
+            training = Loop(network(), TrainingPlan.cosine(epochs=2, seed=seed))
             before = torch.get_rng_state()
             run(training)
             assert torch.equal(torch.get_rng_state(), before)
@@ -82,8 +80,8 @@ def test_data_of_unknown_length_are_taken_and_generators_run_out():
         def __iter__(self):
             return iter(batches())
 
-    training = Descending(network(), Descent(epochs=2))
+    training = Loop(network(), TrainingPlan.cosine(epochs=2))
     run(training, Unsized())
     assert training.step == 6
     with pytest.raises(ValueError, match=r"data is empty in epoch 2: .* generator runs out"):
-        run(Descending(network(), Descent(epochs=2)), iter(batches()))
+        run(Loop(network(), TrainingPlan.cosine(epochs=2)), iter(batches()))
