@@ -25,11 +25,11 @@ import torch
 from torch import nn
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import accuracy, classification_loss, evaluate
+from slipstream.evaluation import Task, accuracy, classification_loss, evaluate
 from slipstream.recipes import IterandPlan, ticket_size, train_iterand
 from slipstream.testbed import load_data, mlp
 from slipstream.testbed.datasets import DataSplit
-from slipstream.training import Descent, train
+from slipstream.training import TrainingPlan, train
 
 INITIALS = {"KU": "kaiming-uniform", "SC": "signed-constant"}
 CHOOSING = 1000  # the first of the seeds for the learning rates
@@ -161,17 +161,17 @@ def run(case: Case, way: Way, *, width: float, seed: int, lr: float) -> Result:
         torch.manual_seed(seed)
         model = case.build(width)
     began = time.perf_counter()
+    how = TrainingPlan.cosine(
+        case.epochs, "sgd", lr, weight_decay=case.weight_decay, warm_up=0.0, seed=seed
+    )
     if way.kind == "sgd":
-        train(
-            model, classification_loss, data=batches, epochs=case.epochs, lr=lr, momentum=0.9,
-            weight_decay=case.weight_decay, schedule="cosine", seed=seed,
-        )  # fmt: skip
+        train(Task(model, batches), how)
         weights, told = None, {}
     else:
         every = max(1, round(len(batches) * case.epochs / way.rounds)) if way.rounds else None
         plan = IterandPlan(
             initial=way.initial, redrawn=way.redrawn, every=every, seed=seed,
-            descent=Descent(case.epochs, "sgd", lr, 0.9, case.weight_decay, 0.0, seed),
+            descent=how,
         )  # fmt: skip
         found = train_iterand(model, classification_loss, data=batches, plan=plan)
         weights, size = found.ticket.weights, ticket_size(found.ticket)

@@ -43,7 +43,7 @@ from slipstream.landscape import (
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.testbed import load_data, mlp, resnet18
 from slipstream.testbed.datasets import DataSplit, Examples
-from slipstream.training import train
+from slipstream.training import TrainingPlan, train
 from slipstream.weights import copy, weights_of
 
 PARTS = ("plane", "small", "resnet", "digits", "mnist")
@@ -164,15 +164,7 @@ def trained(
         return load_file(kept)
     model = network(build, seed)
     batches = examples.batches(batch, seed=seed)
-    train(
-        model,
-        classification_loss,
-        data=batches,
-        epochs=epochs,
-        optimizer="adam",
-        lr=1e-3,
-        schedule="cosine",
-    )
+    train(Task(model, batches), TrainingPlan(epochs, "adam", 1e-3, schedule="cosine"))
     weights = copy(weights_of(model))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)

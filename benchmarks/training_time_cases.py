@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Loss, accuracy, classification_loss, evaluate, squared_loss
+from slipstream.evaluation import Loss, Task, accuracy, classification_loss, evaluate, squared_loss
 from slipstream.testbed import Examples, build_network
 from slipstream.testbed.datasets import DataSpec
-from slipstream.training import train
+from slipstream.training import TrainingPlan, train
 
 RATE_SHARE = 0.2  # of the largest stable learning rate at the start
 LOSSES: dict[str, Loss] = {"squared": squared_loss, "cross-entropy": classification_loss}
@@ -127,7 +127,7 @@ def start_of(case: Case, *, seed: int, known: Examples) -> tuple[nn.Module, floa
         how: Any = {"optimizer": "adam", "lr": 3e-3} if convolves else {"lr": 0.05}
         epochs = 15 if convolves else 5
         batches = known.batches(64, seed=seed)
-        train(model, classification_loss, data=batches, epochs=epochs, seed=seed, **how)
+        train(Task(model, batches), TrainingPlan(epochs=epochs, seed=seed, **how))
         learned = evaluate(model, {"accuracy": accuracy}, data=batches)["accuracy"]
         torch.manual_seed(100 + seed)
         model.head = nn.Linear(model.head.in_features, 5)  # type: ignore[union-attr, arg-type]

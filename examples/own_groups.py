@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slipstream import (
     NeuronGroups,
+    Task,
     Trajectory,
     TransferPlan,
     accuracy,
@@ -23,7 +24,7 @@ from slipstream import (
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup
 from slipstream.symmetry.proof import check
 from slipstream.testbed import load_data
-from slipstream.training import train
+from slipstream.training import TrainingPlan, train
 from slipstream.weights import copy
 
 
@@ -87,7 +88,7 @@ def main() -> None:
     print(f"by hand, proven:\n{groups}\n")
 
     start = copy(weights_of(model))
-    train(model, classification_loss, data=batches, epochs=15, lr=0.05)
+    train(Task(model, batches), TrainingPlan(epochs=15, lr=0.05))
     source = Trajectory.from_weights([start, copy(weights_of(model))])
     found = {"trained source": weights_of(model), "target start": weights_of(target)}
     for method in ("naive", "fgmt", "fgmt-signed"):

@@ -8,11 +8,11 @@ Takes: about half a minute on one core of a laptop; no download, no GPU.
 
 from torch import nn
 
-from slipstream import accuracy, classification_loss, evaluate, port_fine_tune, weights_of
+from slipstream import Task, accuracy, classification_loss, evaluate, port_fine_tune, weights_of
 from slipstream.porting import PortPlan
 from slipstream.testbed import build_network, load_data
 from slipstream.testbed.datasets import DataSpec, Examples
-from slipstream.training import train
+from slipstream.training import TrainingPlan, train
 from slipstream.weights import copy
 
 
@@ -25,7 +25,7 @@ def half(examples: Examples, first: int) -> Examples:
 def trained_base(examples: Examples, seed: int) -> nn.Module:
     """A network that knows the digits 0 to 4."""
     model = build_network("mlp", data=DataSpec("half", (1, 8, 8), 5), width=256, seed=seed)
-    train(model, classification_loss, data=examples.batches(32, seed=seed), epochs=15)
+    train(Task(model, examples.batches(32, seed=seed)), TrainingPlan(epochs=15))
     return model
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     model, other = (trained_base(half(data.train, 0), seed) for seed in (0, 1))
     from_base, to_base = copy(weights_of(model)), copy(weights_of(other))
     task = half(data.train, 5)
-    train(model, classification_loss, data=task.batches(32, seed=0), epochs=15)
+    train(Task(model, task.batches(32, seed=0)), TrainingPlan(epochs=15))
 
     test = half(data.test, 5).batches(500)
     found = {"the fine-tune": weights_of(model), "other base": to_base}

@@ -87,7 +87,7 @@ def test_train_takes_every_setting(tmp_path):
     }  # fmt: skip
     assert configuration["training"] == {
         "epochs": 2, "optimizer": "adamw", "lr": 0.01, "momentum": 0.0, "weight_decay": 0.1,
-        "schedule": "cosine", "keep": "log",
+        "schedule": "cosine", "warm_up": 0.0, "seed": 3, "keep": "log",
     }  # fmt: skip
 
 

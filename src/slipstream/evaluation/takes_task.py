@@ -74,7 +74,8 @@ def _converted(
             stacklevel=2,
         )
         if old:
-            _name_positional(rest, given, parameters)
+            places = {name: own for name, own in parameters.items() if name not in bundles}
+            _name_positional(rest, given, places)
             _make_task(given, {*parameters, *fields})
         return function(*owner, *rest, **_bundled(given, bundles, fields, all_of_them=old))
 

@@ -224,7 +224,7 @@ def _between_epochs(keep: str, total: int | None, epochs: int) -> Schedule | Non
     rule, _, number = keep.partition(":")
     if keep == "epochs":
         return None
-    if keep != "log" and not (rule == "every" and number.isdecimal() and int(number)):
+    if keep != "log" and not (rule == "every" and number.isdecimal()):
         raise ValueError(f"keep must be epochs, log or every:N, got {keep!r}.")
     if total is None:
         raise ValueError(f"keep={keep!r} needs data that knows its length; use keep='epochs'.")
