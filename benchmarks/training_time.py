@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from common import machine, machine_line, table, write
-from slipstream.dynamics import TrainingTime, predict_training_time
-from slipstream.evaluation import Loss
+from slipstream.dynamics import PredictionPlan, TrainingTime, predict_training_time
+from slipstream.evaluation import Loss, Task
 from slipstream.testbed import Examples, load_data
 from training_time_cases import LOSSES, RATE_SHARE, Case, cases, start_of
 
@@ -172,8 +172,9 @@ def run(case: Case, *, seed: int, known: Examples, new: Examples) -> Result:
     with torch.no_grad():
         initial = loss(model, pairs[0]).item()
     thresholds = [share * initial for share in SHARES]
-    look: Any = {"data": pairs, "momentum": case.momentum, "thresholds": thresholds}
-    first = predict_training_time(model, loss, **look, lr=1e-9, max_steps=1, probe_steps=0)
+    task, look = Task(model, pairs, loss), PredictionPlan(thresholds, momentum=case.momentum)
+    glance = replace(look, lr=1e-9, max_steps=1, probe_steps=0)
+    first = predict_training_time(task, plan=glance)
     peak = case.rate_share * first.stable_lr
 
     def rate(step: int) -> float:
@@ -182,17 +183,15 @@ def run(case: Case, *, seed: int, known: Examples, new: Examples) -> Result:
     real = really_train(model, loss, data, case=case, rate=rate, thresholds=thresholds, seed=seed)
     predictions = {}
     for way, settings in WAYS.items():
-        found = predict_training_time(
-            model,
-            loss,
-            **look,
+        plan = replace(
+            look,
             lr=rate if case.cosine else peak,
             batch_size=case.batch_size,
             seed=seed,
             max_steps=MAX_STEPS,
             **settings,
         )
-        predictions[way] = _prediction(found)
+        predictions[way] = _prediction(predict_training_time(task, plan=plan))
     per_step = real.seconds / max(1, len(real.losses) - 1)
     affordable = round(predictions["linearised anew"].seconds / per_step)
     for name, count in (("10 steps", FIRST), ("the prediction's time", affordable)):

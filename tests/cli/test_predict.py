@@ -7,8 +7,8 @@ from typer.testing import CliRunner
 
 from slipstream.cli.app import app
 from slipstream.cli.predict import first_examples
-from slipstream.dynamics import predict_training_time
-from slipstream.evaluation import classification_loss
+from slipstream.dynamics import PredictionPlan, predict_training_time
+from slipstream.evaluation import Task, classification_loss
 from slipstream.named_task import NamedTask
 from slipstream.weights import weights_of
 
@@ -32,16 +32,19 @@ def test_it_says_and_draws_what_the_library_predicts(tmp_path):
     said = json.loads(slipstream("predict", *words, "--json").stdout)
     inputs, labels = (part[:20] for part in next(iter(experiment.data)))
     found = predict_training_time(
-        experiment.model.eval(),
-        classification_loss,
+        Task(experiment.model.eval(), [(inputs, labels)], classification_loss),
         weights=moved,
-        data=[(inputs, labels)],
-        thresholds=[said["losses"][0] * 0.8, 1e-6],
-        lr=[0.1 * (1 + torch.cos(torch.tensor(torch.pi * at / 50)).item()) / 2 for at in range(50)],
-        momentum=0.5,
-        batch_size=8,
-        seed=3,
-        linearisations=2,
+        plan=PredictionPlan(
+            thresholds=[said["losses"][0] * 0.8, 1e-6],
+            lr=[
+                0.1 * (1 + torch.cos(torch.tensor(torch.pi * at / 50)).item()) / 2
+                for at in range(50)
+            ],
+            momentum=0.5,
+            batch_size=8,
+            seed=3,
+            linearisations=2,
+        ),
     )
     assert said["losses"] == pytest.approx(found.losses.tolist(), rel=1e-4)
     assert [one["steps"] for one in said["arrivals"]] == [found.arrivals[0].steps, None]
@@ -73,12 +76,12 @@ def test_what_diverges_is_valid_json():
 
 def test_mistakes_are_one_line():
     for words, message in [
-        (("--lr", -1), "lr must be positive, got -1.0"),
+        (("--lr", -1), "--lr must be positive, got -1.0"),
         (
             ("--reach", "soon"),
-            "--reach must be a loss such as 0.1, or a share such as 10%, got",
+            "--reach must be losses such as 0.1, or shares such as 10%, got",
         ),
-        (("--reach", "120%"), "thresholds must be below the loss at the start"),
+        (("--reach", "120%"), "--reach must be below the loss at the start"),
         (("--memory", 1e-6), "with 10 outputs each takes 0.00016 GB, and memory allows 1e-06 GB"),
         (("--examples", 0), "--examples must be at least 1, got 0"),
     ]:

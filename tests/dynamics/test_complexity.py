@@ -14,6 +14,7 @@ from slipstream.dynamics import (
     complexity_of_run,
     with_input_bias,
 )
+from slipstream.evaluation import Task
 from slipstream.trajectory import Trajectory
 from slipstream.weights import copy, weights_of
 
@@ -153,7 +154,7 @@ def test_a_recorded_run_gives_the_same(watch):
     model[0].bias.grad = torch.ones(3, dtype=torch.float64)
     seen = []
     again = complexity_of_run(
-        model, squared, run, data, learning_rate=0.05, progress=lambda *at: seen.append(at)
+        run, Task(model, data, squared), learning_rate=0.05, progress=lambda *at: seen.append(at)
     )
     for field in ("moves", "exposures", "slopes", "largest", "smallest"):
         torch.testing.assert_close(getattr(again, field), getattr(found, field))
@@ -178,7 +179,7 @@ def test_rates_may_change_from_step_to_step():
             kept.append(copy(weights_of(model)))
     found = meter.result()
     again = complexity_of_run(
-        model, squared, Trajectory.from_weights(kept), data, learning_rate=rates
+        Trajectory.from_weights(kept), Task(model, data, squared), learning_rate=rates
     )
     assert found.violations == again.violations == ()
     assert max(found.identity_error, again.identity_error) < 1e-9
@@ -273,9 +274,9 @@ def test_a_step_that_is_no_plain_descent_shows_on_a_recorded_run_too(case):
     build, _, optimizer, _ = BROKEN[case]
     model, data = build(), examples(5)
     _, run = trained(model, squared, data, optimizer=optimizer(model))
-    found = complexity_of_run(model, squared, run, data, learning_rate=0.01)
+    found = complexity_of_run(run, Task(model, data, squared), learning_rate=0.01)
     assert "did not move by the learning rate times its gradient" in found.violations[0]
-    other = complexity_of_run(model, squared, run, examples(5, seed=1), learning_rate=0.01)
+    other = complexity_of_run(run, Task(model, examples(5, seed=1), squared), learning_rate=0.01)
     assert "(5 of 5 steps)" in other.violations[0]
 
 
@@ -335,14 +336,14 @@ def test_runs_and_data_that_do_not_fit_are_told():
     model, data = network(), examples(3)
     _, run = trained(model, squared, data)
     with pytest.raises(ValueError, match="data gave 2 batches, but the run has 3 steps"):
-        complexity_of_run(model, squared, run, data[:2], learning_rate=0.05)
+        complexity_of_run(run, Task(model, data[:2], squared), learning_rate=0.05)
     rare = Trajectory.from_weights([s.weights for s in run[::2]], steps=[0, 2])
     with pytest.raises(ValueError, match="no snapshot between the steps 0 and 2"):
-        complexity_of_run(model, squared, rare, data, learning_rate=0.05)
+        complexity_of_run(rare, Task(model, data, squared), learning_rate=0.05)
     with pytest.raises(ValueError, match="learning_rate has 2 values, but the run has 3 steps"):
-        complexity_of_run(model, squared, run, data, learning_rate=[0.1, 0.1])
+        complexity_of_run(run, Task(model, data, squared), learning_rate=[0.1, 0.1])
     with pytest.raises(ValueError, match="complexity needs at least 2"):
-        complexity_of_run(model, squared, run[:1], data, learning_rate=0.1)
+        complexity_of_run(run[:1], Task(model, data, squared), learning_rate=0.1)
 
 
 def test_the_input_bias_starts_as_the_same_function():
@@ -361,5 +362,5 @@ def test_it_runs_where_the_model_is():
     assert found.violations == ()
     assert found.identity_error < 1e-9
     assert found.moves.device.type == "cpu"
-    again = complexity_of_run(model, squared, run, examples(5), learning_rate=0.05)
+    again = complexity_of_run(run, Task(model, examples(5), squared), learning_rate=0.05)
     torch.testing.assert_close(again.slopes, found.slopes)

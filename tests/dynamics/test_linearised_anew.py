@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.func import functional_call, jacrev
 
-from slipstream.dynamics import predict_training_time
-from slipstream.evaluation import classification_loss
+from slipstream.dynamics import PredictionPlan, predict_training_time
+from slipstream.evaluation import Task
 
 DTYPE = torch.float64
 INPUTS = torch.randn(7, 4, generator=torch.Generator().manual_seed(1), dtype=DTYPE)
@@ -58,12 +58,8 @@ def test_it_is_the_linearised_network_trained_in_its_weights(count, tolerance, m
     how = {"tolerance": tolerance, "lr": 0.3 * (1 - momentum), "momentum": momentum}
     losses, gaps = plainly(network(), lowest=0.2, count=count, **how)
     found = predict_training_time(
-        network(),
-        classification_loss,
-        data=[(INPUTS[:3], LABELS[:3]), (INPUTS[3:], LABELS[3:])],
-        thresholds=[0.2],
-        linearisations=count,
-        **how,
+        Task(network(), [(INPUTS[:3], LABELS[:3]), (INPUTS[3:], LABELS[3:])]),
+        plan=PredictionPlan(thresholds=[0.2], linearisations=count, **how),
     )
     torch.testing.assert_close(found.losses, losses, rtol=1e-9, atol=1e-12)
     assert found.linearisations == len(gaps)

@@ -137,7 +137,7 @@ def test_bad_input_is_told():
         measure_motion(run_of([[1.0], [2.0], [math.inf]], steps=[0, 10, 20]))
     with pytest.raises(ValueError, match="infinity in 'w' at step 1"):
         principal_path(run_of([[1.0], [math.nan]]), components=1)
-    with pytest.raises(ValueError, match="no tensor of floating numbers"):
+    with pytest.raises(ValueError, match="no floating-point tensor"):
         measure_motion(Trajectory.from_weights([{"n": torch.tensor(1)}] * 2))
     with pytest.raises(ValueError, match=r"components must be from 1 to 2.*got 3"):
         principal_path(run_of([[1.0], [2.0], [4.0]]), components=3)

@@ -4,8 +4,8 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from cases import CASES
-from slipstream.dynamics import predict_training_time, tangent_kernel
-from slipstream.evaluation import classification_loss
+from slipstream.dynamics import PredictionPlan, predict_training_time, tangent_kernel
+from slipstream.evaluation import Task, classification_loss
 from slipstream.weights import copy, displace, weights_of
 
 # MaxPool3d has no batching rule in torch.func: its error is tested below.
@@ -31,11 +31,11 @@ def assert_same(found, expected):
 def test_it_is_the_product_of_explicit_jacobians(name):
     model, inputs = network(name)
     rows = jacobian(model, inputs)
-    kernel = tangent_kernel(model, data=[inputs[:2], inputs[2:]])
+    kernel = tangent_kernel(Task(model, [inputs[:2], inputs[2:]]))
     flat = rows.flatten(0, 1)
     assert_same(kernel.blocks[0], flat @ flat.T)
     assert_same(kernel.outputs, model(inputs).flatten(1).detach())
-    separate = tangent_kernel(model, data=[(inputs, None)], outputs="separate")
+    separate = tangent_kernel(Task(model, [(inputs, None)]), outputs="separate")
     assert_same(separate.blocks, torch.einsum("ncp,mcp->cnm", rows, rows))
 
 
@@ -46,10 +46,10 @@ def test_it_is_the_product_of_explicit_jacobians(name):
 def test_little_memory_gives_the_same_in_more_pieces(name, kind, factor):
     model, inputs = network(name)
     done = []
-    whole = tangent_kernel(model, data=[inputs], outputs=kind)
+    whole = tangent_kernel(Task(model, [inputs]), outputs=kind)
     memory = whole.blocks.numel() * 8 * factor
     pieces = tangent_kernel(
-        model, data=[inputs], outputs=kind, memory=memory, progress=lambda *at: done.append(at)
+        Task(model, [inputs]), outputs=kind, memory=memory, progress=lambda *at: done.append(at)
     )
     assert_same(pieces.blocks, whole.blocks)
     assert done == [(n + 1, len(done)) for n in range(len(done))]
@@ -74,15 +74,10 @@ def test_fused_attention_goes_the_same_way():
         slopes = torch.autograd.grad(output, list(model.parameters()), retain_graph=True)
         rows.append(torch.cat([slope.flatten() for slope in slopes]))
     flat = torch.stack(rows)
-    assert_same(tangent_kernel(model, data=[inputs]).blocks[0], flat @ flat.T)
+    assert_same(tangent_kernel(Task(model, [inputs])).blocks[0], flat @ flat.T)
     found = predict_training_time(
-        model,
-        classification_loss,
-        data=[(inputs, torch.tensor([0, 1, 1]))],
-        thresholds=[0.1],
-        lr=1e-3,
-        weight_decay=0.1,
-        max_steps=20,
+        Task(model, [(inputs, torch.tensor([0, 1, 1]))], classification_loss),
+        plan=PredictionPlan(thresholds=[0.1], lr=1e-3, weight_decay=0.1, max_steps=20, momentum=0),
     )
     assert found.trust.path_error < 0.02
 
@@ -91,7 +86,7 @@ def test_only_layers_with_one_vector_and_one_use_are_taken_apart():
     factored = {}
     for name in ("mlp", "tied_autoencoder", "functional_matmul", "sequence"):
         model, inputs = network(name)
-        factored[name] = tangent_kernel(model, data=[inputs]).factored
+        factored[name] = tangent_kernel(Task(model, [inputs])).factored
     assert factored == {
         "mlp": ("0", "2", "4"),
         "tied_autoencoder": ("head",),  # not `encode`, used again as decoder, nor `shared`
@@ -105,39 +100,39 @@ def test_frozen_parameters_are_left_out():
     model[0].weight.requires_grad_(False)
     model[4].bias.requires_grad_(False)
     rows = jacobian(model, inputs).flatten(0, 1)
-    kernel = tangent_kernel(model, data=[inputs])
+    kernel = tangent_kernel(Task(model, [inputs]))
     assert kernel.tensors == ("0.bias", "2.weight", "2.bias", "4.weight")
     assert_same(kernel.blocks[0], rows @ rows.T)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
-        tangent_kernel(model, data=[inputs])
+        tangent_kernel(Task(model, [inputs]))
 
 
 def test_at_other_weights_the_model_stays_as_it_was():
     model, inputs = network("conv_flatten")
     before = copy(weights_of(model))
     moved = displace(before, {"8.weight": torch.ones_like(before["8.weight"])})
-    there = tangent_kernel(model, weights=moved, data=[inputs])
+    there = tangent_kernel(Task(model, [inputs]), weights=moved)
     assert all(torch.equal(before[name], value) for name, value in weights_of(model).items())
     assert all(parameter.grad is None for parameter in model.parameters())
     model.load_state_dict(moved)
-    assert_same(there.blocks, tangent_kernel(model, data=[inputs]).blocks)
+    assert_same(there.blocks, tangent_kernel(Task(model, [inputs])).blocks)
 
 
 def test_precision_is_that_of_the_weights_or_what_is_asked_for():
     model, inputs = CASES["mlp"].model(), CASES["mlp"].inputs()
-    single, double = (tangent_kernel(model, data=[inputs], dtype=d) for d in (None, torch.float64))
+    single, double = (tangent_kernel(Task(model, [inputs]), dtype=d) for d in (None, torch.float64))
     assert (single.blocks.dtype, double.blocks.dtype) == (torch.float32, torch.float64)
     torch.testing.assert_close(single.blocks, double.blocks.float())
-    half = tangent_kernel(model.to(torch.bfloat16), data=[inputs])
+    half = tangent_kernel(Task(model.to(torch.bfloat16), [inputs]))
     assert half.blocks.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", ["full", "separate"])
 def test_products_and_eigenvalues_are_those_of_the_matrix(kind):
     model, inputs = network("mlp")
-    kernel = tangent_kernel(model, data=[inputs], outputs=kind)
+    kernel = tangent_kernel(Task(model, [inputs]), outputs=kind)
     values = torch.randn(5, 3, dtype=torch.float64)
     if kind == "full":
         matrix = kernel.blocks[0]
@@ -150,13 +145,13 @@ def test_products_and_eigenvalues_are_those_of_the_matrix(kind):
     assert_same(kernel.columns(rows, values[rows]), kernel.times(some))
     found = kernel.eigenvalues().flatten().sort().values
     assert_same(found, torch.linalg.eigvalsh(matrix))
-    assert_same(kernel.part(2), tangent_kernel(model, data=[inputs[:2]], outputs=kind).blocks)
+    assert_same(kernel.part(2), tangent_kernel(Task(model, [inputs[:2]]), outputs=kind).blocks)
 
 
 def test_a_network_that_no_rule_covers_is_told():
     model, inputs = CASES["volume"].model(), CASES["volume"].inputs()
     with pytest.raises(ValueError, match="cannot be differentiated example by example with torch"):
-        tangent_kernel(model, data=[inputs])
+        tangent_kernel(Task(model, [inputs]))
 
 
 class Mixing(nn.Module):
@@ -192,7 +187,7 @@ class Wordy(Mixing):
 def test_bad_input_is_told(change, message):
     model, data = change()
     with pytest.raises(ValueError, match=message):
-        tangent_kernel(model, data=[torch.randn(4, 6)] if data is None else data)
+        tangent_kernel(Task(model, [torch.randn(4, 6)] if data is None else data))
 
 
 def test_too_large_a_kernel_is_told_with_what_would_do():
@@ -200,12 +195,12 @@ def test_too_large_a_kernel_is_told_with_what_would_do():
     with pytest.raises(
         ValueError, match=r"500 examples with 10 outputs each takes 0\.1 GB"
     ) as told:
-        tangent_kernel(model, data=data, memory=4_000_000)
+        tangent_kernel(Task(model, data), memory=4_000_000)
     assert "at most 100 examples" in str(told.value)
     assert 'outputs="separate" (0.01 GB)' in str(told.value)
-    few = tangent_kernel(model, data=[data[0][:100]], memory=4_000_000)
+    few = tangent_kernel(Task(model, [data[0][:100]]), memory=4_000_000)
     assert few.blocks.shape == (1, 1000, 1000)
     with pytest.raises(ValueError, match="at most 316 examples, or more memory"):
-        tangent_kernel(model, data=data, outputs="separate", memory=4_000_000)
+        tangent_kernel(Task(model, data), outputs="separate", memory=4_000_000)
     with pytest.raises(ValueError, match="outputs must be full or separate, got 'all'"):
-        tangent_kernel(model, data=data, outputs="all")
+        tangent_kernel(Task(model, data), outputs="all")

@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from cases import CASES
-from slipstream.dynamics import Trust, predict_training_time
-from slipstream.evaluation import classification_loss, squared_loss
+from slipstream.dynamics import PredictionPlan, Trust, predict_training_time
+from slipstream.evaluation import Task, classification_loss, squared_loss
 from slipstream.testbed import Examples
-from slipstream.training import train
+from slipstream.training import TrainingPlan, train
 from slipstream.weights import copy, displace, weights_of
 
 DTYPE = torch.float64
@@ -17,6 +17,14 @@ EXAMPLES = Examples(
     torch.randint(3, (13,), generator=torch.Generator().manual_seed(2)),
 )
 DATA = [(EXAMPLES.inputs[:5], EXAMPLES.labels[:5]), (EXAMPLES.inputs[5:], EXAMPLES.labels[5:])]
+
+
+def predicted(model, loss, *, data, weights=None, progress=None, **options):
+    """The prediction for plain SGD, without momentum unless some is given."""
+    plan = PredictionPlan(**{"momentum": 0.0, **options})
+    return predict_training_time(
+        Task(model, data, loss), weights=weights, plan=plan, progress=progress
+    )
 
 
 def linear():
@@ -82,7 +90,7 @@ def settings(way):
 @pytest.mark.parametrize("linearisations", [1, 3])
 def test_a_linear_model_is_predicted_exactly(loss, way, steps_before, linearisations):
     real = real_losses(linear(), loss, steps=30, **way)
-    found = predict_training_time(
+    found = predicted(
         linear(),
         loss,
         data=DATA,
@@ -108,9 +116,7 @@ def test_the_closed_form_is_the_iteration_and_is_taken_where_it_holds():
         return squared_loss(model, batch)
 
     how = {"data": DATA, "thresholds": [0.1], "lr": 0.3, "max_steps": 600, "tolerance": 0}
-    closed, iterated = (
-        predict_training_time(network(), loss, **how) for loss in (squared_loss, other_loss)
-    )
+    closed, iterated = (predicted(network(), loss, **how) for loss in (squared_loss, other_loss))
     assert (closed.method, iterated.method) == ("closed form", "iteration")
     torch.testing.assert_close(closed.losses, iterated.losses, rtol=1e-9, atol=1e-12)
     assert closed.arrivals[0].steps == iterated.arrivals[0].steps
@@ -121,7 +127,7 @@ def test_the_closed_form_is_the_iteration_and_is_taken_where_it_holds():
         {"weight_decay": 0.1},
         {"lr": [0.3] * 50},
     ):
-        found = predict_training_time(network(), squared_loss, **how | {"max_steps": 50} | further)
+        found = predicted(network(), squared_loss, **how | {"max_steps": 50} | further)
         assert found.method == "iteration"
 
 
@@ -129,7 +135,7 @@ def test_examples_that_move_nothing_do_not_disturb_the_closed_form():
     model = nn.Linear(1, 1, bias=False).to(DTYPE)
     inputs = torch.tensor([[1.0], [0.0]], dtype=DTYPE)  # the kernel has an eigenvalue that is 0
     data = [(inputs, torch.ones(2, 1, dtype=DTYPE))]
-    found = predict_training_time(model, squared_loss, data=data, thresholds=[0.26], lr=0.1)
+    found = predicted(model, squared_loss, data=data, thresholds=[0.26], lr=0.1)
     assert found.method == "closed form"
     assert found.status == "reached"
     assert found.trust.path_error < 1e-10
@@ -143,7 +149,7 @@ def test_one_step_of_any_network_has_the_right_slope(way):
         rate = way.get("lr", lambda step: 0.05)
         small = way | {"lr": lambda step, scale=scale, rate=rate: scale * rate(step)}
         real = real_losses(network(), classification_loss, steps=4, **small)
-        found = predict_training_time(
+        found = predicted(
             network(), classification_loss, data=DATA, thresholds=[1e-9], max_steps=4,
             probe_steps=2, **settings(small),
         )  # fmt: skip
@@ -155,7 +161,7 @@ def test_more_linearisations_come_closer_and_wider_networks_too():
     def error(width, linearisations):
         how = {"lr": 0.2, "thresholds": [0.4], "max_steps": 5000}
         model = network(width=width)
-        found = predict_training_time(
+        found = predicted(
             model, classification_loss, data=DATA, linearisations=linearisations, **how
         )
         real = real_losses(model, classification_loss, lr=0.2, steps=200)
@@ -175,12 +181,12 @@ def test_model_and_weights_stay_as_they_were():
     given = displace(before, {"0.bias": torch.ones(8, dtype=DTYPE)})
     kept = copy(given)
     how = {"data": DATA, "thresholds": [0.5], "lr": 0.1, "warm_up": 2}
-    there = predict_training_time(model, classification_loss, weights=given, **how)
+    there = predicted(model, classification_loss, weights=given, **how)
     assert all(torch.equal(before[name], value) for name, value in weights_of(model).items())
     assert all(torch.equal(kept[name], value) for name, value in given.items())
     assert all(parameter.grad is None for parameter in model.parameters())
     model.load_state_dict(given)
-    again = predict_training_time(model, classification_loss, **how)
+    again = predicted(model, classification_loss, **how)
     assert torch.equal(there.losses, again.losses)
 
 
@@ -189,7 +195,7 @@ def test_frozen_parameters_do_not_move():
     for model in (frozen, plain):
         model[0].requires_grad_(False)
     real = real_losses(plain, classification_loss, steps=20)
-    found = predict_training_time(
+    found = predicted(
         frozen, classification_loss, data=DATA, thresholds=[1e-9], lr=0.05, max_steps=20
     )
     torch.testing.assert_close(found.losses, real, rtol=1e-10, atol=1e-12)  # linear in the head
@@ -205,16 +211,16 @@ def test_real_targets_and_one_output():
 
     data = [(EXAMPLES.inputs, targets)]
     how = {"data": data, "thresholds": [1e-9], "lr": 0.1, "max_steps": 20}
-    found = predict_training_time(model, half_squares, **how)
-    result = train(model, half_squares, data=data, epochs=21, lr=0.1, momentum=0.0)
+    found = predicted(model, half_squares, **how)
+    plan = TrainingPlan(epochs=21, lr=0.1, momentum=0.0)
+    result = train(Task(model, data, half_squares), plan)
     assert found.losses.tolist() == pytest.approx(result.losses, rel=1e-10)
 
 
 def test_smoothing_averages_the_latest_losses():
     how = {"data": DATA, "thresholds": [1e-9], "lr": 0.05, "max_steps": 20, "batch_size": 5}
     raw, smooth = (
-        predict_training_time(linear(), classification_loss, smoothing=n, **how).losses
-        for n in (1, 4)
+        predicted(linear(), classification_loss, smoothing=n, **how).losses for n in (1, 4)
     )
     expected = torch.stack([raw[max(0, t - 3) : t + 1].mean() for t in range(21)])
     torch.testing.assert_close(smooth, expected)
@@ -223,7 +229,7 @@ def test_smoothing_averages_the_latest_losses():
 def test_separate_outputs_are_exact_where_outputs_share_nothing():
     how = {"data": DATA, "thresholds": [1e-9], "lr": 0.05, "max_steps": 20}
     full, separate = (
-        predict_training_time(linear(), squared_loss, outputs=kind, **how).losses
+        predicted(linear(), squared_loss, outputs=kind, **how).losses
         for kind in ("full", "separate")
     )
     torch.testing.assert_close(full, separate)
@@ -233,7 +239,7 @@ def test_separate_outputs_are_exact_where_outputs_share_nothing():
 @losses
 def test_training_is_stable_just_below_the_stable_rate_and_not_above(loss, momentum):
     def found(factor, lr=None):
-        return predict_training_time(
+        return predicted(
             linear(), loss, data=DATA, thresholds=[1e-9], max_steps=3000, probe_steps=0,
             momentum=momentum, lr=lr * factor if lr else 1e-3,
         )  # fmt: skip
@@ -254,21 +260,21 @@ def test_training_is_stable_just_below_the_stable_rate_and_not_above(loss, momen
 
 def test_seconds_come_from_the_steps_that_were_taken():
     how = {"data": DATA, "thresholds": [0.5], "lr": 0.05}
-    found = predict_training_time(linear(), squared_loss, **how, probe_steps=3)
+    found = predicted(linear(), squared_loss, **how, probe_steps=3)
     steps = found.arrivals[0].steps
     assert found.arrivals[0].seconds == pytest.approx(steps * found.cost.step)
     assert found.trust.steps == 3
     assert f"{steps} steps" in str(found)
-    without = predict_training_time(linear(), squared_loss, **how, probe_steps=0)
+    without = predicted(linear(), squared_loss, **how, probe_steps=0)
     assert (without.cost.step, without.arrivals[0].seconds) == (None, None)
-    share = predict_training_time(linear(), squared_loss, **how)
+    share = predicted(linear(), squared_loss, **how)
     assert share.trust.steps == math.ceil(steps / 20)
 
 
 def test_the_verdict_is_that_of_the_path_error():
     for error, verdict in ((0.0, "good"), (0.019, "good"), (0.02, "fair"), (0.05, "poor")):
         assert Trust(error, 0, 0.0, 0.0, 0.0, 0.0).verdict == verdict
-    far = predict_training_time(
+    far = predicted(
         network(), classification_loss, data=DATA, thresholds=[0.1], lr=1.0, linearisations=1
     )
     assert far.trust.verdict == "poor"
@@ -278,9 +284,7 @@ def test_the_verdict_is_that_of_the_path_error():
 def test_progress_names_what_is_done():
     seen = []
     how = {"data": DATA, "thresholds": [0.5], "lr": 0.05, "warm_up": 1}
-    predict_training_time(
-        network(), squared_loss, **how, progress=lambda what, done, total: seen.append(what)
-    )
+    predicted(network(), squared_loss, **how, progress=lambda what, done, total: seen.append(what))
     assert list(dict.fromkeys(seen)) == ["warm-up", "descent", "real steps"]
 
 
@@ -288,7 +292,7 @@ def test_progress_names_what_is_done():
 def test_other_networks_go_through(name):
     case = CASES[name]
     model = case.model().eval()
-    found = predict_training_time(
+    found = predicted(
         model, classification_loss, data=case.batches(), thresholds=[0.5], lr=1e-3, max_steps=12
     )
     assert found.trust.path_error < 0.1
@@ -337,7 +341,7 @@ def test_bad_input_is_told(changes, match):
     how = {"data": DATA, "thresholds": [0.1], "lr": 0.1, "max_steps": 50} | changes
     model = how.pop("model", network()).to(DTYPE)
     with pytest.raises(ValueError, match=match):
-        predict_training_time(model, how.pop("loss", classification_loss), **how)
+        predicted(model, how.pop("loss", classification_loss), **how)
 
 
 def test_dropout_that_is_always_on_is_called_that():
@@ -347,4 +351,4 @@ def test_dropout_that_is_always_on_is_called_that():
         return nn.functional.cross_entropy(model(hidden), labels)
 
     with pytest.raises(ValueError, match="loss is not deterministic: two evaluations gave"):
-        predict_training_time(linear(), dropped, data=DATA, lr=0.1, thresholds=[0.5])
+        predicted(linear(), dropped, data=DATA, lr=0.1, thresholds=[0.5])

@@ -1,5 +1,6 @@
 """`slipstream complexity`."""
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,10 +56,8 @@ def complexity(
     batches = (batches_of_epoch(experiment.data, epoch) for epoch in range(epochs))
     with steps_bar("steps", hidden=json) as bar:
         found = complexity_of_run(
-            experiment.model,
-            experiment.loss,
             trajectory,
-            chain.from_iterable(batches),
+            replace(experiment, data=chain.from_iterable(batches)),
             learning_rate=rates,
             layer=layer,
             progress=bar,

@@ -1,8 +1,9 @@
 """`slipstream predict`."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from math import cos, isfinite, pi
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,6 +11,7 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.output import write_json
+from slipstream.cli.plan_options import in_flags
 from slipstream.cli.progress import pieces_bar
 
 START = "A run folder; training would go on from a snapshot of it."
@@ -41,7 +43,7 @@ def predict(
     weight_decay: Annotated[float, typer.Option(help="Weight decay.")] = 0.0,
     batch_size: Annotated[int | None, typer.Option(help=BATCH)] = None,
     schedule: Annotated[Literal["constant", "cosine"], typer.Option(help=COSINE)] = "constant",
-    max_steps: Annotated[int, typer.Option(help="When to give up.")] = 5000,
+    max_steps: Annotated[int, typer.Option(help="When to give up.")] = 10_000,
     linearisations: Annotated[int, typer.Option(help=LINEARISATIONS)] = 16,
     outputs: Annotated[Literal["full", "separate"], typer.Option(help=OUTPUTS)] = "full",
     memory: Annotated[float, typer.Option(help=MEMORY)] = 2.0,
@@ -59,8 +61,7 @@ def predict(
     Example: slipstream predict run --data cifar10:data --lr 0.01 --reach 50% --reach 0.1
     """
     from slipstream.cli.loading import open_experiment, open_weights
-    from slipstream.dynamics import predict_training_time
-    from slipstream.evaluation import evaluate
+    from slipstream.dynamics import PredictionPlan, predict_training_time
     from slipstream.report.training_time import plot_training_time
 
     experiment = open_experiment(
@@ -68,32 +69,38 @@ def predict(
     )
     network = experiment.model.eval()
     start = open_weights(network, run=run, step=step, file=weights) if run or weights else None
-    chosen = first_examples(experiment.data, examples)
-    at_start = evaluate(network, {"loss": experiment.loss}, weights=start, data=chosen)["loss"]
-    with pieces_bar("looking", hidden=json) as progress:
-        found = predict_training_time(
-            network,
-            experiment.loss,
-            weights=start,
-            data=chosen,
-            thresholds=thresholds_of(reach or ["50%", "25%", "10%"], at_start),
-            lr=lr if schedule == "constant" else lambda at: lr * (1 + cos(pi * at / max_steps)) / 2,
+    task = replace(experiment, data=first_examples(experiment.data, examples))
+    with _naming_flags(), pieces_bar("predicting", hidden=json) as progress:
+        plan = PredictionPlan(
+            reach or PredictionPlan.thresholds,
+            lr,
             momentum=momentum,
             weight_decay=weight_decay,
+            schedule=schedule,
             batch_size=batch_size,
+            seed=seed,
             max_steps=max_steps,
             linearisations=linearisations,
             outputs=outputs,
             memory=int(memory * 1e9),
-            seed=seed,
-            progress=progress,
         )
+        found = predict_training_time(task, weights=start, plan=plan, progress=progress)
     if figure is not None:
         plot_training_time(found).savefig(figure, dpi=150)
     if json:
         write_json(finite(asdict(found) | {"losses": found.losses.tolist()}))
     else:
         typer.echo(str(found))
+
+
+@contextmanager
+def _naming_flags() -> Generator[None]:
+    """Name the options in errors about the plan."""
+    try:
+        yield
+    except ValueError as error:
+        flags = {"thresholds": "--reach", "lr": "--lr", "max_steps": "--max-steps"}
+        raise ValueError(in_flags(str(error), flags)) from error
 
 
 def finite(value: Any) -> Any:
@@ -134,32 +141,4 @@ def first_examples(batches: Iterable[Any], count: int) -> list[Any]:
             break
         cut = batch_size(batch) > left and isinstance(batch, tuple | list)
         found.append(tuple(part[:left] for part in batch) if cut else batch)
-    return found
-
-
-def thresholds_of(given: Sequence[str], at_start: float) -> list[float]:
-    """Read losses, and shares of the loss at the start.
-
-    Args:
-        given: Such as `0.1` or `10%`.
-        at_start: The loss at the start.
-
-    Returns:
-        Losses.
-
-    Raises:
-        ValueError: If one is neither.
-
-    Example:
-        >>> thresholds_of(["0.1", "10%"], 2.0)
-        [0.1, 0.2]
-    """
-    found = []
-    for text in given:
-        try:
-            value = float(text.removesuffix("%"))
-        except ValueError as error:
-            message = f"--reach must be a loss such as 0.1, or a share such as 10%, got {text!r}."
-            raise ValueError(message) from error
-        found.append(value / 100 * at_start if text.endswith("%") else value)
     return found

@@ -1,10 +1,11 @@
-"""How a run moves: speed, direction and phases; what the motion says of the learned function."""
+"""How a run moves: speed, direction and phases; what it says of the learned function."""
 
 from slipstream.dynamics.complexity import TrainingComplexity
 from slipstream.dynamics.complexity_meter import ComplexityMeter, complexity_of_run
 from slipstream.dynamics.first_layer import InputBias, with_input_bias
 from slipstream.dynamics.motion import Motion, measure_motion
 from slipstream.dynamics.phases import Phase, Phases, find_phases
+from slipstream.dynamics.prediction_plan import PredictionPlan
 from slipstream.dynamics.principal_path import PrincipalPath, principal_path
 from slipstream.dynamics.tangent_kernel import TangentKernel, tangent_kernel
 from slipstream.dynamics.training_time import (
@@ -23,6 +24,7 @@ __all__ = [
     "Phase",
     "Phases",
     "PredictionCost",
+    "PredictionPlan",
     "PrincipalPath",
     "TangentKernel",
     "TrainingComplexity",

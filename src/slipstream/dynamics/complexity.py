@@ -1,4 +1,4 @@
-"""How complex the learned function is: the way that the first bias goes during training."""
+"""How complex the learned function is, from how the first bias moves during training."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,16 @@ _ROUNDINGS = 1e4  # how many of them a gradient may be off, relative to itself
 
 @dataclass(frozen=True, eq=False)
 class TrainingComplexity:
-    """The way of the first bias, step by step, and what bounds it.
+    """How the first bias moves, step by step, and what bounds it.
 
     With `W` the first layer's matrix, `b` its bias, `x` the example of a step, `a` the learning
     rate, `e = |d loss / d f(x)|` and `l = |d f(x) / d x|`, a step of plain SGD on one example obeys
 
         s_min(W) |b' - b|  <=  a e l  <=  s_max(W) |b' - b|,
 
-    because a bias enters like the input. So the length of the bias's way, by the sum of `a e`,
-    tells the mean of `l`, the function's slope at the examples, up to the singular values of `W`.
-    An output of several numbers is looked at in the direction of the loss's gradient.
+    because a bias enters like the input. So the length of the bias's path, by the sum of `a e`,
+    gives the mean of `l`, the function's slope at the examples, up to the singular values of `W`.
+    An output of several values is looked at in the direction of the loss's gradient.
 
     Source: "What training reveals about neural network complexity" (Loukas, Poiitis, Jegelka,
     2021), the bounds close to the training data.
@@ -37,7 +37,7 @@ class TrainingComplexity:
 
     @property
     def length(self) -> float:
-        """The length of the bias's way: the sum of the moves."""
+        """The length of the bias's path: the sum of the moves."""
         return float(self.moves.sum())
 
     @property
@@ -81,7 +81,7 @@ class TrainingComplexity:
     def __str__(self) -> str:
         low, high = self.mean_lipschitz_bounds
         said = (
-            f"The bias of {self.layer!r} went {self.length:.4g} in {len(self.moves)} steps. "
+            f"The bias of {self.layer!r} moved {self.length:.4g} in {len(self.moves)} steps. "
             f"Mean slope of the function: {self.mean_lipschitz:.4g}; "
             f"from the length alone, {low:.4g} to {high:.4g}. "
             f"Steps outside the bounds: {self.outside}."

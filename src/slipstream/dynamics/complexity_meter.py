@@ -1,7 +1,7 @@
-"""Measuring the way of the first bias: beside training, or on a run recorded at every step."""
+"""Measuring how the first bias moves: beside training, or on a run recorded at every step."""
 
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from itertools import pairwise
@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from slipstream.dynamics.complexity import TrainingComplexity
 from slipstream.dynamics.first_layer import FirstLayer, broken_by_model, find_first_layer
-from slipstream.evaluation import Batch, Loss, weights_in
+from slipstream.evaluation import Task, takes_task, weights_in
 from slipstream.evaluation.batches import sized_batches
 from slipstream.evaluation.metrics import checked_loss
 from slipstream.trajectory import Trajectory
@@ -26,9 +26,9 @@ class ComplexityMeter:
     """Measures the complexity of what a network learns, while it learns it.
 
     One line before the loop, `meter = ComplexityMeter(model).attach(optimizer)`, and
-    `meter.result()` after it. The loop is to take one example a step and plain SGD; what breaks
-    the assumptions is named in the result. It costs a singular value decomposition of the first
-    matrix a step, none if that is frozen, and the gradient by the input.
+    `meter.result()` after it. The loop is to take one example per step and plain SGD; what
+    breaks the assumptions is named in the result. It costs a singular value decomposition of the
+    first matrix per step, none if that is frozen, and the gradient by the input.
 
     Example:
         >>> model = nn.Linear(1, 1)
@@ -123,7 +123,7 @@ class ComplexityMeter:
         """Return what was measured by now.
 
         Returns:
-            The length of the bias's way, the bounds, and the assumptions that did not hold.
+            The length of the bias's path, the bounds, and the assumptions that did not hold.
 
         Raises:
             ValueError: If no step was taken.
@@ -227,11 +227,10 @@ class ComplexityMeter:
         self._broken[words] = self._broken.get(words, 0) + 1
 
 
+@takes_task
 def complexity_of_run(
-    model: nn.Module,
-    loss: Loss,
     trajectory: Trajectory,
-    data: Iterable[Batch],
+    task: Task,
     *,
     learning_rate: float | Sequence[float],
     layer: str | None = None,
@@ -243,16 +242,15 @@ def complexity_of_run(
     the rate is another, the result names it: the recorded bias then moves otherwise.
 
     Args:
-        model: Of the run, in the mode in which it was trained; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         trajectory: Snapshots of consecutive steps.
-        data: The batch of each step, in order: one example each.
+        task: The model of the run, left as it was, in the mode in which it was trained; its loss;
+            and as data the batch of each step, in order: one example each.
         learning_rate: Of all steps, or one for each.
         layer: Whose bias to watch; by default the first linear layer, convolution or `InputBias`.
         progress: Called after each step.
 
     Returns:
-        The length of the bias's way, the bounds, and the assumptions that did not hold.
+        The length of the bias's path, the bounds, and the assumptions that did not hold.
 
     Raises:
         ValueError: If a step is missing from the run or a batch from the data.
@@ -261,7 +259,8 @@ def complexity_of_run(
     rates = [learning_rate] * steps if isinstance(learning_rate, int | float) else learning_rate
     if len(rates) != steps:
         raise ValueError(f"learning_rate has {len(rates)} values, but the run has {steps} steps.")
-    batches = (batch for batch, _ in sized_batches(model, data))
+    model = task.model
+    batches = (batch for batch, _ in sized_batches(model, task.data, task.batch_size))
     with ComplexityMeter(model, layer=layer) as meter, _gradients_kept(model):
         with weights_in(model, trajectory[0].weights):
             meter._start()
@@ -275,7 +274,7 @@ def complexity_of_run(
                     "batch of each step, in order."
                 )
             with weights_in(model, before.weights), torch.enable_grad():
-                checked_loss(loss(model, batch), number - 1).backward()  # type: ignore[no-untyped-call]
+                checked_loss(task.loss(model, batch), number - 1).backward()  # type: ignore[no-untyped-call]
             with weights_in(model, after.weights):
                 meter.update(learning_rate=rate)
             if progress is not None:
@@ -284,7 +283,7 @@ def complexity_of_run(
 
 
 def broken_by_optimizer(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> list[str]:
-    """Return in words what of an optimiser is not plain gradient descent.
+    """Return in words how an optimiser differs from plain gradient descent.
 
     Args:
         optimizer: Any.
@@ -319,7 +318,7 @@ class _Pass:
 
 @dataclass(frozen=True)
 class _Step:
-    """The numbers of a step, in the order of the result's fields."""
+    """The values of a step, in the order of the result's fields."""
 
     move: float
     exposure: float

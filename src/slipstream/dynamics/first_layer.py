@@ -74,7 +74,7 @@ class FirstLayer:
         """Return the largest singular value, and the least that bounds from above.
 
         The upper bound needs that `|W^T g| >= s |g|` for every g. A layer wider than its input has
-        directions g that `W^T` loses: then s is 0. It is NaN for both if the layer is no matrix.
+        directions g that `W^T` loses: then s is 0. It is NaN for both if the layer is not a matrix.
         """
         if isinstance(self.module, InputBias):
             return 1.0, 1.0
@@ -113,7 +113,7 @@ def find_first_layer(model: nn.Module, name: str | None) -> FirstLayer:
     bias = getattr(modules[name], "bias", None)
     if not isinstance(bias, nn.Parameter):
         raise ValueError(
-            f"The first layer, {name!r}, has no bias, and complexity is the way of the first bias. "
+            f"The first layer, {name!r}, has no bias, and complexity is how far that moves. "
             "Wrap the model: with_input_bias(model, shape)."
         )
     if not bias.requires_grad:

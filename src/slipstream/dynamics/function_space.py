@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from slipstream.dynamics.descent import Descent
+from slipstream.dynamics.sgd import SGDSettings
 from slipstream.dynamics.tangent_kernel import TangentKernel
 from slipstream.evaluation import Loss
 
-_CHUNK = 1 << 18  # numbers that the closed form works on at once
+_CHUNK = 1 << 18  # values that the closed form works on at once
 
 
 class OutputLoss:
@@ -18,14 +18,14 @@ class OutputLoss:
 
     def __init__(self, loss: Loss, targets: Tensor, shape: torch.Size) -> None:
         self._loss, self._targets, self._shape = loss, targets, shape
-        self._said = _Said()
+        self._stand_in = _GivenOutputs()
 
     def value(self, outputs: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the mean loss of outputs (n, C), those of the examples `rows` or of all."""
         targets = self._targets if rows is None else self._targets[rows]
-        self._said.outputs = outputs.view(len(outputs), *self._shape[1:])
-        # The loss calls its model on inputs that nobody looks at: outputs are what it gets.
-        return self._loss(self._said, (outputs, targets))
+        self._stand_in.outputs = outputs.view(len(outputs), *self._shape[1:])
+        # The loss calls its model on inputs that are ignored: it gets these outputs.
+        return self._loss(self._stand_in, (outputs, targets))
 
     def slope(self, outputs: Tensor, rows: Tensor | None = None) -> tuple[float, Tensor]:
         """Return the mean loss and its gradient by the outputs."""
@@ -46,8 +46,8 @@ class OutputLoss:
         return found
 
 
-class _Said(nn.Module):
-    """Stands where a loss expects its model, and says the outputs that it was given."""
+class _GivenOutputs(nn.Module):
+    """Stands where a loss expects its model, and returns the outputs that it was given."""
 
     outputs: Tensor
 
@@ -57,7 +57,7 @@ class _Said(nn.Module):
 
 @dataclass(frozen=True)
 class Start:
-    """Where the linearised network sets out."""
+    """Where the training of a linearised network starts."""
 
     outputs: Tensor  # (N, C)
     step: int = 0  # steps that were taken before
@@ -87,24 +87,24 @@ class Combination:
 
 
 @dataclass
-class Path:
+class LinearisedState:
     """The linearised network while it is trained."""
 
     loss: float
     outputs: Tensor  # (N, C)
-    place: Combination  # its weights
-    speed: Combination  # its optimiser's velocity
+    weights: Combination
+    velocity: Combination  # of its optimiser
 
 
-def follow(
+def train_linearised(
     kernel: TangentKernel,
     loss: OutputLoss,
     *,
     start: Start,
-    descent: Descent,
+    settings: SGDSettings,
     steps: int,
-) -> Iterator[Path]:
-    """Train the linearised network, and yield where it is after 0, 1, ... steps.
+) -> Iterator[LinearisedState]:
+    """Train the linearised network, and yield its state after 0, 1, ... steps.
 
     Each step is `v <- m v + Theta g + wd (J w_0 + f - f_0)` and `f <- f - eta v`, where `g` is the
     gradient of the loss of the batch by the outputs, zero at examples outside the batch.
@@ -112,41 +112,42 @@ def follow(
     Args:
         kernel: Of the network at the start.
         loss: As a function of the outputs.
-        start: Where to set out.
-        descent: How it is trained.
+        start: Where to start.
+        settings: How it is trained.
         steps: How many.
 
     Yields:
-        The path, anew after each step.
+        A new state after each step.
     """
     examples = len(start.outputs)
     none = torch.zeros_like(start.outputs)
-    place, speed = Combination(1.0, 0.0, none), Combination(0.0, 1.0, none)
+    weights, momentum = Combination(1.0, 0.0, none), Combination(0.0, 1.0, none)
     outputs, velocity = start.outputs, none if start.velocity is None else start.velocity
-    full, decay = descent.is_full(examples), descent.weight_decay
+    full, decay = settings.is_full(examples), settings.weight_decay
     value, slope = loss.slope(outputs)
-    yield Path(value, outputs, place, speed)
+    yield LinearisedState(value, outputs, weights, momentum)
     for step in range(start.step, start.step + steps):
         if full:
             moved = kernel.times(slope)
         else:
-            rows = descent.rows(step, examples).to(outputs.device)
+            rows = settings.rows(step, examples).to(outputs.device)
             partial = loss.slope(outputs[rows], rows)[1]
             moved, slope = kernel.columns(rows, partial), none.index_copy(0, rows, partial)
         if start.image is not None:
             moved = moved + decay * (start.image + outputs - start.outputs)
-        velocity = descent.momentum * velocity + moved
-        speed = Combination(0.0, 0.0, slope).plus(speed, descent.momentum).plus(place, decay)
-        rate = descent.rate(step)
-        outputs, place = outputs - rate * velocity, place.plus(speed, -rate)
+        velocity = settings.momentum * velocity + moved
+        pulled = Combination(0.0, 0.0, slope)
+        momentum = pulled.plus(momentum, settings.momentum).plus(weights, decay)
+        rate = settings.rate(step)
+        outputs, weights = outputs - rate * velocity, weights.plus(momentum, -rate)
         if full:
             value, slope = loss.slope(outputs)
         else:
             value = loss.value(outputs).item()
-        yield Path(value, outputs, place, speed)
+        yield LinearisedState(value, outputs, weights, momentum)
 
 
-class SquaredDescent:
+class ClosedForm:
     """The linearised network under the squared loss, at any step by the closed form.
 
     With `Theta = U diag(lambda) U^T`, residual `r = f_0 - Y`, full batches and a constant rate, the
@@ -184,11 +185,11 @@ class SquaredDescent:
         )
 
 
-def sharpness(kernel: TangentKernel, loss: OutputLoss, *, seed: int = 0) -> float:
+def largest_eigenvalue(kernel: TangentKernel, loss: OutputLoss, *, seed: int = 0) -> float:
     """Return the largest eigenvalue of `Theta H`, H the Hessian of the mean loss by the outputs.
 
     It is that of the Gauss-Newton matrix `J^T H J`: gradient descent with momentum m is stable
-    there for rates below `2 (1 + m) / sharpness`.
+    there for rates below `2 (1 + m) / eigenvalue`.
 
     Args:
         kernel: Of a network.

@@ -78,7 +78,7 @@ class Network:
         )
 
     def cast(self, inputs: Tensor) -> Tensor:
-        """Return inputs in the dtype that is computed in; whole numbers stay."""
+        """Return inputs in the dtype that is computed in; integers stay."""
         return inputs.to(self.dtype) if inputs.is_floating_point() else inputs
 
     def __call__(self, trained: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class Network:
         return found
 
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Return what the model says of a batch, without a gradient."""
+        """Return the outputs of the model on a batch, without a gradient."""
         with torch.no_grad():
             found = self({}, inputs)
         if found.dim() == 0 or len(found) != len(inputs):
@@ -120,7 +120,7 @@ class Network:
         return image.reshape(len(inputs), -1)
 
     def pull(self, values: Tensor, inputs: Tensor) -> dict[str, Tensor]:
-        """Return the Jacobian's transpose times one number for each output, tensor by tensor."""
+        """Return the Jacobian's transpose times one value for each output, tensor by tensor."""
         outputs, back = vjp(lambda tensors: self(tensors, inputs), self.trained)[:2]
         found: dict[str, Tensor] = back(values.reshape(outputs.shape))[0]
         return found
@@ -301,7 +301,7 @@ def _watched(model: nn.Module, calls: dict[str, list[tuple[int, ...]]]) -> Gener
 
 
 @dataclass(frozen=True)
-class Block:
+class JacobianBlock:
     """A part of the Jacobian that fits in memory: some tensors, examples and outputs."""
 
     names: tuple[str, ...]
@@ -310,15 +310,15 @@ class Block:
 
 
 def blocks_of(
-    sizes: Mapping[str, int], *, examples: int, outputs: int, numbers: int
-) -> Iterator[list[Block]]:
+    sizes: Mapping[str, int], *, examples: int, outputs: int, values: int
+) -> Iterator[list[JacobianBlock]]:
     """Yield lists of blocks; the blocks of a list cover all rows of the same tensors.
 
     Args:
-        sizes: Numbers in each tensor.
+        sizes: Values in each tensor.
         examples: Number of examples.
         outputs: Number of outputs of each.
-        numbers: How many a block may hold; a tensor's single row may hold more.
+        values: How many a block may hold; a tensor's single row may hold more.
 
     Yields:
         Blocks in the order of the examples, then of the outputs.
@@ -326,26 +326,26 @@ def blocks_of(
     rows = examples * outputs
     group: list[str] = []
     for name in sizes:
-        if group and rows * sum(sizes[n] for n in (*group, name)) > numbers:
-            yield _cut(group, sizes, examples=examples, outputs=outputs, numbers=numbers)
+        if group and rows * sum(sizes[n] for n in (*group, name)) > values:
+            yield _cut(group, sizes, examples=examples, outputs=outputs, values=values)
             group = []
         group.append(name)
     if group:
-        yield _cut(group, sizes, examples=examples, outputs=outputs, numbers=numbers)
+        yield _cut(group, sizes, examples=examples, outputs=outputs, values=values)
 
 
 def _cut(
-    names: list[str], sizes: Mapping[str, int], *, examples: int, outputs: int, numbers: int
-) -> list[Block]:
-    rows = max(1, numbers // sum(sizes[name] for name in names))
+    names: list[str], sizes: Mapping[str, int], *, examples: int, outputs: int, values: int
+) -> list[JacobianBlock]:
+    rows = max(1, values // sum(sizes[name] for name in names))
     few, part = max(1, rows // outputs), min(rows, outputs)  # examples and outputs of a block
     return [
-        Block(tuple(names), slice(at, at + few), slice(out, out + part))
+        JacobianBlock(tuple(names), slice(at, at + few), slice(out, out + part))
         for at in range(0, examples, few)
         for out in range(0, outputs, part)
     ]
 
 
-def numbers_in(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """Return how many numbers each tensor holds."""
+def sizes_of(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return how many values each tensor holds."""
     return {name: math.prod(value.shape) for name, value in tensors.items()}

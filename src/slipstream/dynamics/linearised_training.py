@@ -2,33 +2,118 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.dynamics.descent import Descent, Walk
-from slipstream.dynamics.function_space import OutputLoss, sharpness
-from slipstream.dynamics.jacobians import Network
-from slipstream.dynamics.linearisation import Linearisation, Place
-from slipstream.dynamics.tangent_kernel import Outputs, TangentKernel, tangent_kernel
-from slipstream.evaluation import (
-    Batch,
-    Loss,
-    classification_loss,
-    device_of,
-    squared_loss,
-    to_device,
+from slipstream.dynamics.function_space import (
+    ClosedForm,
+    Combination,
+    LinearisedState,
+    OutputLoss,
+    Start,
+    largest_eigenvalue,
+    train_linearised,
 )
-from slipstream.weights import load_weights_
+from slipstream.dynamics.jacobians import Network
+from slipstream.dynamics.prediction_plan import PredictionPlan
+from slipstream.dynamics.sgd import RealTraining, SGDSettings
+from slipstream.dynamics.tangent_kernel import TangentKernel, tangent_kernel
+from slipstream.evaluation import Batch, Task, classification_loss, squared_loss, to_device
+from slipstream.weights import copy, load_weights_
 
-Say = Callable[[str, int, int], None]
+Report = Callable[[str, int, int], None]  # what is done now, the steps done, and their number
 _DIVERGED = 1e3  # times the loss at the start
 
 
+@dataclass(frozen=True)
+class LinearisedPoint:
+    """Where a linearised network is."""
+
+    outputs: Tensor  # (N, C)
+    weights: dict[str, Tensor]  # those that are trained
+    velocity: dict[str, Tensor]  # of the optimiser; empty without momentum
+
+
+class Linearisation:
+    """A network linearised at its weights; it keeps a copy of them."""
+
+    def __init__(
+        self,
+        network: Network,
+        kernel: TangentKernel,
+        loss: OutputLoss,
+        *,
+        inputs: list[Tensor],
+        velocity: Mapping[str, Tensor],
+        step: int,
+    ) -> None:
+        self.kernel = kernel
+        self._network = replace(network, trained=copy(network.trained))
+        self._loss, self._inputs, self._velocity, self._step = loss, inputs, velocity, step
+        self._squared: ClosedForm | None = None
+        self._state: LinearisedState | None = None
+
+    def start(self, settings: SGDSettings) -> Start:
+        """Return where training in the space of outputs starts."""
+        decay = self._image(self._network.trained) if settings.weight_decay else None
+        velocity = self._image(self._velocity) if self._velocity else None
+        return Start(self.kernel.outputs, self._step, velocity=velocity, image=decay)
+
+    def losses(self, settings: SGDSettings, *, steps: int, closed_form: bool) -> Iterator[float]:
+        """Yield the losses after 1, 2, ... `steps` steps."""
+        if closed_form:
+            residual = self._loss.slope(self.kernel.outputs)[1] * len(self.kernel.outputs)
+            self._squared = ClosedForm(self.kernel, residual, rate=settings.rate(0))
+            losses = self._squared.losses(steps)
+            next(losses)
+            yield from losses
+            return
+        start = self.start(settings)
+        for state in train_linearised(
+            self.kernel, self._loss, start=start, settings=settings, steps=steps
+        ):
+            first, self._state = self._state is None, state
+            if not first:
+                yield state.loss
+
+    def after(self, steps: int, *, momentum: bool) -> LinearisedPoint:
+        """Return where it is after the last loss, which is that after `steps` steps."""
+        if self._squared is not None:
+            outputs, at = self._squared.after(steps)
+            return LinearisedPoint(outputs, self._combined(at), {})
+        if self._state is None:
+            raise ValueError("There is no loss yet: ask after the first one.")
+        state = self._state
+        velocity = self._combined(state.velocity) if momentum else {}
+        return LinearisedPoint(state.outputs, self._combined(state.weights), velocity)
+
+    def _combined(self, at: Combination) -> dict[str, Tensor]:
+        """The tensors that a combination stands for."""
+        found = self._pull(at.dual)
+        for name, value in found.items():
+            value.add_(self._network.trained[name], alpha=at.weights)
+            if name in self._velocity:
+                value.add_(self._velocity[name].to(value), alpha=at.velocity)
+        return found
+
+    def _image(self, direction: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([self._network.image(direction, x) for x in self._inputs])
+
+    def _pull(self, dual: Tensor) -> dict[str, Tensor]:
+        total = {name: torch.zeros_like(value) for name, value in self._network.trained.items()}
+        ends = accumulate(len(x) for x in self._inputs)
+        for x, end in zip(self._inputs, ends, strict=True):
+            for name, value in self._network.pull(dual[end - len(x) : end], x).items():
+                total[name] += value
+        return total
+
+
 @dataclass
-class Curve:
+class LossCurve:
     """Losses over the data, step by step, and their means over the latest steps."""
 
     window: int
@@ -61,56 +146,33 @@ class Curve:
 class LinearisedTraining:
     """A model whose own tensors may be changed, and what it is trained on."""
 
-    walk: Walk  # real steps
+    plan: PredictionPlan
+    real: RealTraining  # real steps
     batches: list[tuple[Tensor, Tensor]]
     output_loss: OutputLoss
-    outputs_kind: Outputs
-    dtype: torch.dtype | None
-    memory: int
-    tolerance: float  # of a linearisation's gap, at a level
-    say: Say
+    report: Report
     kernel_seconds: float = 0.0
     gaps: list[float] = field(default_factory=list)  # of each linearisation, at its end
-    sharpest: float = 0.0  # of the linearisations
+    sharpest: float = 0.0  # largest eigenvalue of the linearisations
 
     @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        loss: Loss,
-        data: Iterable[Batch],
-        *,
-        descent: Descent,
-        outputs: Outputs,
-        dtype: torch.dtype | None,
-        memory: int,
-        tolerance: float,
-        say: Say,
-    ) -> "LinearisedTraining":
+    def of(cls, task: Task, plan: PredictionPlan, report: Report) -> "LinearisedTraining":
         """Gather the data, and check that the loss is one of outputs and targets."""
-        batches = _pairs(data, device_of(model))
-        network = Network.of(model, dtype=dtype)
+        batches = _pairs(task.data, task.device)
+        network = Network.of(task.model, dtype=plan.dtype)
         shape = network.outputs(batches[0][0]).shape
         inputs, targets = (torch.cat(parts) for parts in zip(*batches, strict=True))
-        if loss is classification_loss or loss is squared_loss:
+        if task.loss is classification_loss or task.loss is squared_loss:
             _check_classes(targets, shape)
         cast = targets.to(network.dtype) if targets.is_floating_point() else targets
-        training = cls(
-            Walk(model, loss, (inputs, targets), descent),
-            batches,
-            OutputLoss(loss, cast, shape),
-            outputs,
-            dtype,
-            memory,
-            tolerance,
-            say,
-        )
+        real = RealTraining(task.model, task.loss, (inputs, targets), plan.settings)
+        training = cls(plan, real, batches, OutputLoss(task.loss, cast, shape), report)
         training._check_loss()
         return training
 
     def _network(self) -> Network:
         """The model as it is now."""
-        return Network.of(self.walk.model, dtype=self.dtype)
+        return Network.of(self.real.model, dtype=self.plan.dtype)
 
     def outputs(self) -> Tensor:
         """Return the outputs (N, C) of the model as it is now."""
@@ -124,20 +186,19 @@ class LinearisedTraining:
     def _kernel(self) -> TangentKernel:
         """Return the kernel of the model as it is now."""
         kernel = tangent_kernel(
-            self.walk.model,
-            data=self.batches,
-            outputs=self.outputs_kind,
-            dtype=self.dtype,
-            memory=self.memory,
-            progress=lambda done, total: self.say("kernel", done, total),
+            Task(self.real.model, self.batches),
+            outputs=self.plan.outputs,
+            dtype=self.plan.dtype,
+            memory=self.plan.memory,
+            progress=lambda done, total: self.report("kernel", done, total),
         )
         self.kernel_seconds += kernel.seconds
         return kernel
 
     def descend(
-        self, first: Linearisation, curve: Curve, *, levels: list[float], steps: int
+        self, first: Linearisation, curve: LossCurve, *, levels: list[float], steps: int
     ) -> None:
-        """Train from here; where the loss falls to a level, see whether to linearise anew.
+        """Train from here; where the loss falls to a level, see whether to linearise again.
 
         Args:
             first: The linearisation to begin with.
@@ -154,14 +215,14 @@ class LinearisedTraining:
             if curve.diverged:
                 self.gaps.append(math.inf)
                 return
-            place = here.place(curve.steps - since, momentum=bool(self.walk.descent.momentum))
-            gap = self._gap(place, here.kernel.outputs)
+            there = here.after(curve.steps - since, momentum=bool(self.plan.momentum))
+            gap = self._gap(there, here.kernel.outputs)
             if level == levels[-1] or curve.steps >= steps:
                 self.gaps.append(gap)
                 return
-            if gap > self.tolerance:
+            if gap > self.plan.tolerance:
                 self.gaps.append(gap)
-                here = self.linearisation(place.velocity, step=curve.steps)
+                here = self.linearisation(there.velocity, step=curve.steps)
                 coming, since = self._losses(here, curve, steps), curve.steps
                 curve.correct(self.output_loss.value(here.kernel.outputs).item())
 
@@ -169,45 +230,47 @@ class LinearisedTraining:
         """Return the linearisation of the model as it is now."""
         kernel = self._kernel()
         inputs = [x for x, _ in self.batches]
-        self.sharpest = max(self.sharpest, sharpness(kernel, self.output_loss))
+        self.sharpest = max(self.sharpest, largest_eigenvalue(kernel, self.output_loss))
         return Linearisation(
             self._network(), kernel, self.output_loss, inputs=inputs, velocity=velocity, step=step
         )
 
-    def _losses(self, here: Linearisation, curve: Curve, steps: int) -> Iterator[float]:
+    def _losses(self, here: Linearisation, curve: LossCurve, steps: int) -> Iterator[float]:
         # Eigenvectors pay for the many steps of a linearisation that holds, not for a few.
         closed_form = self.closed_form and not self.gaps
-        return here.losses(self.walk.descent, steps=steps - curve.steps, closed_form=closed_form)
+        return here.losses(self.real.settings, steps=steps - curve.steps, closed_form=closed_form)
 
-    def _append(self, losses: Iterator[float], curve: Curve, *, level: float, steps: int) -> None:
+    def _append(
+        self, losses: Iterator[float], curve: LossCurve, *, level: float, steps: int
+    ) -> None:
         """Append losses until one is at the level."""
         for value in losses:
             curve.add(value)
-            self.say("descent", curve.steps, steps)
+            self.report("descent", curve.steps, steps)
             if curve.means[-1] <= level or curve.diverged:
                 return
 
-    def _gap(self, place: Place, before: Tensor) -> float:
+    def _gap(self, there: LinearisedPoint, before: Tensor) -> float:
         """Put weights into the model, and return how far its outputs are from the predicted."""
-        load_weights_(self.walk.model, place.weights)
-        return ratio(self.outputs() - place.outputs, place.outputs - before)
+        load_weights_(self.real.model, there.weights)
+        return ratio(self.outputs() - there.outputs, there.outputs - before)
 
     @property
     def closed_form(self) -> bool:
         """Whether the losses have a closed form."""
-        descent = self.walk.descent
+        settings = self.real.settings
         return (
-            self.walk.loss is squared_loss
-            and isinstance(descent.lr, int | float)
-            and not descent.momentum
-            and not descent.weight_decay
-            and descent.is_full(len(self.walk.data[0]))
+            self.real.loss is squared_loss
+            and isinstance(settings.lr, int | float)
+            and not settings.momentum
+            and not settings.weight_decay
+            and settings.is_full(len(self.real.data[0]))
         )
 
     def _check_loss(self) -> None:
         """Raise unless the loss is a function of the outputs."""
         with torch.no_grad():
-            real, again = (self.walk.loss(self.walk.model, self.walk.data).item() for _ in range(2))
+            real, again = (self.real.loss(self.real.model, self.real.data).item() for _ in range(2))
         if not math.isclose(real, again, rel_tol=1e-5) and math.isfinite(real):
             raise ValueError(
                 f"loss is not deterministic: two evaluations gave {real:.6g} and {again:.6g} in "
@@ -254,7 +317,7 @@ def _pairs(data: Iterable[Batch], device: torch.device) -> list[tuple[Tensor, Te
 
 
 def _check_classes(targets: Tensor, shape: torch.Size) -> None:
-    """Raise if a label is no class of the model."""
+    """Raise if a label is not a class of the model."""
     if targets.is_floating_point() or len(shape) != 2:
         return
     if wrong := [label for label in targets.flatten().tolist() if not 0 <= label < shape[1]]:

@@ -151,7 +151,7 @@ def measure_motion(trajectory: Trajectory, *, progress: Progress | None = None) 
     """Measure how each tensor of a run moves between its snapshots.
 
     The run is read once, tensor by tensor in blocks; everything is summed in float64. Tensors of
-    whole numbers and the statistics of BatchNorm are left out: training does not move them.
+    integers and the statistics of BatchNorm are left out: training does not move them.
 
     Between two snapshots only the straight distance is known. A run with rarer snapshots seems
     slower and straighter: compare runs that were recorded alike.
@@ -199,11 +199,11 @@ def moving_names(trajectory: Trajectory) -> tuple[str, ...]:
         )
     names = tuple(n for n in trajectory.layout.learned if math.prod(trajectory.shapes[n]))
     if not names:
-        raise ValueError("The run holds no tensor of floating numbers: nothing in it can move.")
+        raise ValueError("The run holds no floating-point tensor: nothing in it can move.")
     return names
 
 
-def check_finite(sums: Tensor, name: str, steps: Sequence[int]) -> None:
+def check_finite_sums(sums: Tensor, name: str, steps: Sequence[int]) -> None:
     """Raise if a sum over a tensor at each snapshot is a NaN or an infinity, naming the step."""
     if bool((bad := ~sums.isfinite()).any()):
         step = steps[int(bad.nonzero()[0])]
@@ -225,5 +225,5 @@ def _measure(trajectory: Trajectory, name: str) -> tuple[Tensor, Tensor, Tensor,
         moves = rows.diff(dim=0)
         moved += moves.square().sum(1)
         turned += (moves[:-1] * moves[1:]).sum(1)
-    check_finite(norms, name, trajectory.steps)
+    check_finite_sums(norms, name, trajectory.steps)
     return moved, turned, away, norms

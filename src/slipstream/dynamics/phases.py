@@ -31,7 +31,7 @@ class Phases:
 
     def __str__(self) -> str:
         return "\n".join(
-            f"steps {p.start} to {p.end}: speed {p.speed:.3g} a step, cosine {p.cosine:.2f}"
+            f"steps {p.start} to {p.end}: speed {p.speed:.3g} per step, cosine {p.cosine:.2f}"
             for p in self.phases
         )
 
@@ -39,13 +39,13 @@ class Phases:
 def find_phases(motion: Motion, *, most: int = 6, shortest: int = SHORTEST) -> Phases:
     """Cut a run into phases in which speed and direction of its motion stay much the same.
 
-    Each move has two numbers: the logarithm of its speed, and the cosine to the move before it
+    Each move has two values: the logarithm of its speed, and the cosine to the move before it
     (the first move takes that of the second). Both are standardised over the run. For every number
     of phases k, dynamic programming finds the cut with the smallest sum of squares R about the
     phases' means, and the k with the smallest criterion `n f log(R / (n f)) + (k (f + 1) - 1)
-    log n` is taken; n is the number of moves, f the numbers that vary. Nothing is random.
+    log n` is taken; n is the number of moves, f the values that vary. Nothing is random.
 
-    A gradual change has no sharp place: it is cut into steps, and the criteria fall slowly.
+    A gradual change has no sharp position: it is cut into steps, and the criteria fall slowly.
 
     Args:
         motion: Of a run; all its parts count together.
@@ -65,11 +65,11 @@ def find_phases(motion: Motion, *, most: int = 6, shortest: int = SHORTEST) -> P
     Example:
         >>> from slipstream.dynamics import measure_motion
         >>> from slipstream.trajectory import Trajectory
-        >>> places = [0, 10, 20, 30, 40, 41, 42, 43, 44]
-        >>> run = Trajectory.from_weights([{"w": torch.tensor([float(p)])} for p in places])
+        >>> values = [0, 10, 20, 30, 40, 41, 42, 43, 44]
+        >>> run = Trajectory.from_weights([{"w": torch.tensor([float(v)])} for v in values])
         >>> print(find_phases(measure_motion(run)))
-        steps 0 to 4: speed 10 a step, cosine 1.00
-        steps 4 to 8: speed 1 a step, cosine 1.00
+        steps 0 to 4: speed 10 per step, cosine 1.00
+        steps 4 to 8: speed 1 per step, cosine 1.00
     """
     for name, value in {"most": most, "shortest": shortest}.items():
         if value < 1:

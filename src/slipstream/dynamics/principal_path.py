@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.dynamics.motion import Progress, check_finite, moving_names
+from slipstream.dynamics.motion import Progress, check_finite_sums, moving_names
 from slipstream.trajectory import Trajectory
 
 
@@ -61,7 +61,7 @@ def principal_path(
         for _, block in trajectory.blocks(name):
             rows = block.double()
             rows -= rows[0].clone()  # what all snapshots share would drown the little they differ
-            check_finite(rows.square().sum(1), name, trajectory.steps)
+            check_finite_sums(rows.square().sum(1), name, trajectory.steps)
             gram += rows @ rows.T
     gram -= gram.mean(0)
     gram -= gram.mean(1, keepdim=True)

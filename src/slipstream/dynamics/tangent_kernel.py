@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from slipstream.dynamics.jacobians import (
-    Block,
+    JacobianBlock,
     Layer,
     Network,
     blocks_of,
-    numbers_in,
     simple_layers,
+    sizes_of,
 )
-from slipstream.evaluation import Batch, inputs_of, to_device, weights_in
+from slipstream.evaluation import Batch, Task, inputs_of, takes_task, to_device, weights_in
 from slipstream.evaluation.batches import device_of
 from slipstream.weights import Weights
 
@@ -37,7 +37,7 @@ class TangentKernel:
     seconds: float  # what it took
 
     def times(self, values: Tensor) -> Tensor:
-        """Return the kernel times `values`, one number for each output of each example.
+        """Return the kernel times `values`, one for each output of each example.
 
         Args:
             values: (N, C).
@@ -83,27 +83,26 @@ class TangentKernel:
         return columns[:, :, 0].T
 
 
+@takes_task
 def tangent_kernel(
-    model: nn.Module,
+    task: Task,
     *,
     weights: Weights | None = None,
-    data: Iterable[Batch],
     outputs: Outputs = "full",
     dtype: torch.dtype | None = None,
     memory: int = MEMORY,
     progress: Callable[[int, int], None] | None = None,
 ) -> TangentKernel:
-    """Compute the empirical neural tangent kernel `Theta = J J^T` over all examples of `data`.
+    """Compute the empirical neural tangent kernel `Theta = J J^T` over all examples of a task.
 
     `J` is the Jacobian of the outputs with respect to the parameters that require a gradient. It
     is computed example by example, in blocks, and never held as a whole. Rows of linear layers
     that see one vector for each example are kept as products of two vectors.
 
     Args:
-        model: A module in eval mode, or one in which examples do not depend on each other; left as
-            it was.
+        task: A model in eval mode, or one in which examples do not depend on each other, left as
+            it was; and batches whose inputs are a tensor with one row for each example.
         weights: Where to take the kernel, instead of at the model's own tensors.
-        data: Batches; the inputs of each are a tensor with one row for each example.
         outputs: `full` has all pairs of outputs; `separate` only those of an output with itself,
             at a C-th of the memory.
         dtype: What to compute in; that of the parameters, float32 at least, if not given.
@@ -114,12 +113,13 @@ def tangent_kernel(
         The kernel, and the outputs.
 
     Raises:
-        ValueError: If `data` is empty, the kernel does not fit, or the model cannot be
+        ValueError: If there is no data, the kernel does not fit, or the model cannot be
             differentiated example by example.
 
     Example:
-        >>> model = nn.Linear(1, 1, bias=False)
-        >>> tangent_kernel(model, data=[torch.tensor([[1.0], [3.0]])]).blocks
+        >>> from torch import nn
+        >>> task = Task(nn.Linear(1, 1, bias=False), [torch.tensor([[1.0], [3.0]])])
+        >>> tangent_kernel(task).blocks
         tensor([[[1., 3.],
                  [3., 9.]]])
 
@@ -131,22 +131,22 @@ def tangent_kernel(
     if outputs not in {"full", "separate"}:
         raise ValueError(f"outputs must be full or separate, got {outputs!r}.")
     started = time.perf_counter()
-    with weights_in(model, weights):
-        network = Network.of(model, dtype=dtype)
-        inputs, found = outputs_over(network, data)
+    with weights_in(task.model, weights):
+        network = Network.of(task.model, dtype=dtype)
+        inputs, found = outputs_over(network, task.data)
         check_memory(*found.shape, kind=outputs, itemsize=found.element_size(), memory=memory)
         _check_independent(network, inputs, found)
-        numbers = memory // found.element_size()
+        values = memory // found.element_size()
         layers = {
             name: layer
             for name, layer in simple_layers(network, inputs).items()
-            if found.numel() * layer.width <= numbers // 4
+            if found.numel() * layer.width <= values // 4
         }
         whole = _Sum(network, inputs, found, outputs)
-        whole.add_layers(layers, numbers=numbers)
+        whole.add_layers(layers, values=values)
         taken = {name for one in layers.values() for name in (one.weight, one.bias)}
         others = {name: v for name, v in network.trained.items() if name not in taken}
-        whole.add_tensors(others, numbers=numbers, progress=progress)
+        whole.add_tensors(others, values=values, progress=progress)
     seconds = time.perf_counter() - started
     return TangentKernel(
         whole.blocks(), found, outputs, tuple(network.trained), tuple(layers), seconds
@@ -164,7 +164,7 @@ def outputs_over(network: Network, data: Iterable[Batch]) -> tuple[Tensor, Tenso
         Inputs and outputs.
 
     Raises:
-        ValueError: If there is no example, inputs are no tensor, or something is not finite.
+        ValueError: If there is no example, inputs are not a tensor, or something is not finite.
     """
     inputs, outputs = [], []
     device = device_of(network.model)
@@ -195,7 +195,7 @@ def check_memory(examples: int, outputs: int, *, kind: Outputs, itemsize: int, m
         examples: Number of examples.
         outputs: Number of outputs of each.
         kind: Whether all pairs of outputs are kept.
-        itemsize: Bytes of a number.
+        itemsize: Bytes of a value.
         memory: Bytes that there are.
 
     Raises:
@@ -246,10 +246,10 @@ class _Sum:
         rows = self._kernel.shape[0] * self._kernel.shape[1]
         return self._kernel.view(1, rows, rows)
 
-    def add_layers(self, layers: Mapping[str, Layer], *, numbers: int) -> None:
+    def add_layers(self, layers: Mapping[str, Layer], *, values: int) -> None:
         """Add what linear layers contribute, all at once or, if that is too much, one by one."""
         rows = len(self._inputs) * len(self._units)
-        if layers and rows * sum(layer.width for layer in layers.values()) <= numbers // 4:
+        if layers and rows * sum(layer.width for layer in layers.values()) <= values // 4:
             self._add_layers(layers)
         else:
             for name, layer in layers.items():
@@ -271,31 +271,31 @@ class _Sum:
         self,
         tensors: Mapping[str, Tensor],
         *,
-        numbers: int,
+        values: int,
         progress: Callable[[int, int], None] | None,
     ) -> None:
         """Add what tensors contribute, their Jacobian written out block by block."""
         examples, count = len(self._inputs), len(self._units)
         # Two blocks at a time, and as much again while a block is put together.
         groups = list(
-            blocks_of(numbers_in(tensors), examples=examples, outputs=count, numbers=numbers // 4)
+            blocks_of(sizes_of(tensors), examples=examples, outputs=count, values=values // 4)
         )
         total = sum(len(blocks) * (len(blocks) + 1) // 2 for blocks in groups)
         done = 0
         for blocks in groups:
-            for place, first in enumerate(blocks):
+            for number, first in enumerate(blocks):
                 rows = self._rows(first)
-                for second in blocks[: place + 1]:
+                for second in blocks[: number + 1]:
                     self._add(first, second, rows)
                     done += 1
                     if progress is not None:
                         progress(done, total)
 
-    def _rows(self, block: Block) -> dict[str, Tensor]:
+    def _rows(self, block: JacobianBlock) -> dict[str, Tensor]:
         units = self._units[block.outputs]
         return self._network.rows(block.names, self._inputs[block.examples], units)[0]
 
-    def _add(self, first: Block, second: Block, rows: dict[str, Tensor]) -> None:
+    def _add(self, first: JacobianBlock, second: JacobianBlock, rows: dict[str, Tensor]) -> None:
         if self._kind == "separate" and first.outputs != second.outputs:
             return
         others = rows if second is first else self._rows(second)
@@ -313,7 +313,7 @@ class _Sum:
                     self._kernel[at[2:] + at[:2]] += products.permute(2, 3, 0, 1)
 
     def _products(self, first: Tensor, second: Tensor) -> Tensor:
-        """Inner products of rows (n, c, numbers) and (m, d, numbers)."""
+        """Inner products of rows (n, c, values) and (m, d, values)."""
         if self._kind == "separate":
             return torch.bmm(first.transpose(0, 1), second.permute(1, 2, 0))  # (c, n, m)
         products = first.flatten(0, 1) @ second.flatten(0, 1).T

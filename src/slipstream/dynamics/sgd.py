@@ -1,4 +1,4 @@
-"""Gradient descent with momentum, as plain data; the same steps in weights and in outputs."""
+"""SGD as plain data: the rate and the examples of each step; and real steps of it."""
 
 import math
 import time
@@ -15,7 +15,7 @@ Rate = float | Sequence[float] | Callable[[int], float]  # at each step, counted
 
 
 @dataclass(frozen=True)
-class Descent:
+class SGDSettings:
     """How a network is trained, as `torch.optim.SGD` does it."""
 
     lr: Rate
@@ -65,7 +65,7 @@ class Descent:
             examples: How many there are.
 
         Returns:
-            (n,) places of the examples.
+            (n,) positions of the examples.
         """
         if self.is_full(examples):
             return torch.arange(examples)
@@ -76,24 +76,24 @@ class Descent:
 
 
 @dataclass
-class Walk:
-    """Weights on their way: real steps, in place."""
+class RealTraining:
+    """A model that takes real steps, in place."""
 
     model: nn.Module
     loss: Loss
     data: tuple[Tensor, Tensor]  # inputs and targets of all examples
-    descent: Descent
+    settings: SGDSettings
     step: int = 0
     velocity: dict[str, Tensor] = field(default_factory=dict)
     seconds: list[float] = field(default_factory=list)  # of each step
 
-    def go(self, steps: int) -> None:
+    def take(self, steps: int) -> None:
         """Take real steps; the model's `.grad` fields stay as they are."""
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         for _ in range(steps):
             started = time.perf_counter()
-            rows = self.descent.rows(self.step, len(self.data[0]))
-            if not self.descent.is_full(len(self.data[0])):
+            rows = self.settings.rows(self.step, len(self.data[0]))
+            if not self.settings.is_full(len(self.data[0])):
                 batch = tuple(part[rows.to(part.device)] for part in self.data)
             else:
                 batch = self.data
@@ -106,11 +106,11 @@ class Walk:
 
     @torch.no_grad()
     def _move(self, trained: dict[str, nn.Parameter], slopes: tuple[Tensor, ...]) -> None:
-        rate = self.descent.rate(self.step)
+        rate = self.settings.rate(self.step)
         for (name, weight), slope in zip(trained.items(), slopes, strict=True):
-            slope = slope.add(weight, alpha=self.descent.weight_decay)
-            if self.descent.momentum:
+            slope = slope.add(weight, alpha=self.settings.weight_decay)
+            if self.settings.momentum:
                 before = self.velocity.get(name)
-                slope = slope if before is None else slope.add(before, alpha=self.descent.momentum)
+                slope = slope if before is None else slope.add(before, alpha=self.settings.momentum)
                 self.velocity[name] = slope
             weight.sub_(slope, alpha=rate)
