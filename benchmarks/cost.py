@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import classification_loss, gradient
+from slipstream.evaluation import Task, classification_loss, gradient
 from slipstream.named_task import NamedTask
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.testbed.networks import conv8, mlp
@@ -89,9 +89,7 @@ def ratios(name: str, setup: NamedTask, repeats: int, steps: int) -> list[dict[s
             result = transfer_trajectory(
                 run,
                 target,
-                model=model,
-                loss=classification_loss,
-                data=batches,
+                Task(model, batches, classification_loss),
                 plan=plan,
                 groups=groups,
             )
@@ -141,9 +139,7 @@ def against_plain(mnist: str, cifar10: str) -> list[dict[str, Any]]:
             result = transfer_trajectory(
                 run,
                 target,
-                model=model,
-                loss=classification_loss,
-                data=batches,
+                Task(model, batches, classification_loss),
                 plan=TransferPlan(method, stages=30),
                 groups=groups,
             )
@@ -199,9 +195,7 @@ def peak(name: str, stages: int) -> None:
         result = transfer_trajectory(
             run,
             target,
-            model=models[0],
-            loss=classification_loss,
-            data=batches,
+            Task(models[0], batches, classification_loss),
             plan=TransferPlan("fgmt", stages=stages, max_sweeps=3),
             groups=groups,
             run_folder=Path(folder, "run"),

@@ -23,8 +23,8 @@ from torch import nn
 
 from common import machine, machine_line, table, write
 from porting_cases import Case, Shuffled, cases
-from slipstream.evaluation import evaluate
-from slipstream.porting import PortPlan, port_fine_tune
+from slipstream.evaluation import Task, evaluate
+from slipstream.porting import FineTune, PortPlan, port_fine_tune
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.transfer import SignWeights
 from slipstream.weights import Weights, weights_of
@@ -133,14 +133,14 @@ def _ported(
     chosen = {}
     for method in methods:
         result = port_fine_tune(
-            second,
-            from_base=weights_of(first),
-            fine_tuned=weights_of(tuned),
-            to_base=weights_of(second),
+            FineTune(weights_of(first), weights_of(tuned), weights_of(second)),
+            Task(
+                second,
+                case.labelled(seed),
+                case.loss,
+                validation=case.validation.batches(256),
+            ),
             plan=PLANS[method],
-            loss=case.loss,
-            data=case.labelled(seed),
-            validation=case.validation.batches(256),
             groups=groups,
         )
         measured[method] = _test(case, second, result.weights)

@@ -27,7 +27,7 @@ from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.training import TrainingPlan, train
 from slipstream.trajectory import Trajectory
-from slipstream.transfer import TransferPlan, TransferResult, transfer_trajectory
+from slipstream.transfer import Target, TransferPlan, TransferResult, transfer_trajectory
 from slipstream.weights import Weights, copy, load_weights_, weights_of
 
 RATES = {"sgd": (0.1, 0.03, 0.01), "adam": (0.01, 0.003, 0.001)}
@@ -121,13 +121,10 @@ class Pair:
         """Transfer the source to the target."""
         return transfer_trajectory(
             self.source,
-            self.start,
-            model=self.experiment.model,
-            loss=self.experiment.loss,
-            data=self.batches,
+            Target(self.start, self.trained),
+            replace(self.experiment, data=self.batches, validation=None),
             plan=plan,
             groups=self.groups,
-            trained_target=self.trained,
         )
 
 

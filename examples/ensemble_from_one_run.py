@@ -12,7 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor, nn
 
-from slipstream import Trajectory, TransferPlan, classification_loss, transfer_to_many, weights_of
+from slipstream import (
+    Trajectory,
+    TransferPlan,
+    transfer_to_many,
+    weights_of,
+)
 from slipstream.evaluation import eval_mode, weights_in
 from slipstream.named_task import NamedTask
 from slipstream.training import TrainingPlan, record_training
@@ -39,11 +44,9 @@ def main() -> None:
         results = transfer_to_many(
             source,
             starts,
-            model=model,
-            executor=executor,
-            loss=classification_loss,
-            data=experiment.data,
+            experiment,
             plan=TransferPlan("fgmt-signed"),
+            executor=executor,
         )
         trained = source[-1].weights
 

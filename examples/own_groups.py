@@ -95,9 +95,7 @@ def main() -> None:
         found[method] = transfer_trajectory(
             source,
             weights_of(target),
-            model=target,
-            loss=classification_loss,
-            data=batches,
+            Task(target, batches, classification_loss),
             plan=TransferPlan(method),
             groups=groups,
         ).weights

@@ -9,7 +9,7 @@ Takes: about half a minute on one core of a laptop; no download, no GPU.
 from torch import nn
 
 from slipstream import Task, accuracy, classification_loss, evaluate, port_fine_tune, weights_of
-from slipstream.porting import PortPlan
+from slipstream.porting import FineTune, PortPlan
 from slipstream.testbed import build_network, load_data
 from slipstream.testbed.datasets import DataSpec, Examples
 from slipstream.training import TrainingPlan, train
@@ -34,21 +34,21 @@ def main() -> None:
     data = load_data("digits")
     model, other = (trained_base(half(data.train, 0), seed) for seed in (0, 1))
     from_base, to_base = copy(weights_of(model)), copy(weights_of(other))
-    task = half(data.train, 5)
-    train(Task(model, task.batches(32, seed=0)), TrainingPlan(epochs=15))
+    new = half(data.train, 5)
+    train(Task(model, new.batches(32, seed=0)), TrainingPlan(epochs=15))
 
     test = half(data.test, 5).batches(500)
     found = {"the fine-tune": weights_of(model), "other base": to_base}
     for method in ("identity", "weights", "fgmt-signed", "auto"):
         result = port_fine_tune(
-            other,
-            from_base=from_base,
-            fine_tuned=weights_of(model),
-            to_base=to_base,
+            FineTune(from_base, weights_of(model), to_base),
+            Task(
+                other,
+                new.take(64).batches(32, seed=0),
+                classification_loss,
+                validation=half(data.validation, 5).batches(100),
+            ),
             plan=PortPlan(method),
-            loss=classification_loss,
-            data=task.take(64).batches(32, seed=0),
-            validation=half(data.validation, 5).batches(100),
         )
         found[method] = result.weights
     print(f"{result}\n")

@@ -13,6 +13,7 @@ from torch import nn
 
 from slipstream import (
     Recorder,
+    Task,
     Trajectory,
     TransferPlan,
     accuracy,
@@ -61,9 +62,7 @@ def main() -> None:
             result = transfer_trajectory(
                 source,
                 weights_of(target),
-                model=target,
-                loss=classification_loss,
-                data=batches,
+                Task(target, batches, classification_loss),
                 plan=TransferPlan(method),
             )
             found[method] = result.weights

@@ -8,11 +8,10 @@ from slipstream.evaluation import Task, evaluate
 from slipstream.named_task import NamedTask
 from slipstream.report.figures import plot_along
 from slipstream.storage.new_run import NewRun
-from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.training import TrainingPlan, record_training, train
 from slipstream.trajectory import Trajectory
-from slipstream.transfer.comparison import Comparison, Target, compare_methods
-from slipstream.transfer.plan import Method, TransferPlan
+from slipstream.transfer import Comparison, Target, TransferPlan, compare_methods
+from slipstream.transfer.plan import Method
 from slipstream.weights import Weights, copy, load_weights_, weights_of
 
 SETUP = NamedTask("mlp", "digits", width=256, options={"hidden_layers": 2}, batch_size=32)
@@ -52,8 +51,8 @@ def run_demo(
     """
     tell = progress or (lambda *_: None)
     folder = Path(folder)
-    ways = len(METHODS) + 2
-    pieces = 1 + targets + targets * ways
+    rows = len(METHODS) + 2
+    pieces = 1 + targets + targets * rows
     tell("training the source", 0, pieces)
     setup = replace(SETUP, seed=seed)
     recorded = record_training(
@@ -68,18 +67,11 @@ def run_demo(
         start = weights_of(setup.build(seed=seed + number).model)
         trained = _train_on(experiment, start, epochs=TRAINING.epochs, lr=TRAINING.lr)
         starts.append(Target(start, trained))
-    batches = next(iter(experiment.data))[0]
     comparison = compare_methods(
         Trajectory.open(folder / "source"),
         starts,
-        model=experiment.model,
-        loss=experiment.loss,
-        data=replace(setup, batch_size=GRADIENT_BATCH).build().data,
+        replace(experiment, data=replace(setup, batch_size=GRADIENT_BATCH).build().data),
         plans={method: TransferPlan(method, seed=seed) for method in METHODS},
-        metrics=experiment.measured,
-        validation=experiment.part("validation"),
-        test=experiment.part("test"),
-        groups=find_neuron_groups(experiment.model, batches),
         further=lambda weights: _best_epoch(experiment, weights),
         progress=lambda name, done, _: tell(name, 1 + targets + done, pieces),
     )

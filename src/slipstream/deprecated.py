@@ -17,6 +17,9 @@ MODULES = {
     "slipstream.landscape.checkpoint": "slipstream.storage.resumable_state",
     "slipstream.landscape.directions": "slipstream.landscape.plane",
     "slipstream.landscape.storage": "slipstream.landscape.point_store",
+    "slipstream.matching.low_rank": "slipstream.matching.gradients",
+    "slipstream.matching.similarity": "slipstream.matching.objective",
+    "slipstream.matching.weights": "slipstream.matching.tensors",
     "slipstream.modes.average_rules": "slipstream.averaging.rules",
     "slipstream.modes.averages": "slipstream.averaging.averages",
     "slipstream.modes.choosing": "slipstream.averaging.choosing",
@@ -60,8 +63,10 @@ MODULES = {
     "slipstream.trajectory.packed_file": "slipstream.storage.packed_file",
     "slipstream.trajectory.packed_numbers": "slipstream.storage.packed_numbers",
     "slipstream.trajectory.tensor_file": "slipstream.storage.tensor_file",
+    "slipstream.transfer.gradient_store": "slipstream.transfer.transfer_state",
     "slipstream.transfer.ledger": "slipstream.transfer.stage_log",
     "slipstream.transfer.networks": "slipstream.transfer.transfer_state",
+    "slipstream.transfer.paths": "slipstream.transfer.plan",
     "slipstream.transfer.porting": "slipstream.porting",
     "slipstream.transfer.porting.adapters": "slipstream.porting.adapters",
     "slipstream.transfer.porting.checkpoints": "slipstream.porting.checkpoints",
@@ -78,6 +83,8 @@ MODULES = {
     "slipstream.transfer.porting.survey": "slipstream.porting.base_alignment",
     "slipstream.transfer.porting.vocabulary": "slipstream.porting.vocabulary",
     "slipstream.transfer.porting.workbench": "slipstream.porting.method_inputs",
+    "slipstream.transfer.processes": "slipstream.evaluation.processes",
+    "slipstream.transfer.result": "slipstream.transfer.stage_log",
 }
 
 # Names that left a package that is still there: package to name to where it is now, as

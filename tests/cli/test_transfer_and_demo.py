@@ -55,7 +55,7 @@ def test_a_file_is_a_target_and_json_is_for_machines(run, tmp_path):
     out = tmp_path / "out"
     more = ("--stages", 2, "--groups", groups, "--keep", "best", "--json", "--out", out)
     told = json.loads(slipstream("transfer", run, "--target", target, *more).stdout)
-    assert told["cost"]["gradient_evaluations"] == 4
+    assert told["cost"]["gradient_evaluations"] == 6
     assert told["stages"][2]["metrics"]["accuracy"] > 0.2  # the source's own start leads there
     again = slipstream("transfer", run, "--target", target, *more, code=2)
     assert "already holds a run" in again.stderr
@@ -70,7 +70,7 @@ def test_a_file_is_a_target_and_json_is_for_machines(run, tmp_path):
         (["--target", "nowhere.safetensors"], "nowhere.safetensors"),
         (["--target-seed", "1", "--stages", "0"], "stages must be at least 1, got 0"),
         (["--target-seed", "1", "--exclude", "hat.*"], "'hat.*' matches no tensor"),
-        (["--target-seed", "1", "--method", "oracle"], "pass trained_target"),
+        (["--target-seed", "1", "--method", "oracle"], "give --trained-target FILE"),
         (["--target-seed", "1", "--model", "conv_net"], "lacks the tensor"),
     ],
 )

@@ -5,7 +5,6 @@ import torch
 
 from slipstream.evaluation import (
     Task,
-    classification_loss,
     evaluate,
     recalibrate_batchnorm,
 )
@@ -110,9 +109,7 @@ def test_the_networks_of_a_transfer():
     result = transfer_trajectory(
         source,
         own[0].weights,
-        model=model.double(),
-        loss=classification_loss,
-        data=data,
+        Task(model.double(), data),
         plan=TransferPlan("fgmt", stages=2),
         groups=groups,
     )

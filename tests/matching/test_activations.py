@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from cases import CASES
+from slipstream.evaluation import Task
 from slipstream.matching import match_activations
 from slipstream.matching.activations import Covariance
 from slipstream.symmetry.permutation import Permutation
@@ -20,7 +21,7 @@ def found_again(case, batches, **options):
     source = {name: value.clone() for name, value in weights_of(model).items()}
     hidden = Permutation.random(groups, seed=3)
     found = match_activations(
-        model, source=source, target=hidden.apply(source), data=batches, groups=groups, **options
+        source, hidden.apply(source), Task(model, batches), groups=groups, **options
     )
     return found, hidden, model
 
@@ -31,10 +32,9 @@ def test_a_permuted_network_is_found_again_by_what_it_computes(name):
     batches = [(inputs.double(), labels) for inputs, labels in case.batches()]
     found, hidden, model = found_again(case, batches)
     best = match_activations(
-        model,
-        source=weights_of(model),
-        target=hidden.apply(weights_of(model)),
-        data=batches,
+        weights_of(model),
+        hidden.apply(weights_of(model)),
+        Task(model, batches),
         groups=hidden.groups,
         start=hidden,
     )
@@ -73,7 +73,7 @@ def test_scale_and_running_statistics_of_the_units_do_not_matter():
     target["0.bias"] = target["0.bias"] * scale
     target["1.running_mean"] = target["1.running_mean"] * scale
     target["1.running_var"] = target["1.running_var"] * scale**2
-    found = match_activations(model, source=source, target=target, data=batches, groups=groups)
+    found = match_activations(source, target, Task(model, batches), groups=groups)
     assert found.source_to_target.same_as(hidden)
 
 
@@ -91,7 +91,7 @@ def test_the_model_is_left_as_it_was():
     groups = find_neuron_groups(model, case.inputs())
     before = {name: value.clone() for name, value in weights_of(model).items()}
     other = weights_of(case.model(seed=1))
-    match_activations(model, source=before, target=other, data=case.batches(), groups=groups)
+    match_activations(before, other, Task(model, case.batches()), groups=groups)
     assert model.training
     assert all(torch.equal(before[name], value) for name, value in weights_of(model).items())
     assert not any(module._forward_hooks for module in model.modules())
@@ -100,8 +100,9 @@ def test_the_model_is_left_as_it_was():
 def test_bad_data_is_named():
     model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     groups = find_neuron_groups(model, torch.ones(2, 4))
-    options = {"source": weights_of(model), "target": weights_of(model), "groups": groups}
+    weights = weights_of(model)
+    bad = [torch.ones(3, 4), torch.full((3, 4), torch.nan)]
     with pytest.raises(ValueError, match="empty"):
-        match_activations(model, data=[], **options)
+        match_activations(weights, weights, Task(model), groups=groups)
     with pytest.raises(ValueError, match="0 output of the model is not finite on batch 1"):
-        match_activations(model, data=[torch.ones(3, 4), torch.full((3, 4), torch.nan)], **options)
+        match_activations(weights, weights, Task(model, bad), groups=groups)

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.evaluation import classification_loss, gradient
+from slipstream.evaluation import Task, classification_loss, gradient
 from slipstream.matching import GradientSampler, LowRank, match_gradients
-from slipstream.matching.low_rank import dense
+from slipstream.matching.gradients import dense
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import weights_of
@@ -134,12 +134,7 @@ def test_the_gradient_of_a_permuted_network_gives_the_permutation_away():
     source = weights_of(model)
     hidden = Permutation.random(GROUPS, seed=3)
     found = match_gradients(
-        model,
-        classification_loss,
-        source=source,
-        target=hidden.apply(source),
-        data=double(BATCHES),
-        groups=GROUPS,
+        source, hidden.apply(source), Task(model, double(BATCHES)), groups=GROUPS
     )
     dead = [n for n in range(50) if source["0.weight"][n].abs().sum() == 0]
     assert not dead

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from slipstream.evaluation import Task
 from slipstream.matching import match_rotations
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -38,7 +39,7 @@ def test_the_rotation_of_a_linear_network_is_found_and_carries_a_displacement():
     turn = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0]
     start = Permutation.identity(groups)
     found = match_rotations(
-        model, source=source, target=rotated(source, turn), data=inputs, groups=groups, start=start
+        source, rotated(source, turn), Task(model, inputs), groups=groups, start=start
     )
     torch.testing.assert_close(found.axes["0.weight", 0], turn, atol=1e-4, rtol=0)
     displacement = {name: torch.randn_like(value) for name, value in source.items()}
@@ -55,10 +56,9 @@ def test_where_neurons_only_changed_places_it_is_their_permutation(examples):
     source = {name: value.clone() for name, value in weights_of(model).items()}
     hidden = Permutation.random(groups, seed=1)
     found = match_rotations(
-        model,
-        source=source,
-        target=hidden.apply(source),
-        data=data(examples),
+        source,
+        hidden.apply(source),
+        Task(model, data(examples)),
         groups=groups,
         start=hidden,
     )
@@ -74,7 +74,7 @@ def test_no_other_rotation_lays_the_activations_closer():
         for s in (1, 2)
     )
     found = match_rotations(
-        model, source=source, target=target, data=data(30), groups=groups,
+        source, target, Task(model, data(30)), groups=groups,
         start=Permutation.identity(groups),
     )  # fmt: skip
     inputs = torch.cat([batch[0] for batch in data(30)])
@@ -106,8 +106,6 @@ def test_a_tensor_with_an_axis_that_no_layer_hears_keeps_the_permutation():
     groups = find_neuron_groups(model, data(4)[0][0])
     start = Permutation.random(groups, seed=1)
     weights = {name: value.clone() for name, value in weights_of(model).items()}
-    found = match_rotations(
-        model, source=weights, target=weights, data=data(30), groups=groups, start=start
-    )
+    found = match_rotations(weights, weights, Task(model, data(30)), groups=groups, start=start)
     gain = torch.arange(8.0)
     assert torch.equal(found.apply_to("gain", gain), start.apply_to("gain", gain))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slipstream.porting import PortPlan, port_checkpoint
+from slipstream.porting import FineTune, PortPlan, checkpoint_task, port_checkpoint
 from slipstream.pretrained import example_input_for
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -108,11 +108,11 @@ def folders(tmp_path_factory):
 
 def test_a_reordered_base_gets_what_computes_the_same_as_the_fine_tune(folders, tmp_path):
     paths, expected, groups = folders
-    result = port_checkpoint(tmp_path / "out", **paths, groups=groups)
+    result = port_checkpoint(tmp_path / "out", FineTune(**paths), groups=groups)
     assert (result.regime, result.method) == ("independent", "weights")
     ported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.allclose(logits(ported), expected, atol=1e-5)
-    plain = port_checkpoint(tmp_path / "plain", **paths, plan=PortPlan("identity"))
+    plain = port_checkpoint(tmp_path / "plain", FineTune(**paths), plan=PortPlan("identity"))
     assert plain.method == "identity"
     wrong = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
     assert not torch.allclose(logits(wrong), expected, atol=1e-2)
@@ -120,7 +120,7 @@ def test_a_reordered_base_gets_what_computes_the_same_as_the_fine_tune(folders, 
 
 def test_the_output_has_the_files_of_the_other_base_and_a_report(folders, tmp_path):
     paths, *_ = folders
-    result = port_checkpoint(tmp_path / "out", **paths, plan=PortPlan("identity"))
+    result = port_checkpoint(tmp_path / "out", FineTune(**paths), plan=PortPlan("identity"))
     before = {path.name for path in paths["to_base"].iterdir()}
     assert {path.name for path in (tmp_path / "out").iterdir()} == before | {"port.json"}
     report = json.loads((tmp_path / "out" / "port.json").read_text())
@@ -138,7 +138,7 @@ def test_single_files_in_half_precision(folders, tmp_path):
         held[name] = tensors
         save_file(tensors, tmp_path / f"{name}.safetensors")
     files = {name: tmp_path / f"{name}.safetensors" for name in paths}
-    port_checkpoint(tmp_path / "out.safetensors", **files, plan=PortPlan("identity"))
+    port_checkpoint(tmp_path / "out.safetensors", FineTune(**files), plan=PortPlan("identity"))
     ported = load_file(tmp_path / "out.safetensors")
     for name, value in ported.items():
         moved = held["fine_tuned"][name].float() - held["from_base"][name].float()
@@ -154,7 +154,7 @@ def test_pickled_weights_come_out_as_safetensors(folders, tmp_path):
     )
     (tmp_path / "old" / "model.safetensors").unlink()
     given = {**paths, "from_base": tmp_path / "old", "to_base": tmp_path / "old"}
-    port_checkpoint(tmp_path / "out", **given)
+    port_checkpoint(tmp_path / "out", FineTune(**given))
     ported = load_file(tmp_path / "out" / "model.safetensors")
     tuned = load_file(paths["fine_tuned"] / "model.safetensors")
     assert all(torch.allclose(value, tuned[name]) for name, value in ported.items())
@@ -165,7 +165,7 @@ def test_a_body_without_its_head_is_found_under_its_prefix(folders, tmp_path):
     body = transformers.AutoModelForCausalLM.from_pretrained(paths["from_base"]).model
     body.save_pretrained(tmp_path / "body")
     given = {**paths, "from_base": tmp_path / "body", "to_base": tmp_path / "body"}
-    result = port_checkpoint(tmp_path / "out", **given, plan=PortPlan("identity"))
+    result = port_checkpoint(tmp_path / "out", FineTune(**given), plan=PortPlan("identity"))
     assert any("lm_head.weight" in warning for warning in result.warnings)
     ported = transformers.AutoModel.from_pretrained(tmp_path / "out")
     tuned = transformers.AutoModelForCausalLM.from_pretrained(paths["fine_tuned"])
@@ -176,9 +176,8 @@ def test_a_body_without_its_head_is_found_under_its_prefix(folders, tmp_path):
 def test_the_own_loss_of_a_model_chooses_and_signs(folders, tmp_path):
     paths, *_ = folders
     batch = {"input_ids": IDS, "labels": IDS}
-    result = port_checkpoint(
-        tmp_path / "out", **paths, plan=PortPlan(stages=2), data=[batch], validation=[batch]
-    )
+    task = checkpoint_task(paths["to_base"], [batch], validation=[batch])
+    result = port_checkpoint(tmp_path / "out", FineTune(**paths), task, plan=PortPlan(stages=2))
     assert {c.method for c in result.candidates} >= {"identity", "weights", "fgmt-signed"}
     ported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
@@ -192,7 +191,7 @@ def test_tied_heads_stay_tied(tmp_path):
     tuned = shifted(base)
     tuned.save_pretrained(tmp_path / "tuned")
     expected = logits(tuned)
-    port_checkpoint(tmp_path / "out", **paths, groups=groups)
+    port_checkpoint(tmp_path / "out", FineTune(**paths), groups=groups)
     ported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.allclose(logits(ported), expected, atol=1e-5)
     # A pickled file lists the head beside the embedding.
@@ -201,7 +200,7 @@ def test_tied_heads_stay_tied(tmp_path):
     torch.save(pickle, tmp_path / "base" / "pytorch_model.bin")
     (tmp_path / "base" / "model.safetensors").unlink()
     swapped = {**paths, "to_base": tmp_path / "base"}
-    port_checkpoint(tmp_path / "again", **swapped, groups=groups)
+    port_checkpoint(tmp_path / "again", FineTune(**swapped), groups=groups)
     again = load_file(tmp_path / "again" / "model.safetensors")
     assert torch.equal(again["lm_head.weight"], again["transformer.wte.weight"])
 
@@ -246,7 +245,7 @@ ADAPTERS = {
 def test_an_adapter_becomes_one_of_the_other_base(name, tmp_path):
     build, options = ADAPTERS[name]
     paths, expected, groups = adapted(build, tmp_path, **options)
-    result = port_checkpoint(tmp_path / "out", **paths, groups=groups)
+    result = port_checkpoint(tmp_path / "out", FineTune(**paths), groups=groups)
     assert result.method == "weights"
     other = transformers.AutoModelForCausalLM.from_pretrained(paths["to_base"])
     ported = peft.PeftModel.from_pretrained(other, tmp_path / "out")
@@ -262,8 +261,9 @@ def test_an_adapter_of_signed_steps_is_what_its_rank_can_hold(tmp_path):
     paths, *_ = adapted(llama, tmp_path, target_modules=["q_proj", "down_proj"])
     batch = {"input_ids": IDS, "labels": IDS}
     result = port_checkpoint(
-        tmp_path / "out", **paths, plan=PortPlan("weights-mask", stages=1, strengths=(1.0,)),
-        data=[batch], validation=[batch],
+        tmp_path / "out", FineTune(**paths),
+        checkpoint_task(paths["to_base"], [batch], validation=[batch]),
+        plan=PortPlan("weights-mask", stages=1, strengths=(1.0,)),
     )  # fmt: skip
     assert all(0 < layer.kept < 1 for layer in result.layers)
     assert len(result.layers) == 4
@@ -277,7 +277,7 @@ def test_an_adapter_whose_targets_are_missing_is_refused(tmp_path):
     paths, *_ = adapted(llama, tmp_path, target_modules=["down_proj"])
     gpt2(0).save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ValueError, match=r"adapts model.layers.0.mlp.down_proj.*to_base .* lacks"):
-        port_checkpoint(tmp_path / "out", **{**paths, "to_base": tmp_path / "gpt2"})
+        port_checkpoint(tmp_path / "out", FineTune(**{**paths, "to_base": tmp_path / "gpt2"}))
     assert not (tmp_path / "out").exists()
 
 
@@ -288,38 +288,42 @@ def test_nothing_is_overwritten_and_nothing_is_left_behind(folders, tmp_path):
     paths, *_ = folders
     (tmp_path / "out").mkdir()
     with pytest.raises(FileExistsError, match="out exists already"):
-        port_checkpoint(tmp_path / "out", **paths)
+        port_checkpoint(tmp_path / "out", FineTune(**paths))
 
     def interrupt(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        port_checkpoint(tmp_path / "new", **paths, plan=PortPlan("identity"), progress=interrupt)
+        port_checkpoint(
+            tmp_path / "new", FineTune(**paths), plan=PortPlan("identity"), progress=interrupt
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_missing_weights_and_shards_are_named(folders, tmp_path):
     paths, *_ = folders
     with pytest.raises(FileNotFoundError, match=r"from_base .*nowhere does not exist"):
-        port_checkpoint(tmp_path / "out", **{**paths, "from_base": tmp_path / "nowhere"})
+        port_checkpoint(tmp_path / "out", FineTune(**{**paths, "from_base": tmp_path / "nowhere"}))
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"fine_tuned .*empty holds no weights"):
-        port_checkpoint(tmp_path / "out", **{**paths, "fine_tuned": tmp_path / "empty"})
+        port_checkpoint(tmp_path / "out", FineTune(**{**paths, "fine_tuned": tmp_path / "empty"}))
     shutil.copytree(paths["to_base"], tmp_path / "torn")
     (tmp_path / "torn" / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model-00001-of-00002.* is missing"):
-        port_checkpoint(tmp_path / "out", **{**paths, "to_base": tmp_path / "torn"})
+        port_checkpoint(tmp_path / "out", FineTune(**{**paths, "to_base": tmp_path / "torn"}))
 
 
 def test_quantised_weights_are_refused(folders, tmp_path):
     paths, *_ = folders
     save_file({"w.weight": torch.zeros(2, 2, dtype=torch.int8)}, tmp_path / "int8.safetensors")
     with pytest.raises(ValueError, match=r"'w.weight' is \(2, 2\) int8.*dequantize\(\)"):
-        port_checkpoint(tmp_path / "out", **{**paths, "from_base": tmp_path / "int8.safetensors"})
+        port_checkpoint(
+            tmp_path / "out", FineTune(**{**paths, "from_base": tmp_path / "int8.safetensors"})
+        )
     shutil.copytree(paths["to_base"], tmp_path / "said")
     config = json.loads((tmp_path / "said" / "config.json").read_text())
     (tmp_path / "said" / "config.json").write_text(
         json.dumps({**config, "quantization_config": {"quant_method": "gptq"}})
     )
     with pytest.raises(ValueError, match=r"to_base .*is quantised"):
-        port_checkpoint(tmp_path / "out", **{**paths, "to_base": tmp_path / "said"})
+        port_checkpoint(tmp_path / "out", FineTune(**{**paths, "to_base": tmp_path / "said"}))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.evaluation import classification_loss, evaluate
-from slipstream.porting import PortPlan, port_fine_tune
+from slipstream.evaluation import Task, classification_loss, evaluate
+from slipstream.porting import FineTune, PortPlan, port_fine_tune
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
@@ -38,11 +38,12 @@ def known(request):
     return model, base, tuned, order.apply(base), order.apply(tuned), groups
 
 
-def ports(known, plan, **options):
+def ports(known, plan, *, groups=None, progress=None, **pieces):
     model, base, tuned, other, *_ = known
     return port_fine_tune(
-        model, from_base=base, fine_tuned=tuned, to_base=other, plan=plan, **options
-    )
+        FineTune(base, tuned, other), Task(model, **pieces),
+        plan=plan, groups=groups, progress=progress,
+    )  # fmt: skip
 
 
 def close(first, second):
@@ -85,7 +86,7 @@ def test_a_base_with_its_neurons_in_another_order_gets_the_fine_tune_in_that_ord
 def test_weights_needs_no_data_where_groups_are_known(known):
     *_, ordered, groups = known
     ported = port_fine_tune(
-        from_base=known[1], fine_tuned=known[2], to_base=known[3],
+        FineTune(*known[1:4]),
         plan=PortPlan("weights"), groups=groups,
     )  # fmt: skip
     assert close(ported.weights, ordered)
@@ -97,8 +98,9 @@ def test_the_mask_keeps_what_goes_down_the_slope():
     tuned = {"weight": torch.tensor([[-1.0, 2.0, -3.0, 4.0]])}
     slope = torch.tensor([1.0, 1.0, -1.0, -1.0])  # the gradient, whatever the weights
     ported = port_fine_tune(
-        model, from_base=base, fine_tuned=tuned, to_base=other, plan=PortPlan("sign-mask"),
-        loss=lambda model, batch: (model.weight * batch.mean(0)).sum(), data=[slope.expand(3, 4)],
+        FineTune(base, tuned, other),
+        Task(model, [slope.expand(3, 4)], lambda m, batch: (m.weight * batch.mean(0)).sum()),
+        plan=PortPlan("sign-mask"),
     )  # fmt: skip
     assert ported.weights["weight"].tolist() == [[0, 1, 1, 5]]
     assert ported.layers[0].kept == pytest.approx((1 + 16) / 30)
@@ -109,8 +111,8 @@ def test_signed_is_the_learning_transfer_along_the_line(known):
     plan = PortPlan("fgmt-signed", stages=4)
     ported = ports(known, plan, loss=classification_loss, data=batches())
     transferred = transfer_trajectory(
-        Trajectory.from_weights([base, tuned]), other, model=model, loss=classification_loss,
-        data=batches(), plan=TransferPlan("fgmt-signed", stages=4),
+        Trajectory.from_weights([base, tuned]), other, Task(model, batches()),
+        plan=TransferPlan("fgmt-signed", stages=4),
     )  # fmt: skip
     parameters = parameter_names(model)
     # The second pass goes on in the data where the first one ended, in both.
@@ -135,11 +137,11 @@ def test_dtypes_are_kept_and_differences_taken_in_single_precision():
     base = {"w": torch.tensor([[256.0]]).bfloat16(), "count": torch.tensor(3)}
     tuned = {"w": torch.tensor([[258.0]]).bfloat16(), "count": torch.tensor(9)}
     other = {"w": torch.tensor([[0.5]]), "count": torch.tensor(4)}
-    ported = port_fine_tune(from_base=base, fine_tuned=tuned, to_base=other).weights
+    ported = port_fine_tune(FineTune(base, tuned, other)).weights
     assert ported["w"].dtype == torch.float32
     assert ported["w"].tolist() == [[2.5]]
     assert ported["count"].item() == 4
-    back = port_fine_tune(from_base=other, fine_tuned=other, to_base=base).weights
+    back = port_fine_tune(FineTune(other, other, base)).weights
     assert back["w"].dtype == torch.bfloat16
 
 
@@ -148,7 +150,7 @@ def test_a_variance_stays_positive():
     base = {f"norm.{name}": torch.tensor([5.0]) for name in names}
     tuned = {f"norm.{name}": torch.tensor([1.0]) for name in names}
     other = {f"norm.{name}": torch.tensor([2.0]) for name in names}
-    ported = port_fine_tune(from_base=base, fine_tuned=tuned, to_base=other).weights
+    ported = port_fine_tune(FineTune(base, tuned, other)).weights
     assert ported["norm.running_mean"].item() == -2
     assert ported["norm.running_var"].item() == pytest.approx(0.2)
 
@@ -170,8 +172,8 @@ def test_auto_is_never_worse_than_the_identity_and_the_best_of_what_it_tried(see
     other = copy(trained(network(seed + 50), steps=20)[-1].weights)
     model, validation = network(0), batches(seed=9)
     ported = port_fine_tune(
-        model, from_base=base, fine_tuned=tuned, to_base=other, plan=PortPlan(stages=3),
-        loss=classification_loss, data=batches(), validation=validation, groups=groups,
+        FineTune(base, tuned, other), Task(model, batches(), validation=validation),
+        plan=PortPlan(stages=3), groups=groups,
     )  # fmt: skip
     measured = evaluate(
         model, {"loss": classification_loss}, weights=ported.weights, data=validation
@@ -204,7 +206,7 @@ def test_bases_whose_neurons_correspond_are_of_one_lineage_though_they_point_els
     kept = {n: other[n] for n in matrices}
     assert inner(matrices, kept) < 0.5 * norm(matrices) * norm(kept)
     few = replace_large_groups(groups)
-    ported = port_fine_tune(from_base=base, fine_tuned=tuned, to_base=other, groups=few)
+    ported = port_fine_tune(FineTune(base, tuned, other), groups=few)
     assert ported.regime == "continued lineage"
 
 
@@ -217,9 +219,8 @@ def test_batchnorm_is_measured_as_carried_and_as_estimated():
     base, tuned, groups = fine_tune()
     other = copy(trained(network(7), steps=20)[-1].weights)
     ported = port_fine_tune(
-        network(0), from_base=base, fine_tuned=tuned, to_base=other, groups=groups,
-        plan=PortPlan("weights"), loss=classification_loss, data=batches(),
-        validation=batches(seed=9),
+        FineTune(base, tuned, other), Task(network(0), batches(), validation=batches(seed=9)),
+        groups=groups, plan=PortPlan("weights"),
     )  # fmt: skip
     assert {candidate.statistics for candidate in ported.candidates} == {"carried", "estimated"}
 
@@ -231,7 +232,7 @@ def test_the_report_of_a_layer():
     base = {"a.weight": torch.tensor([[3.0, 0.0]]), "a.bias": torch.tensor([4.0])}
     tuned = {"a.weight": torch.tensor([[3.0, 1.0]]), "a.bias": torch.tensor([4.0])}
     other = {"a.weight": torch.tensor([[0.0, 5.0]]), "a.bias": torch.tensor([5.0])}
-    (layer,) = port_fine_tune(from_base=base, fine_tuned=tuned, to_base=other).layers
+    (layer,) = port_fine_tune(FineTune(base, tuned, other)).layers
     assert layer.name == "a"
     assert layer.displacement == 1
     assert layer.relative == pytest.approx(1 / 5)
@@ -250,7 +251,7 @@ def test_the_result_prints_as_a_table_and_as_json(known):
 def test_a_head_of_another_size_is_kept_and_named():
     base, tuned, _ = fine_tune()
     other = copy(weights_of(network(2, classes=5)))
-    ported = port_fine_tune(from_base=base, fine_tuned=tuned, to_base=other)
+    ported = port_fine_tune(FineTune(base, tuned, other))
     assert ported.excluded == ("6.weight", "6.bias")
     assert "6.bias, 6.weight" in ported.warnings[0]
     assert torch.equal(ported.weights["6.weight"], other["6.weight"])
@@ -262,8 +263,7 @@ def test_a_head_of_another_size_takes_no_part_in_gradients():
     model = network(2, classes=5)
     other = copy(weights_of(model))
     ported = port_fine_tune(
-        model, from_base=base, fine_tuned=tuned, to_base=other, plan=PortPlan("fgmt-signed"),
-        loss=classification_loss, data=batches(),
+        FineTune(base, tuned, other), Task(model, batches()), plan=PortPlan("fgmt-signed")
     )  # fmt: skip
     assert torch.equal(ported.weights["6.weight"], other["6.weight"])
 
@@ -276,7 +276,7 @@ def test_tensors_can_be_excluded(known):
 
 def test_a_fine_tune_of_another_base_is_warned_of_with_figures():
     base, _, _ = fine_tune()
-    ported = port_fine_tune(from_base=base, fine_tuned=weights_of(network(9)), to_base=base)
+    ported = port_fine_tune(FineTune(base, weights_of(network(9)), base))
     assert any("times the size of the weights" in warning for warning in ported.warnings)
 
 
@@ -322,23 +322,14 @@ def test_a_nan_is_refused_with_its_place(known, which):
     bad[0, 0] = math.nan
     given[which] = given[which] | {"0.weight": bad}
     with pytest.raises(ValueError, match=rf"{which} holds a NaN.*'0.weight'"):
-        port_fine_tune(**given)
+        port_fine_tune(FineTune(**given))
 
 
-@pytest.mark.parametrize(
-    ("method", "missing"),
-    [
-        ("weights", "model"),
-        ("activations", "model"),
-        ("fgmt", "model"),
-        ("sign-mask", "model"),
-        ("fgmt-signed", "model"),
-    ],
-)
-def test_a_method_says_what_it_lacks(known, method, missing):
-    with pytest.raises(ValueError, match=rf"'{method}' needs {missing}="):
-        ports((None, *known[1:]), PortPlan(method))
-    with pytest.raises(ValueError, match=r"needs (loss|data)="):
+@pytest.mark.parametrize("method", ["weights", "activations", "fgmt", "sign-mask", "fgmt-signed"])
+def test_a_method_says_what_it_lacks(known, method):
+    with pytest.raises(ValueError, match=rf"'{method}' needs a model: give Task\("):
+        port_fine_tune(FineTune(*known[1:4]), plan=PortPlan(method))
+    with pytest.raises(ValueError, match=rf"'{method}' needs data: give Task\("):
         ports(known, PortPlan(method), validation=batches())
 
 
@@ -350,7 +341,4 @@ def test_plans_are_checked():
     with pytest.raises(ValueError, match="stages must be at least 1"):
         replace(PortPlan(), stages=0)
     with pytest.raises(ValueError, match="exclude: 'x' matches no tensor of to_base"):
-        port_fine_tune(
-            from_base={"w": torch.ones(1)}, fine_tuned={"w": torch.ones(1)},
-            to_base={"w": torch.ones(1)}, plan=PortPlan(exclude=("x",)),
-        )  # fmt: skip
+        port_fine_tune(FineTune(*({"w": torch.ones(1)},) * 3), plan=PortPlan(exclude=("x",)))

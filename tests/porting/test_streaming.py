@@ -15,14 +15,14 @@ FILES = ("from_base", "fine_tuned", "to_base")
 CHILD = """
 import sys, threading, time
 from pathlib import Path
-from slipstream.porting import PortPlan, port_checkpoint
+from slipstream.porting import FineTune, PortPlan, port_checkpoint
 
 def resident():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
 def port(out, **files):
-    port_checkpoint(out, plan=PortPlan("identity"), **files)
+    port_checkpoint(out, FineTune(**files), plan=PortPlan("identity"))
 
 folder, names = Path(sys.argv[1]), sys.argv[2:]
 # Once in small, so that every library is there.

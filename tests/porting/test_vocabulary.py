@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from slipstream.porting import PortPlan, port_checkpoint
+from slipstream.porting import FineTune, PortPlan, port_checkpoint
 
 WIDTH = 3
 
@@ -48,7 +48,7 @@ def moved(rows, steps):
 
 def port(tmp_path, base, tuned, other):
     result = port_checkpoint(
-        tmp_path / "out", from_base=base, fine_tuned=tuned, to_base=other,
+        tmp_path / "out", FineTune(base, tuned, other),
         plan=PortPlan("identity"),
     )  # fmt: skip
     before, after = (load_file(path / "model.safetensors") for path in (other, tmp_path / "out"))

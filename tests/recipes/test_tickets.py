@@ -7,7 +7,7 @@ from torch.nn.utils import prune
 
 from cases import CASES
 from slipstream import find_neuron_groups
-from slipstream.evaluation import accuracy, classification_loss, evaluate
+from slipstream.evaluation import Task, accuracy, classification_loss, evaluate
 from slipstream.recipes import (
     Iterand,
     IterandPlan,
@@ -108,7 +108,7 @@ def test_a_run_is_transferred(tmp_path):
     train(run_folder=tmp_path / "run")
     source, target = Trajectory.open(tmp_path / "run"), network(7)
     result = transfer_trajectory(
-        source, weights_of(target), model=target, loss=classification_loss, data=batches(),
+        source, weights_of(target), Task(target, batches()),
         plan=TransferPlan("fgmt", stages=2),
     )  # fmt: skip
     assert not same(result.weights, weights_of(target))

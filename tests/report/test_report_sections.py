@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from slipstream.report.content import Contours, HeatMap, Lines, Note, Panels, Ta
 from slipstream.report.recorded_run import RecordedRun, fingerprint, short_names, shown
 from slipstream.report.sections import QUESTIONS, Extras, Landscapes, build_section
 from slipstream.report.sections.gain import Way, along, compared, costs, gain
+from slipstream.storage.new_run import NewRun
 from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory, create_run, is_being_written
 from slipstream.transfer import Comparison, Outcome, TransferPlan, transfer_trajectory
@@ -39,14 +41,11 @@ def trained(tmp_path_factory):
     transfer_trajectory(
         source,
         weights_of(experiment.model),
-        model=experiment.model,
-        loss=experiment.loss,
-        data=experiment.data,
+        replace(experiment, validation=list(experiment.validation)),
         plan=TransferPlan("fgmt", stages=3),
-        validation=list(experiment.validation),
-        metrics=experiment.measured,
-        run_folder=folder / "target",
-        configuration={**source.description["configuration"], "source": str(folder / "source")},
+        run_folder=NewRun(
+            folder / "target", {**source.description["configuration"], "source": "../source"}
+        ),
     )
     return folder
 

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from slipstream.evaluation import classification_loss, evaluate
+from slipstream.evaluation import Task, classification_loss, evaluate
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.transfer import Target, TransferPlan, compare_methods, transfer_trajectory
 from slipstream.weights import weights_of
@@ -19,13 +19,12 @@ def test_outcomes_are_those_of_the_transfers_measured_on_the_test_data():
     plans = {"carried": TransferPlan("naive", stages=2), "best": TransferPlan("oracle", stages=2)}
     validation, test = batches(seed=8), batches(seed=9)
     told = []
-    common = {"model": model, "loss": classification_loss, "data": batches(), "groups": groups}
-    common |= {"validation": validation, "metrics": METRICS}
+    task = Task(model, batches(), validation=validation, test=test, metrics=METRICS)
+    common = {"task": task, "groups": groups}
     found = compare_methods(
         run,
         targets,
         plans=plans,
-        test=test,
         further=lambda weights: {**weights, "6.bias": torch.zeros(3, dtype=torch.float64)},
         progress=lambda *work: told.append(work),
         **common,
@@ -37,9 +36,7 @@ def test_outcomes_are_those_of_the_transfers_measured_on_the_test_data():
         weights = {"target start": target.start, "trained target": target.trained}.get(outcome.name)
         if weights is None:
             plan = plans[outcome.name]
-            result = transfer_trajectory(
-                run, target.start, plan=plan, trained_target=target.trained, **common
-            )
+            result = transfer_trajectory(run, target, plan=plan, **common)
             weights = result.weights
             assert outcome.along == tuple(stage.metrics for stage in result.stages)
         measured = evaluate(model, METRICS, weights=weights, data=test)
@@ -58,13 +55,8 @@ def test_seconds_are_without_the_validation():
     found = compare_methods(
         run,
         [target],
-        model=model,
-        loss=classification_loss,
-        data=batches(),
+        Task(model, batches(), validation=batches(), test=batches(count=1), metrics={"slow": slow}),
         plans={"naive": TransferPlan("naive", stages=2)},
-        metrics={"slow": slow},
-        validation=batches(),
-        test=batches(count=1),
         groups=find_neuron_groups(model, batches()[0][0]),
     )
     assert found.of("naive")[0].seconds < 3 * 4 * 0.05

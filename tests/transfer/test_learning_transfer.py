@@ -6,22 +6,36 @@ import torch
 from torch import nn
 
 from oracles.plain_transfer import plain_gradient, plain_transfer
-from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.evaluation import (
+    Task,
+    accuracy,
+    classification_loss,
+    evaluate,
+    recalibrate_batchnorm,
+)
 from slipstream.matching import Solver
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
-from slipstream.transfer import SignWeights, TransferPlan, transfer_to_many, transfer_trajectory
-from slipstream.transfer.gradient_store import GradientStore
-from slipstream.transfer.transfer_state import BatchStream, Networks
+from slipstream.transfer import (
+    SignWeights,
+    Target,
+    TransferPlan,
+    transfer_to_many,
+    transfer_trajectory,
+)
+from slipstream.transfer.transfer_state import TransferState
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 
 
-def transfer(run, target, model, **options):
-    settings = {"loss": classification_loss, "data": batches(), **options}
-    return transfer_trajectory(run, target, model=model, **settings)
+def transfer(run, target, model, *, trained_target=None, **options):
+    pieces = ("loss", "data", "validation", "metrics")
+    task = Task(model, **{"data": batches()} | {n: options.pop(n) for n in pieces if n in options})
+    if trained_target is not None:
+        target = Target(target, trained_target)
+    return transfer_trajectory(run, target, task, **options)
 
 
 def close(first, second, **tolerance):
@@ -265,9 +279,9 @@ def test_segments_start_where_the_one_before_ends(run):
 def test_the_best_stage_is_chosen_by_validation(run):
     model, target = network(1), weights_of(network(2))
     validation = batches(seed=9)
-    plan = TransferPlan("naive", stages=4, schedule="uniform")
+    plan = TransferPlan("naive", stages=4, schedule="uniform", keep="best")
     options = {"validation": validation, "metrics": {"accuracy": accuracy}, "plan": plan}
-    result = transfer(run, target, model, keep="best", **options)
+    result = transfer(run, target, model, **options)
     losses = [stage.metrics["loss"] for stage in result.stages]
     assert result.chosen == losses.index(min(losses))
     measured = evaluate(
@@ -292,11 +306,8 @@ def test_an_excluded_layer_lies_over_the_sources_neurons(run):
     groups = find_neuron_groups(model, batches()[0][0])
     hidden = Permutation.random(groups, seed=5)
     excluded = frozenset({"6.weight", "6.bias"})
-    store, stream = GradientStore(None), BatchStream(batches())
-    networks = Networks(
-        model, classification_loss, target, excluded, stream, 1, batches()[:1], store
-    )
-    source = networks.source(run, 2, hidden)
+    state = TransferState(Task(model, batches()), target, excluded)
+    source = state.source(run, 2, hidden)
     assert torch.equal(hidden.apply(source)["6.weight"], target["6.weight"])
     assert torch.equal(source["4.weight"], run[2].weights["4.weight"])
 
@@ -381,8 +392,8 @@ def test_many_targets_at_once(run, pool):
     targets = [weights_of(network(seed)) for seed in (2, 3)]
     plan = TransferPlan(stages=2)
     one_by_one = [transfer(run, target, network(1), plan=plan) for target in targets]
-    options = {"model": network(1), "loss": classification_loss, "data": batches(), "plan": plan}
     told = []
+    options = {"task": Task(network(1), batches()), "plan": plan}
     options["progress"] = lambda done, total: told.append((done, total))
     if pool == "none":
         together = transfer_to_many(run, targets, **options)
@@ -402,12 +413,10 @@ def test_many_targets_at_once(run, pool):
     [
         ({"data": []}, "data is empty"),
         ({"data": iter(batches()[:1])}, "runs out"),
-        ({"plan": TransferPlan("oracle")}, "pass trained_target"),
+        ({"plan": TransferPlan("oracle")}, r"give Target\(start, trained\)"),
         ({"plan": TransferPlan(path="recorded", stages=40)}, "has 7 snapshots.*at least 41"),
         ({"plan": TransferPlan(exclude=("head.*",))}, "'head.*' matches no tensor"),
-        ({"keep": "best"}, "pass validation="),
-        ({"keep": "bets"}, "'last' or 'best', got 'bets'"),
-        ({"resume": True}, "pass run_folder="),
+        ({"plan": TransferPlan(keep="best")}, r"give Task\(\.\.\., validation="),
         ({"validation": []}, "validation is empty"),
         ({"metrics": {"loss": accuracy}}, "another 'loss'"),
         ({"plan": TransferPlan(exclude=("*",))}, "leaves no tensor"),
@@ -437,7 +446,7 @@ def test_a_nan_in_the_target_is_named(run):
 def test_a_model_without_neuron_groups_is_told(run):
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 3)).double()
     line = Trajectory.from_weights([weights_of(model), weights_of(model)])
-    with pytest.raises(ValueError, match="No neurons of this model may change places"):
+    with pytest.raises(ValueError, match="No neurons of this model can be permuted"):
         transfer(line, weights_of(model), model)
 
 
@@ -463,9 +472,8 @@ def test_a_stage_without_a_number_is_not_the_best(run):
         start,
         network(1),
         loss=loss,
-        plan=TransferPlan("naive", stages=2),
+        plan=TransferPlan("naive", stages=2, keep="best"),
         validation=validation,
-        keep="best",
     )
     losses = [stage.metrics["loss"] for stage in result.stages]
     assert losses[0] != losses[0]
@@ -513,6 +521,7 @@ def test_a_model_that_no_tracer_takes_is_told_in_our_words_only(capfd):
     [
         ({"method": "magic"}, "method must be one of naive, random.*got 'magic'"),
         ({"schedule": "linear"}, "schedule must be one of"),
+        ({"keep": "bets"}, "keep must be one of last, best; got 'bets'"),
         ({"stages": 0}, "stages must be at least 1, got 0"),
         ({"exclude": "head.*"}, r"write exclude=\('head.\*',\)"),
     ],

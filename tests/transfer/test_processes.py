@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from slipstream.evaluation import classification_loss
+from slipstream.evaluation import Task
 from slipstream.transfer import TransferPlan, load_transfer, transfer_trajectory
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
@@ -33,9 +33,7 @@ def test_two_processes_share_the_work_of_one_and_resume_it(tmp_path, method, nor
     alone = transfer_trajectory(
         trained(network(0, batchnorm=batchnorm)),
         weights_of(network(2, batchnorm=batchnorm)),
-        model=network(1, batchnorm=batchnorm),
-        loss=classification_loss,
-        data=batches(count=6),
+        Task(network(1, batchnorm=batchnorm), batches(count=6)),
         plan=TransferPlan(method, stages=3, batches_per_gradient=2, batchnorm_batches=4),
     )
     first, second = (load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1))

@@ -1,15 +1,17 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import SafetensorError
 
-from slipstream.evaluation import classification_loss
+from slipstream.evaluation import Task
 from slipstream.matching import LowRank
+from slipstream.storage.new_run import NewRun
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory, reopen_run
 from slipstream.transfer import TransferPlan, load_transfer, transfer_trajectory
-from slipstream.transfer.gradient_store import GradientStore
+from slipstream.transfer.transfer_state import GradientStore
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 
@@ -19,15 +21,12 @@ def run():
     return trained(network(0))
 
 
-def transfer(run, folder, **options):
-    settings = {"data": batches(), "validation": batches(seed=7), **options}
+def transfer(run, folder, *, seed=2, **options):
+    pieces = {n: options.pop(n) for n in ("data", "validation") if n in options}
+    new = {n: options.pop(n) for n in ("resume", "configuration") if n in options}
+    task = Task(network(1), **{"data": batches(), "validation": batches(seed=7), **pieces})
     return transfer_trajectory(
-        run,
-        weights_of(network(2)),
-        model=network(1),
-        loss=classification_loss,
-        run_folder=folder,
-        **settings,
+        run, weights_of(network(seed)), task, run_folder=NewRun(folder, **new), **options
     )
 
 
@@ -102,7 +101,7 @@ def test_a_full_disk_leaves_a_transfer_that_can_go_on(run, tmp_path, monkeypatch
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("slipstream.transfer.gradient_store.save_file", full)
+        patch.setattr("slipstream.transfer.transfer_state.save_file", full)
         with pytest.raises(OSError, match=r"could not be written: .*No space left.*resume"):
             transfer(run, tmp_path / "run", plan=plan)
     assert not written[0].exists()
@@ -123,23 +122,14 @@ def test_another_plan_data_or_target_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match="gives other batches"):
         transfer(run, tmp_path / "run", plan=TransferPlan(stages=4), resume=True, data=other)
     with pytest.raises(ValueError, match="another target"):
-        transfer_trajectory(
-            run,
-            weights_of(network(3)),
-            model=network(1),
-            loss=classification_loss,
-            data=batches(),
-            plan=TransferPlan(stages=4),
-            run_folder=tmp_path / "run",
-            resume=True,
-        )
+        transfer(run, tmp_path / "run", seed=3, plan=TransferPlan(stages=4), resume=True)
 
 
 def test_a_finished_transfer_is_only_given_back_where_it_was_asked_for(run, tmp_path):
     plan = TransferPlan("naive", stages=2)
     first = transfer(run, tmp_path / "run", plan=plan)
     losses = [stage.metrics["loss"] for stage in first.stages]
-    best = transfer(run, tmp_path / "run", plan=plan, keep="best", resume=True)
+    best = transfer(run, tmp_path / "run", plan=replace(plan, keep="best"), resume=True)
     assert (first.chosen, best.chosen) == (2, losses.index(min(losses)))
     with pytest.raises(ValueError, match="another plan"):
         transfer(run, tmp_path / "run", plan=TransferPlan("naive", stages=3), resume=True)
@@ -147,16 +137,7 @@ def test_a_finished_transfer_is_only_given_back_where_it_was_asked_for(run, tmp_
     with pytest.raises(FileExistsError, match="another run_folder, or resume=True"):
         transfer(own, tmp_path / "run", plan=plan)
     with pytest.raises(ValueError, match="another target"):
-        transfer_trajectory(
-            run,
-            weights_of(network(3)),
-            model=network(1),
-            loss=classification_loss,
-            data=batches(),
-            plan=plan,
-            run_folder=tmp_path / "run",
-            resume=True,
-        )
+        transfer(run, tmp_path / "run", seed=3, plan=plan, resume=True)
 
 
 def test_what_was_not_measured_before_the_interruption_is_measured_after_it(run, tmp_path):
@@ -174,7 +155,8 @@ def test_what_was_measured_is_not_measured_again(run, tmp_path):
         run, tmp_path / "run", plan=TransferPlan(stages=4), resume=True, validation=other
     )
     again = Trajectory.open(tmp_path / "run")
-    assert [s.metrics for s in again] == [s.metrics for s in result.stages]
+    recorded = [{f"validation_{n}": v for n, v in s.metrics.items()} for s in result.stages]
+    assert [s.metrics for s in again] == recorded
 
 
 def test_another_writer_is_let_in_when_a_transfer_ends_or_fails(run, tmp_path):

@@ -3,7 +3,7 @@
 import torch
 from small_runs import batches, network, trained
 
-from slipstream.evaluation import classification_loss
+from slipstream.evaluation import Task
 from slipstream.modes import fit_modes
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
@@ -19,9 +19,7 @@ def test_transferring_modes_is_transferring_the_reconstructed_run():
         transfer_trajectory(
             source,
             weights_of(network(2)),
-            model=model,
-            loss=classification_loss,
-            data=batches(),
+            Task(model, batches()),
             plan=TransferPlan("fgmt", path="recorded", stages=3),
         )
         for source in (modes.trajectory(), reconstructed)
@@ -34,7 +32,7 @@ def test_permuting_the_modes_first_changes_nothing():
     """The naive transfer of permuted modes is the transfer of the run by that permutation."""
     source, start, model = trained(network(0)), weights_of(network(2)), network(1)
     modes = fit_modes(source, modes=3)
-    options = {"model": model, "loss": classification_loss, "data": batches()}
+    options = {"task": Task(model, batches())}
     matched = transfer_trajectory(
         modes.trajectory(), start, plan=TransferPlan("random", path="recorded", stages=6), **options
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from slipstream.evaluation import classification_loss
+from slipstream.evaluation import Task
+from slipstream.evaluation.processes import pool_statistics
+from slipstream.storage.new_run import NewRun
 from slipstream.transfer import TransferPlan, transfer_trajectory
-from slipstream.transfer.processes import pool_statistics
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 
@@ -26,15 +27,13 @@ def main(folder, method, batchnorm, after):
 
     mine = batches(count=6)[rank::2]
 
-    def transfer(path, *, data=mine, **options):
+    def transfer(path, *, data=mine, resume=False, **options):
         return transfer_trajectory(
             trained(network(0, batchnorm=batchnorm)),
             weights_of(network(2, batchnorm=batchnorm)),
-            model=network(1, batchnorm=batchnorm),
-            loss=classification_loss,
-            data=data,
+            Task(network(1, batchnorm=batchnorm), data),
             plan=TransferPlan(method, stages=3),
-            run_folder=path,
+            run_folder=NewRun(path, resume=resume),
             **options,
         )
 

@@ -61,7 +61,8 @@ def match_files(
         first: Literal["frank-wolfe"] | None = None if start == "identity" else start
         found = match_weights(sides["source"], sides["target"], start=first, **shared)
     else:
-        found = match_activations(model, data=islice(opened.data, batches), **shared, **sides)
+        task = opened.on(list(islice(opened.data, batches)))
+        found = match_activations(sides["source"], sides["target"], task, **shared)
     moved = found.source_to_target.apply(sides["source"])
     save_file({name: value.contiguous() for name, value in moved.items()}, out)
     if permutation is not None:

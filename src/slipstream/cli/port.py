@@ -1,13 +1,17 @@
 """`slipstream port`."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from slipstream.cli import options
 from slipstream.cli.output import write_json
 from slipstream.cli.progress import steps_bar
+
+if TYPE_CHECKING:
+    from slipstream.evaluation import Task
 
 Method = Literal[
     "auto", "identity", "weights", "activations", "procrustes", "fgmt",
@@ -49,20 +53,18 @@ def port(
 
     Example: slipstream port --from-base A --fine-tuned A-chat --to-base B -o B-chat
     """
-    from slipstream.porting import PortPlan, port_checkpoint
+    from slipstream.porting import FineTune, PortPlan, port_checkpoint
     from slipstream.symmetry.neuron_groups import NeuronGroups
 
     plan = PortPlan(method, stages=stages, exclude=tuple(exclude or ()))
     with steps_bar("porting", hidden=json) as bar:
         result = port_checkpoint(
             out,
-            from_base=from_base,
-            fine_tuned=fine_tuned,
-            to_base=to_base,
+            FineTune(from_base, fine_tuned, to_base),
+            _task(to_base, data, model, loss, width, option),
             plan=plan,
             groups=NeuronGroups.load(groups) if groups else None,
             progress=bar,
-            **_task(data, model, loss, width, option),
         )
     if json:
         write_json({**result.to_json(), "path": str(out)})
@@ -71,26 +73,25 @@ def port(
 
 
 def _task(
+    to_base: Path,
     data: str | None,
     model: str | None,
     loss: str | None,
     width: float | None,
     option: list[str] | None,
-) -> dict[str, Any]:
-    """The arguments that data, model and loss make."""
+) -> "Task | None":
+    """The task that data, model and loss make; None without any."""
     from slipstream.cli.loading import open_experiment
     from slipstream.cli.task_options import import_function
+    from slipstream.porting import checkpoint_task
 
     if model is not None:
-        experiment = open_experiment(
-            None, model=model, data=data, loss=loss, width=width, option=option
-        )
-        held: dict[str, Any] = {"model": experiment.model, "loss": experiment.loss}
+        found = open_experiment(None, model=model, data=data, loss=loss, width=width, option=option)
         if data is None:  # the model alone, to match neurons by weights
-            return held | {"example_input": next(iter(experiment.data))[0]}
-        return held | {"data": experiment.data, "validation": experiment.validation}
+            return replace(found, data=(), validation=None, example_input=found.example())
+        return found
     if data is None:
-        return {}
+        return None
     given = import_function(data)()
-    held = {"data": given.train, "validation": given.validation}
-    return held | ({"loss": import_function(loss)} if loss else {})
+    own = import_function(loss) if loss else None
+    return checkpoint_task(to_base, given.train, validation=given.validation, loss=own)

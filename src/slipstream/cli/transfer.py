@@ -32,7 +32,7 @@ def transfer(
     trained_target: Annotated[
         Path | None, typer.Option(help="Where the target's own training ended, for oracle.")
     ] = None,
-    method: Annotated[Method, typer.Option(help="How the permutation is chosen.")] = "fgmt",
+    method: Annotated[Method, typer.Option(help="How the permutation is chosen.")] = "fgmt-signed",
     stages: Annotated[int, typer.Option(help="Stages along the path.")] = 10,
     path: Annotated[Literal["line", "recorded"], typer.Option(help=ALONG)] = "line",
     schedule: Annotated[Literal["cosine", "uniform"], typer.Option(help="Of the line.")] = "cosine",
@@ -57,13 +57,14 @@ def transfer(
     """
     from slipstream.cli.loading import open_experiment, open_file
     from slipstream.cli.masks import lost_mask
-    from slipstream.evaluation import evaluate
+    from slipstream.storage.new_run import NewRun
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.trajectory import Trajectory
-    from slipstream.transfer import TransferPlan, transfer_trajectory
+    from slipstream.transfer import Target, TransferPlan, source_reference, transfer_trajectory
     from slipstream.weights import weights_of
 
     options.exactly_one({"--target FILE": target, "--target-seed N": target_seed})
+    _check_oracle(method, trained_target)
     source = Trajectory.open(run)
     experiment = open_experiment(
         run, model=model, data=data, loss=loss, width=width, option=option, seed=target_seed,
@@ -73,29 +74,21 @@ def transfer(
     start = open_file(network, target) if target else weights_of(network)
     trained = open_file(network, trained_target) if trained_target else None
     plan = TransferPlan(
-        method, stages, path, schedule, segments, batches, pairs, exclude=tuple(exclude or ())
-    )
+        method, stages, path, schedule, segments, batches, pairs,
+        exclude=tuple(exclude or ()), keep=keep,
+    )  # fmt: skip
+    made = {"source": source_reference(run, out), "target_seed": target_seed}
     with steps_bar("transferring", hidden=json) as bar:
         result = transfer_trajectory(
             source,
-            start,
-            model=network,
-            loss=experiment.loss,
-            data=experiment.data,
+            start if trained is None else Target(start, trained),
+            experiment,
             plan=plan,
             groups=NeuronGroups.load(groups) if groups else None,
-            trained_target=trained,
-            validation=experiment.validation,
-            metrics=experiment.measured,
-            keep=keep,
-            run_folder=out,
-            configuration={**source.description["configuration"], "source": str(run)},
-            resume=resume,
+            run_folder=NewRun(out, {**source.description["configuration"], **made}, resume=resume),
             progress=bar,
         )
-    test = evaluate(
-        network, experiment.measured, weights=result.weights, data=experiment.part("test")
-    )
+    test = experiment.evaluate(weights=result.weights, split="test")
     if json:
         write_json({**result.to_json(), "path": str(out), "test": test})
     else:
@@ -103,6 +96,11 @@ def transfer(
         typer.echo(f"test, stage {result.chosen}: {in_words(test)}; recorded in {out}")
         if line := lost_mask(source[-1].weights, result.weights):
             typer.echo(line)
+
+
+def _check_oracle(method: str, trained_target: Path | None) -> None:
+    if method.startswith("oracle") and trained_target is None:
+        raise ValueError(f"--method {method} matches a trained target: give --trained-target FILE.")
 
 
 def _print(result: "TransferResult", metrics: list[str]) -> None:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from slipstream.storage.fingerprints import tensors_in
+
 Batch = Any
 Loss = Callable[[nn.Module, Batch], Tensor]  # the mean over the batch, 0-dim
 Metric = Callable[[nn.Module, Batch], Tensor | float]  # the mean over the batch
@@ -125,15 +127,6 @@ def batches_of_epoch(data: Iterable[Batch], epoch: int) -> Iterable[Batch]:
     """Return the batches of an epoch: `data.epoch(epoch)` if there is such a method, or `data`."""
     reshuffle: Callable[[int], Iterable[Batch]] | None = getattr(data, "epoch", None)
     return reshuffle(epoch) if callable(reshuffle) else data
-
-
-def tensors_in(batch: Batch) -> Iterator[Tensor]:
-    """Yield the tensors of a batch, in its own order."""
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping | tuple | list):
-        for value in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from tensors_in(value)
 
 
 def sized_batches(

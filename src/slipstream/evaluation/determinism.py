@@ -1,6 +1,5 @@
 """Do two passes over the data give the same loss, and if not, who is to blame?"""
 
-import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from slipstream.evaluation.batches import Batch, Loss, batch_size, device_of, tensors_in, to_device
+from slipstream.evaluation.batches import Batch, Loss, batch_size, device_of, to_device
 from slipstream.evaluation.swapped_weights import weights_in
+from slipstream.storage.fingerprints import batch_digest
 from slipstream.weights import Weights
 
 
@@ -77,15 +77,6 @@ def _pass_over(model: nn.Module, loss: Loss, data: Iterable[Batch]) -> _Pass:
         losses.append(float(loss(model, moved)))
     total = sum(size * value for size, value in zip(sizes, losses, strict=True))
     return _Pass(tuple(digests), total / sum(sizes) if sizes else math.nan, first)
-
-
-def batch_digest(batch: Batch) -> bytes:
-    """Return a fingerprint of the tensors in `batch`."""
-    digest = hashlib.blake2b()
-    for tensor in tensors_in(batch):
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.digest()
 
 
 def _data_suspects(first: _Pass, second: _Pass) -> tuple[str, ...]:

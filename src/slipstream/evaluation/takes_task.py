@@ -12,7 +12,10 @@ from torch import nn
 from slipstream.evaluation.task import Task
 from slipstream.storage.new_run import NewRun
 
-_TASK = ("model", "loss", "data", "validation", "test", "metrics", "calibration", "example_input")
+_TASK = (
+    *("model", "loss", "data", "validation", "test", "metrics"),
+    *("calibration", "example_input", "forward"),
+)
 _RUN = ("configuration", "overwrite", "resume")
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -101,9 +104,12 @@ def _make_task(given: dict[str, Any], kept: Collection[str]) -> None:
     pieces = {name: given.pop(name) for name in _TASK if name in given and name not in kept}
     if "recalibrate" not in kept and given.pop("recalibrate", True) is False:
         pieces["calibration"] = ()
-    if given.get("run_folder") is not None:
+    if "run_folder" in kept:
         options = {name: given.pop(name) for name in _RUN if name in given and name not in kept}
-        if options:
+        options = {name: value for name, value in options.items() if value is not None}
+        if given.get("run_folder") is None and options.get("resume"):
+            raise ValueError("resume=True continues a run in its folder: pass run_folder=...")
+        if given.get("run_folder") is not None and options:
             given["run_folder"] = NewRun(given["run_folder"], **options)
     # By default 0.1 measured the loss alone, and that before a metric of the same name.
     metrics = dict(pieces.get("metrics") or {})

@@ -58,6 +58,11 @@ class Task:
         return device_of(self.model)
 
     @property
+    def has_data(self) -> bool:
+        """Whether there is data to train or to take gradients on."""
+        return not (isinstance(self.data, tuple) and not self.data)
+
+    @property
     def measured(self) -> dict[str, Metric]:
         """The loss, then the metrics, by name."""
         given = self.metrics

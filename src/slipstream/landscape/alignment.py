@@ -93,7 +93,7 @@ def align_then_barrier(
         found = match_weights(learned(source), learned(target), **given)
     else:
         batches = task.calibration or task.data
-        found = match_activations(task.model, source=source, target=target, data=batches, **given)
+        found = match_activations(source, target, task.on(batches), **given)
     aligned = found.source_to_target.apply(source)
     rows = polyline(2, plan.points)
     none = torch.zeros(plan.points, 1, dtype=torch.float64)

@@ -12,8 +12,9 @@ from torch import Tensor
 from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress
 from slipstream.landscape.hessian import MeanLoss, Mode
-from slipstream.landscape.point_store import PointStore, content_digest
+from slipstream.landscape.point_store import PointStore
 from slipstream.landscape.spectrum import spectrum_of, trace_of
+from slipstream.storage.fingerprints import fingerprint
 from slipstream.storage.plan_fields import option
 from slipstream.trajectory import Snapshot, Trajectory
 from slipstream.weights import Weights
@@ -265,8 +266,8 @@ def curvature_along(
     if resume is not None:
         inputs = {
             "steps": str([snapshot.step for snapshot in snapshots]),
-            "weights": ", ".join(content_digest(list(s.weights.values())) for s in snapshots),
-            "data": content_digest(task.data),
+            "weights": ", ".join(fingerprint(list(s.weights.values())) for s in snapshots),
+            "data": fingerprint(task.data),
             "options": str(asdict(plan)),
         }
     path = None if resume is None else Path(resume)

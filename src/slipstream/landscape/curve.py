@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Task, takes_task
-from slipstream.evaluation.determinism import batch_digest
 from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.line import Barrier, LossLine, learned
 from slipstream.landscape.span import Calibration, Shape, Span, evaluate_span
+from slipstream.storage.fingerprints import batch_digest
 from slipstream.storage.resumable_state import ResumableState
 from slipstream.training.plan import BEFORE, TrainingPlan
 from slipstream.weights import (

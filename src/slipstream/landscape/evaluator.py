@@ -27,8 +27,9 @@ from slipstream.evaluation import (
     weights_in,
 )
 from slipstream.evaluation.batches import sized_batches
-from slipstream.landscape.point_store import PointStore, content_digest
+from slipstream.landscape.point_store import PointStore
 from slipstream.landscape.points import Corners, check_corners, named_weights
+from slipstream.storage.fingerprints import fingerprint
 from slipstream.weights import Weights, weights_of
 
 Progress = Callable[[int, int], object]  # points done, and in all
@@ -213,13 +214,11 @@ class _Bench(nn.Module):
         """Return what the values depend on, in short, so that a file is not taken for another."""
         given = corners[0].keys()
         return {
-            "weights": content_digest([list(corner.values()) for corner in corners]),
-            "points": content_digest(table),
-            "model": content_digest(
-                [v for n, v in weights_of(self.model).items() if n not in given]
-            ),
-            "data": content_digest([batch for batch, _ in self.batches]),
-            "calibration": content_digest(self.calibration),
+            "weights": fingerprint([list(corner.values()) for corner in corners]),
+            "points": fingerprint(table),
+            "model": fingerprint([v for n, v in weights_of(self.model).items() if n not in given]),
+            "data": fingerprint([batch for batch, _ in self.batches]),
+            "calibration": fingerprint(self.calibration),
             "metrics": ", ".join(self.metrics),
         }
 

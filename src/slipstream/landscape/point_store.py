@@ -1,6 +1,5 @@
 """Points that have been computed, kept in a file so that an interrupted landscape resumes."""
 
-import hashlib
 import json
 import time
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from slipstream.evaluation.determinism import batch_digest
 from slipstream.storage.writing import write_whole
 
 FORMAT = "slipstream landscape 1"
@@ -69,8 +67,3 @@ class PointStore:
             )
         self.done = int(facts["done"])
         self.values = {name: tensors[name] for name in self.values}
-
-
-def content_digest(values: object) -> str:
-    """Return a digest of the tensors in weights, batches, or lists of them."""
-    return hashlib.blake2b(batch_digest(values), digest_size=16).hexdigest()

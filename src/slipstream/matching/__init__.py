@@ -1,13 +1,12 @@
-"""How to choose the permutation that lays a source network over a target."""
+"""How to choose the permutation that aligns a source network to a target."""
 
 from slipstream.matching.activations import match_activations
 from slipstream.matching.assignment import Assignment, assign
-from slipstream.matching.gradients import GradientSampler, match_gradients
-from slipstream.matching.low_rank import LowRank
+from slipstream.matching.gradients import GradientSampler, LowRank
 from slipstream.matching.objective import Objective
 from slipstream.matching.procrustes import Rotation, match_rotations
 from slipstream.matching.solve import Matching, Solver, solve
-from slipstream.matching.weights import match_weights
+from slipstream.matching.tensors import match_gradients, match_weights
 
 __all__ = [
     "Assignment",

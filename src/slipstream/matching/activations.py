@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from slipstream.evaluation import Batch, eval_mode, forward_inputs, weights_in
+from slipstream.evaluation import Task, eval_mode, takes_task, weights_in
 from slipstream.evaluation.batches import sized_batches
-from slipstream.matching.low_rank import wide
+from slipstream.matching.gradients import wide
 from slipstream.matching.objective import Objective
 from slipstream.matching.solve import Matching, solve
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
@@ -20,51 +20,46 @@ from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import Weights, check_same_layout
 
 
+@takes_task
 def match_activations(
-    model: nn.Module,
-    *,
     source: Weights,
     target: Weights,
-    data: Iterable[Batch],
+    task: Task,
+    *,
     groups: NeuronGroups,
     start: Permutation | None = None,
     restarts: int = 0,
     seed: int = 0,
-    forward: Callable[[nn.Module, Batch], Any] = forward_inputs,
 ) -> Matching:
-    """Find the permutation that lays the source's activations over the target's.
+    """Find the permutation that aligns the source's activations to the target's.
 
     Both networks see the same batches. The objective is the sum of the correlations of the units
     that meet, over all inputs and outputs of linear and convolutional layers that list the neurons
-    of a group, taken over examples and places. A correlation does not see the scale of a unit, nor
-    its mean, so the running statistics of BatchNorm and the units' sizes do not matter. The
+    of a group, over examples and positions. A correlation does not see the scale of a unit, nor its
+    mean, so the running statistics of BatchNorm and the units' sizes do not matter. The
     covariances are streamed: one matrix for each layer is kept, whatever the number of batches.
 
     Args:
-        model: The architecture; left as it was.
         source: Weights whose activations are permuted.
         target: Weights whose activations stay; the same layout.
-        data: Batches; a few hundred examples are enough for most layers.
+        task: The model and data; a few hundred examples are enough for most layers.
         groups: What may be permuted.
         start: Where the search starts; the identity by default. A group whose neurons no layer
             takes in or gives out keeps it, and is named in a warning.
         restarts: How many times to start again, with the groups in a random order.
         seed: Of those orders.
-        forward: Runs the model on a batch; by default on `batch[0]` of a tuple or list.
 
     Returns:
         The permutation with its objective, a sum of correlations, and its cost.
 
     Raises:
-        ValueError: If `data` is empty, the weights differ in a name or a shape, or an activation is
-            not finite.
+        ValueError: If the data is empty, the weights differ in a name or a shape, or an
+            activation is not finite.
 
     Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Section 3.1; correlation instead of
     the inner product as in "Convergent Learning" (Li, Yosinski, Clune, Lipson, Hopcroft, 2016).
     """
-    heard = covariances_of(
-        model, source=source, target=target, data=data, groups=groups, forward=forward
-    )
+    heard = covariances_of(source, target, task, groups=groups)
     _warn_of_unseen(groups, heard)
     met = {site.name: c for site, c in heard.items() if c.count > 1}
     objective = Objective(_groups_of_activations(groups, [s for s in heard if s.name in met]))
@@ -85,40 +80,33 @@ def match_activations(
 
 
 def covariances_of(
-    model: nn.Module,
-    *,
-    source: Weights,
-    target: Weights,
-    data: Iterable[Batch],
-    groups: NeuronGroups,
-    forward: Callable[[nn.Module, Batch], Any] = forward_inputs,
+    source: Weights, target: Weights, task: Task, *, groups: NeuronGroups
 ) -> "dict[Site, Covariance]":
     """Show both networks the same batches, and add up how their units go together.
 
     Args:
-        model: The architecture; left as it was.
         source: Weights of one network.
         target: Weights of the other; the same layout.
-        data: Batches.
-        groups: Only axes that list them are heard.
-        forward: Runs the model on a batch.
+        task: The model and data.
+        groups: Only axes that list them are observed.
 
     Returns:
-        The covariances of the target's with the source's units, by place.
+        The covariances of the target's with the source's units, by site.
 
     Raises:
-        ValueError: If `data` is empty, the weights differ in a name or a shape, or an activation is
-            not finite.
+        ValueError: If the data is empty, the weights differ in a name or a shape, or an
+            activation is not finite.
     """
     check_same_layout(source, target, names=("source", "target"))
+    model = task.model
     sites = _find_sites(model, groups)
     covariances = {site: Covariance() for site in sites}
     with eval_mode(model), torch.no_grad():
-        for number, (batch, _) in enumerate(sized_batches(model, data)):
+        for number, (batch, _) in enumerate(sized_batches(model, task.data)):
             seen = []
             for weights in (target, source):
                 with weights_in(model, weights), _listening(sites) as heard:
-                    forward(model, batch)
+                    task.forward(model, batch)
                 seen.append(heard)
             for site, covariance in covariances.items():
                 for stays, moves in zip(seen[0][site], seen[1][site], strict=True):
@@ -129,7 +117,7 @@ def covariances_of(
 
 @dataclass(frozen=True)
 class Site:
-    """Where neurons can be heard: one axis of the inputs or of the outputs of a layer."""
+    """Where neurons can be observed: one axis of the inputs or of the outputs of a layer."""
 
     name: str
     module: nn.Module
@@ -137,11 +125,11 @@ class Site:
     weight_axis: int
     output: bool  # or input
     axis: int  # of the activations
-    blocks: tuple[Block, ...]  # what their places list
+    blocks: tuple[Block, ...]  # what their positions list
     size: int
 
     def rows(self, activations: Tensor) -> Tensor:
-        """The activations as (neurons, examples and places)."""
+        """The activations as (neurons, examples and positions)."""
         return activations.detach().movedim(self.axis, 0).flatten(1)
 
 

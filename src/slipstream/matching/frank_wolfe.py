@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.assignment import assign
-from slipstream.matching.similarity import Similarity
+from slipstream.matching.objective import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 

@@ -1,63 +1,72 @@
-"""Gradients of source and target on the same batches, and the matching of one such pair."""
+"""Gradients: taken on batches, dense or as the two factors that a linear layer's gradient has."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from slipstream.evaluation import Batch, Loss, eval_mode, weights_in
+from slipstream.evaluation import Batch, Loss, batch_size, eval_mode, weights_in
 from slipstream.evaluation.batches import sized_batches
 from slipstream.evaluation.metrics import checked_loss
-from slipstream.matching.low_rank import Gradient, LowRank, dense
-from slipstream.matching.objective import Objective
-from slipstream.matching.solve import Matching, solve
-from slipstream.symmetry.neuron_groups import NeuronGroups
-from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import Weights
 
 
-def match_gradients(
-    model: nn.Module,
-    loss: Loss,
-    *,
-    source: Weights,
-    target: Weights,
-    data: Iterable[Batch],
-    groups: NeuronGroups,
-    start: Permutation | None = None,
-    restarts: int = 0,
-    seed: int = 0,
-) -> Matching:
-    """Find the permutation that lays the source's gradient over the target's.
+@dataclass(frozen=True)
+class LowRank:
+    """The matrix `left.T @ right`: output gradients and inputs of a linear layer, row by row."""
 
-    Args:
-        model: The architecture; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss.
-        source: Where the gradient that is permuted is taken.
-        target: Where the gradient that stays is taken; the same layout.
-        data: Batches; both gradients are their mean, weighted by batch size.
-        groups: What may be permuted.
-        start: Where the search starts; the identity by default.
-        restarts: How many times to start again, with the groups in a random order.
-        seed: Of those orders.
+    left: Tensor  # (rows, outputs)
+    right: Tensor  # (rows, inputs)
 
-    Returns:
-        The permutation that maximises the inner product of the target's gradient with the permuted
-        gradient of the source, with objective and cost.
+    def dense(self) -> Tensor:
+        """Return the matrix itself, (outputs, inputs)."""
+        return self.left.T @ self.right
 
-    Raises:
-        ValueError: If `data` is empty or a loss is not finite.
+    def factor(self, axis: int) -> Tensor:
+        """Return the factor that lies along an axis of the matrix."""
+        return self.right if axis else self.left
 
-    Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024), one term of
-    its equation for gradient matching.
-    """
-    batches = list(data)
-    sampler = GradientSampler(model, loss, names=tuple(groups.shapes))
-    objective = Objective(groups)
-    objective.add(target=sampler.sample(target, batches), source=sampler.sample(source, batches))
-    return solve(objective, start=start, restarts=restarts, seed=seed)
+    def numel(self) -> int:
+        """Return how many values the two factors hold."""
+        return self.left.numel() + self.right.numel()
+
+
+Gradient = Tensor | LowRank
+
+
+def dense(gradient: Gradient) -> Tensor:
+    """Return the gradient as a plain tensor."""
+    return gradient.dense() if isinstance(gradient, LowRank) else gradient
+
+
+def dtype_of(gradient: Gradient) -> torch.dtype:
+    """Return the dtype of a gradient, plain or low-rank."""
+    return gradient.left.dtype if isinstance(gradient, LowRank) else gradient.dtype
+
+
+def wide(gradient: Gradient) -> Tensor:
+    """Return the gradient as a plain tensor in float32 or better, where sums are exact enough."""
+    value = dense(gradient)
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
+def inner_product(first: Gradient, second: Gradient) -> float:
+    """Return the inner product of two gradients of one tensor, without forming low-rank ones."""
+    if isinstance(first, LowRank) and isinstance(second, LowRank):
+        rows = (first.left @ second.left.T) * (first.right @ second.right.T)
+        return float(rows.sum(dtype=torch.float64))
+    # In pieces: the products of a large tensor are never all there.
+    pieces = zip(*(torch.split(dense(g).flatten(), 1 << 22) for g in (first, second)), strict=True)
+    return sum(float((wide(a) * wide(b)).sum(dtype=torch.float64)) for a, b in pieces)
+
+
+def scaled(gradient: Gradient, factor: float) -> Gradient:
+    """Return the gradient times a number."""
+    if isinstance(gradient, LowRank):
+        return LowRank(gradient.left * factor, gradient.right)
+    return gradient * factor
 
 
 @dataclass
@@ -75,6 +84,7 @@ class GradientSampler:
     names: Collection[str]  # the parameters that are wanted
     factored: bool = True
     evaluations: int = 0  # gradients taken so far
+    batch_size: Callable[[Batch], int] = batch_size  # what a batch weighs in the mean
     _layers: dict[str, nn.Linear] | None = field(default=None, repr=False)
     _verified: bool = field(default=False, repr=False)
 
@@ -115,7 +125,7 @@ class GradientSampler:
     ) -> dict[str, Gradient]:
         parts: list[dict[str, Gradient]] = []
         sizes: list[int] = []
-        for number, (batch, size) in enumerate(sized_batches(self.model, batches)):
+        for number, (batch, size) in enumerate(sized_batches(self.model, batches, self.batch_size)):
             parts.append(self._one(trained, batch, number, len(batches)))
             sizes.append(size)
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -133,10 +143,12 @@ class GradientSampler:
         plain = {n: p for n, p in trained.items() if n not in taped or not self._verified}
         slopes = torch.autograd.grad(value, [*plain.values(), *outputs], materialize_grads=True)
         gradients: dict[str, Gradient] = {
-            name: _wide(slope) for name, slope in zip(plain, slopes, strict=False)
+            name: _contiguous(slope) for name, slope in zip(plain, slopes, strict=False)
         }
         for name, slope in zip(taped, slopes[len(plain) :], strict=True):
-            factors = LowRank(_wide(slope).flatten(0, -2), _wide(tape.inputs[name]).flatten(0, -2))
+            factors = LowRank(
+                _contiguous(slope).flatten(0, -2), _contiguous(tape.inputs[name]).flatten(0, -2)
+            )
             if self._verified or self._agrees(name, factors, gradients[name]):
                 gradients[name] = factors
         self._verified = True
@@ -206,7 +218,7 @@ class _Tape:
         return keep
 
 
-def _wide(value: Tensor) -> Tensor:
+def _contiguous(value: Tensor) -> Tensor:
     """In float32 or better, and in one piece: a stored gradient must multiply to the same bits."""
     return value.detach().to(torch.promote_types(value.dtype, torch.float32)).contiguous()
 

@@ -9,17 +9,57 @@ few columns whose neurons changed places. That is what makes many stages afforda
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from slipstream.matching.low_rank import Gradient, dtype_of, inner
+from slipstream.matching.gradients import Gradient, dtype_of, inner_product
 from slipstream.matching.products import Pair, Product
-from slipstream.matching.similarity import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
 ROOM = 1 << 26  # numbers that products may keep in any case; else a sixteenth of what pairs take
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Entry [i, j] is what the objective gets when position i receives source neuron j."""
+
+    even: Tensor  # (*parents, n, n): whatever the sign
+    odd: Tensor | None = None  # the same times the sign of the neuron, in a signed group
+
+    @property
+    def best(self) -> Tensor:
+        """Every entry with its better sign, (*parents, n, n)."""
+        return self.even if self.odd is None else self.even + self.odd.abs()
+
+    def signs(self, order: Tensor) -> Tensor | None:
+        """Return the better sign of each position, (*parents, n) int8; None without a choice."""
+        if self.odd is None:
+            return None
+        return torch.where(_entries_at(self.odd, order) < 0, -1, 1).to(torch.int8)
+
+    def worth(self, order: Tensor, signs: Tensor | None = None) -> float:
+        """Return what an order is worth, with signs that are +1 by default.
+
+        Args:
+            order: (*parents, n) the source neuron that each position receives.
+            signs: (*parents, n) its sign.
+
+        Returns:
+            The sum of the chosen entries.
+
+        Example:
+            >>> entries = torch.tensor([[1.0, 5.0], [2.0, 3.0]])
+            >>> Similarity(entries, entries).worth(torch.tensor([1, 0]), torch.tensor([1, -1]))
+            10.0
+        """
+        value = _entries_at(self.even, order)
+        if self.odd is not None:
+            odd = _entries_at(self.odd, order)
+            value = value + (odd if signs is None else odd * signs.to(odd))
+        return float(value.sum(dtype=torch.float64))
 
 
 class Objective:
@@ -47,7 +87,7 @@ class Objective:
             source: Tensors that are permuted; the same names.
         """
         for name, value in target.items():
-            product = inner(value, source[name])
+            product = inner_product(value, source[name])
             self.identity += product
             self._precision = torch.promote_types(self._precision, dtype_of(value))
             blocks = self.groups.blocks_on(name)
@@ -219,3 +259,7 @@ def _chosen(entries: Tensor, group: str, permutation: Permutation, *, signed: bo
     if signed and group in permutation.signs:
         chosen = chosen * permutation.signs[group].view_as(chosen)
     return chosen
+
+
+def _entries_at(entries: Tensor, order: Tensor) -> Tensor:
+    return entries.gather(-1, order.to(entries.device).unsqueeze(-1)).squeeze(-1)

@@ -1,13 +1,12 @@
 """Rotations of what a layer computes: for displacements, which need no symmetry of the network."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, forward_inputs
+from slipstream.evaluation import Task, takes_task
 from slipstream.matching.activations import Covariance, Site, covariances_of
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -19,9 +18,9 @@ _RIDGE = 1e-6
 
 @dataclass(frozen=True)
 class Rotation:
-    """Lays a displacement of the source over the target: by a rotation of every axis heard."""
+    """Aligns a displacement of the source to the target: by a rotation of every observed axis."""
 
-    axes: Mapping[tuple[str, int], Tensor]  # (n, n): row i says what place i receives
+    axes: Mapping[tuple[str, int], Tensor]  # (n, n): row i says what position i receives
     source_to_target: Permutation  # moves the tensors that no layer multiplies by
 
     def apply_to(self, name: str, value: Tensor) -> Tensor:
@@ -35,17 +34,16 @@ class Rotation:
         return value.contiguous()
 
 
+@takes_task
 def match_rotations(
-    model: nn.Module,
-    *,
     source: Weights,
     target: Weights,
-    data: Iterable[Batch],
+    task: Task,
+    *,
     groups: NeuronGroups,
     start: Permutation,
-    forward: Callable[[nn.Module, Batch], Any] = forward_inputs,
 ) -> Rotation:
-    """Find the rotations that lay the source's activations over the target's.
+    """Find the rotations that align the source's activations to the target's.
 
     For the inputs and outputs of each linear and convolutional layer, the orthogonal Q that
     minimises `||X_target - X_source Q^T||` over centred activations: with the singular value
@@ -55,27 +53,23 @@ def match_rotations(
     the network stay.
 
     Args:
-        model: The architecture; left as it was.
         source: Weights of one network.
         target: Weights of the other; the same layout.
-        data: Batches.
+        task: The model and data.
         groups: Which axes list neurons.
         start: For the tensors that no layer multiplies by, such as gains and statistics of a
             normalisation, and where too few examples leave a rotation open.
-        forward: Runs the model on a batch; by default on `batch[0]` of a tuple or list.
 
     Returns:
-        What lays a displacement over the target.
+        What aligns a displacement to the target.
 
     Raises:
-        ValueError: If `data` is empty, the weights differ in a name or a shape, or an activation is
-            not finite.
+        ValueError: If the data is empty, the weights differ in a name or a shape, or an
+            activation is not finite.
 
     Source: "A generalized solution of the orthogonal Procrustes problem" (Schoenemann, 1966).
     """
-    heard = covariances_of(
-        model, source=source, target=target, data=data, groups=groups, forward=forward
-    )
+    heard = covariances_of(source, target, task, groups=groups)
     axes: dict[tuple[str, int], Tensor] = {}
     for site, covariance in heard.items():
         if covariance.count > 1:
@@ -88,7 +82,7 @@ def match_rotations(
 
 
 def _turn(site: Site, covariance: Covariance, start: Permutation) -> Tensor:
-    """The best rotation of the places that list neurons; all others stay."""
+    """The best rotation of the positions that list neurons; all others stay."""
     cross = covariance.covariance()  # (target units, source units)
     likely = _matrix(site, start)
     turn = torch.eye(site.size, dtype=torch.float64)
@@ -115,7 +109,7 @@ def _matrix(site: Site, permutation: Permutation) -> Tensor:
 def _whole(
     axes: dict[tuple[str, int], Tensor], groups: NeuronGroups
 ) -> dict[tuple[str, int], Tensor]:
-    """Without the tensors of which another axis lists neurons that no layer was heard with."""
+    """Without the tensors of which another axis lists neurons that no layer was observed with."""
     listed = {(block.tensor, block.axis) for block in groups.blocks}
     torn = {name for name, axis in listed if (name, axis) not in axes}
     return {place: turn for place, turn in axes.items() if place[0] not in torn}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from slipstream.matching.low_rank import Gradient, LowRank, dense, inner, wide
+from slipstream.matching.gradients import Gradient, LowRank, dense, inner_product, wide
 from slipstream.symmetry.gather import multiply, take
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -157,9 +157,9 @@ class Product:
         total = 0.0
         for target, source in pairs:
             if isinstance(target, LowRank) or isinstance(source, LowRank):
-                total += inner(target, move.of_gradient(source))
+                total += inner_product(target, move.of_gradient(source))
             else:
-                total += sum(inner(*piece) for piece in self._pieces(target, source, move))
+                total += sum(inner_product(*piece) for piece in self._pieces(target, source, move))
         return total
 
     def _around(self, permutation: Permutation) -> Move:

@@ -1,16 +1,19 @@
 """Carrying a fine-tune from one base model to another."""
 
-from slipstream.porting.checkpoints import port_checkpoint
+from slipstream.porting.checkpoints import checkpoint_task, port_checkpoint
 from slipstream.porting.plan import PortMethod, PortPlan
 from slipstream.porting.porting import port_fine_tune
-from slipstream.porting.result import Candidate, PortedLayer, PortResult
+from slipstream.porting.problem import FineTune
+from slipstream.porting.result import PortCandidate, PortedLayer, PortResult
 
 __all__ = [
-    "Candidate",
+    "FineTune",
+    "PortCandidate",
     "PortMethod",
     "PortPlan",
     "PortResult",
     "PortedLayer",
+    "checkpoint_task",
     "port_checkpoint",
     "port_fine_tune",
 ]

@@ -1,4 +1,4 @@
-"""LoRA adapters: what they add to a base, and their factors laid over another base."""
+"""LoRA adapters: what they add to a base, and their factors aligned to another base."""
 
 import json
 import math
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slipstream.porting.choosing import Choice
-from slipstream.porting.factoring import halves
+from slipstream.porting.displacement import halves
 from slipstream.porting.plan import parts_of
 from slipstream.porting.problem import LazyWeights, wide_copy
 from slipstream.porting.stored import Stored, open_stored
@@ -159,13 +159,13 @@ def ported_adapter(
 ) -> dict[str, Tensor]:
     """Return the adapter's tensors for the other base.
 
-    The factors themselves are laid over the other base's neurons where the method only moves
-    neurons; the rank is nobody's neuron, and stays. What a gradient changed entry by entry is
-    factored anew, and so is an embedding of other tokens.
+    The factors themselves are permuted to the other base's neurons where the method only moves
+    neurons; the rank lists no neurons, and stays. What a gradient changed entry by entry is
+    factored again, and so is an embedding of other tokens.
 
     Args:
         adapter: What was trained on the first base.
-        choice: The method, made ready, and its strength.
+        choice: The prepared method and its strength.
         to_base: The other base.
         retokenised: Tensors whose rows the other base has for other tokens.
 
@@ -174,7 +174,7 @@ def ported_adapter(
     """
     ported: dict[str, Tensor] = {}
     for factors in adapter.factors:
-        made = None if factors.tensor in retokenised else _laid(adapter, factors, choice)
+        made = None if factors.tensor in retokenised else _permuted(adapter, factors, choice)
         up, down = made or _factored(adapter, factors, choice)
         ported |= {factors.up: up, factors.down: down}
     for key in adapter.stored.forms:
@@ -185,14 +185,14 @@ def ported_adapter(
     }
 
 
-def _laid(adapter: Adapter, factors: Factors, choice: Choice) -> tuple[Tensor, Tensor] | None:
-    """The two factors, each with its neurons in the other base's places; None if that cannot be."""
-    carrier = choice.prepared.carrier
-    if parts_of(choice.prepared.method)[1] != "none" or not isinstance(carrier, Permutation):
+def _permuted(adapter: Adapter, factors: Factors, choice: Choice) -> tuple[Tensor, Tensor] | None:
+    """The two factors, each with its neurons in the order of the other base; None if impossible."""
+    aligner = choice.prepared.aligner
+    if parts_of(choice.prepared.method)[1] != "none" or not isinstance(aligner, Permutation):
         return None
-    indices, signs = carrier.indices(factors.tensor), carrier.factors(factors.tensor)
+    indices, signs = aligner.indices(factors.tensor), aligner.factors(factors.tensor)
     if any(index.dim() > 1 for index in (*indices.values(), *signs.values())):
-        return None  # the order on one axis depends on the place on the other
+        return None  # the order on one axis depends on the position on the other
 
     def along(value: Tensor, axis: int) -> Tensor:
         there = 1 - axis if factors.flipped else axis

@@ -1,15 +1,16 @@
 """Port a fine-tune from files to files: folders of Hugging Face, safetensors, LoRA adapters."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss
+from slipstream.evaluation import Batch, Loss, Task, classification_loss, takes_task
 from slipstream.porting.adapters import (
     CONFIG,
     WEIGHTS,
@@ -19,35 +20,57 @@ from slipstream.porting.adapters import (
     ported_adapter,
 )
 from slipstream.porting.choosing import Progress
-from slipstream.porting.method_inputs import Workbench
-from slipstream.porting.output import REPORT, copy_others, whole_output, write_like, write_tensors
+from slipstream.porting.method_inputs import MethodInputs
 from slipstream.porting.plan import PortPlan
-from slipstream.porting.problem import pose, without
+from slipstream.porting.porting import Part, Solution, find_solution
+from slipstream.porting.problem import FineTune, fine_tune_without, pose
 from slipstream.porting.result import PortResult
-from slipstream.porting.solution import Part, Solution, solve
-from slipstream.porting.stored import Stored, open_stored
-from slipstream.porting.vocabulary import Aligned, align_vocabularies
+from slipstream.porting.stored import (
+    REPORT,
+    Stored,
+    copy_others,
+    open_stored,
+    whole_output,
+    write_like,
+    write_tensors,
+)
+from slipstream.porting.vocabulary import AlignedVocabularies, align_vocabularies
 from slipstream.pretrained import example_input_for, load_pretrained, model_from_config
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.trajectory.layout import Layout
 
+F = TypeVar("F", bound=Callable[..., Any])
 _PROVABLE = 1 << 28  # bytes of weights that are loaded to prove the model's neuron groups with
 
 
+def _takes_data(function: F) -> F:
+    """Let loss and data be passed without a model, as in 0.1: that of `to_base`'s folder."""
+
+    @wraps(function)
+    def call(*args: Any, **given: Any) -> Any:
+        old = {name: given.pop(name) for name in ("loss", "data", "validation") if name in given}
+        old = {name: value for name, value in old.items() if value is not None}
+        if given.get("model") is None:
+            given.pop("model", None)
+            if old:
+                data = old.pop("data", ())
+                given["task"] = checkpoint_task(given["to_base"], data, **old)
+            return function(*args, **given)
+        return function(*args, **given, **old)
+
+    return call  # type: ignore[return-value]
+
+
+@_takes_data
+@takes_task(fine_tune=FineTune)
 def port_checkpoint(
     out: str | Path,
+    fine_tune: FineTune[str | Path],
+    task: Task | None = None,
     *,
-    from_base: str | Path,
-    fine_tuned: str | Path,
-    to_base: str | Path,
     plan: PortPlan | None = None,
-    model: nn.Module | None = None,
-    loss: Loss | None = None,
-    data: Iterable[Batch] | None = None,
-    validation: Iterable[Batch] | None = None,
     groups: NeuronGroups | None = None,
-    example_input: Any = None,
     progress: Progress | None = None,
 ) -> PortResult:
     """Port a fine-tune on disk, and write the result where nothing is yet.
@@ -56,18 +79,15 @@ def port_checkpoint(
 
     Args:
         out: A new folder; a new `.safetensors` file if `to_base` is a file. A ported adapter is a
-            folder again, an adapter for `to_base`. The report lies in it, or beside it.
-        from_base: A Hugging Face folder, sharded or not, or a file of weights.
-        fine_tuned: The same, or a LoRA adapter in the format of PEFT.
-        to_base: The same as `from_base`.
+            folder again, an adapter for `to_base`. The report is in it, or beside it.
+        fine_tune: The fine-tune, its base, and the base it is carried to: Hugging Face folders,
+            sharded or not, or files of weights. The fine-tune may be a LoRA adapter in the format
+            of PEFT.
+        task: The architecture with its loss and labelled batches; on its validation data, method
+            and strength are chosen. `checkpoint_task` makes it of a Hugging Face folder. Without a
+            task the architecture is that of `to_base`'s folder.
         plan: What to do; `PortPlan()` chooses the method.
-        model: The architecture; that of `to_base`'s folder by default.
-        loss: Maps the model and a batch to the batch's mean loss; for a Hugging Face folder the
-            model's own by default.
-        data: Labelled batches of the task, for gradients and BatchNorm statistics.
-        validation: Other labelled batches, to choose method and strength by; never test data.
         groups: What may be permuted; found and proven when not given.
-        example_input: An input of the model, for finding the groups.
         progress: Called after each method that was tried, then after each tensor written.
 
     Returns:
@@ -79,28 +99,48 @@ def port_checkpoint(
         ValueError: If the three do not fit together.
     """
     plan, place = PortPlan() if plan is None else plan, Path(out)
-    files = _open(from_base, fine_tuned, to_base)
+    files = _open(fine_tune)
     with whole_output(place) as temporary:
-        with_data = data is not None or validation is not None
-        if model is None and (with_data or plan.method != "identity"):
-            model = _model_of(files.to_base, plan=plan, with_data=with_data)
-        if example_input is None and model is not None and hasattr(model, "config"):
-            example_input = example_input_for(model)
-        ties = {} if model is None else Layout.of(model).aliases
-        problem = pose(
-            without(files.aligned.from_base, ties),
-            without(files.aligned.fine_tuned, ties),
-            without(files.to_base.weights, ties),
-            exclude=plan.exclude,
-        )
+        if task is None and plan.method != "identity":
+            model = _model_of(files.to_base, plan=plan)
+            task = None if model is None else Task(model)
+        task = None if task is None else _completed(task)
+        ties = {} if task is None else Layout.of(task.model).aliases
+        weights = FineTune(files.aligned.from_base, files.aligned.fine_tuned, files.to_base.weights)
+        problem = pose(fine_tune_without(weights, ties), exclude=plan.exclude)
         ranks = files.adapter.ranks if files.adapter else {}
-        loss = loss or _own_loss(model)
-        bench = Workbench(problem, plan, model, loss, data, groups, example_input, ranks)
-        solution = solve(bench, validation=validation, progress=progress)
+        inputs = MethodInputs(problem, plan, task, groups, ranks)
+        solution = find_solution(inputs, progress=progress)
         result = _write(files, solution, temporary, ties, progress or (lambda *_: None))
         report = temporary / REPORT if temporary.is_dir() else place.with_suffix(".port.json")
         report.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
     return result
+
+
+def checkpoint_task(
+    folder: str | Path,
+    data: Iterable[Batch] = (),
+    *,
+    validation: Iterable[Batch] | None = None,
+    loss: Loss | None = None,
+) -> Task:
+    """Load the model of a Hugging Face folder, with data to port a fine-tune by.
+
+    Args:
+        folder: What the model's `save_pretrained` wrote.
+        data: Labelled batches, for gradients and BatchNorm statistics: mappings that the model
+            takes by name.
+        validation: Other labelled batches, on which method and strength are chosen.
+        loss: Maps the model and a batch to the batch's mean loss; by default the loss that the
+            model returns.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: If the folder's model cannot be built.
+    """
+    return Task(load_pretrained(folder), data, loss or _own_loss, validation=validation)
 
 
 @dataclass(frozen=True)
@@ -108,12 +148,13 @@ class _Files:
     from_base: Stored
     to_base: Stored
     adapter: Adapter | None
-    aligned: Aligned
+    aligned: AlignedVocabularies
 
 
-def _open(from_base: str | Path, fine_tuned: str | Path, to_base: str | Path) -> _Files:
-    other = open_stored(to_base, argument="to_base")
-    first = open_stored(from_base, argument="from_base").named_like(other)
+def _open(given: FineTune[str | Path]) -> _Files:
+    fine_tuned = given.fine_tuned
+    other = open_stored(given.to_base, argument="to_base")
+    first = open_stored(given.from_base, argument="from_base").named_like(other)
     if is_adapter(fine_tuned):
         adapter = open_adapter(fine_tuned, from_base=first, to_base=other)
         return _Files(first, other, adapter, align_vocabularies(first, adapter.on(first), other))
@@ -121,48 +162,54 @@ def _open(from_base: str | Path, fine_tuned: str | Path, to_base: str | Path) ->
     return _Files(first, other, None, align_vocabularies(first, tuned, other))
 
 
-def _model_of(stored: Stored, *, plan: PortPlan, with_data: bool) -> nn.Module | None:
-    """The model of a Hugging Face folder; a large one without weights where no data needs them."""
+def _model_of(stored: Stored, *, plan: PortPlan) -> nn.Module | None:
+    """The model of a Hugging Face folder; a large one without its weights."""
     if not stored.is_folder or "model_type" not in stored.config:
         return None
     try:
         small = sum(form.bytes for form in stored.forms.values()) <= _PROVABLE
-        return (load_pretrained if with_data or small else model_from_config)(stored.path)
+        return (load_pretrained if small else model_from_config)(stored.path)
     except (ModuleNotFoundError, ValueError):
-        if with_data or plan.method != "auto":
+        if plan.method != "auto":
             raise
         return None
 
 
-def _own_loss(model: nn.Module | None) -> Loss | None:
+def _completed(task: Task) -> Task:
+    """With what a model of Hugging Face knows by itself: its loss and inputs to trace it with."""
+    if not hasattr(task.model, "config"):
+        return task
+    example = task.example_input
+    return replace(
+        task,
+        loss=_own_loss if task.loss is classification_loss else task.loss,
+        example_input=example_input_for(task.model) if example is None else example,
+    )
+
+
+def _own_loss(model: nn.Module, batch: Batch) -> Tensor:
     """The loss that a model of Hugging Face returns when a batch holds labels."""
-    if not hasattr(model, "config"):
-        return None
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        value: Tensor | None = model(**batch).loss
-        if value is None:
-            raise ValueError("The model returns no loss: batches must hold labels, by name.")
-        return value
-
-    return loss
+    value: Tensor | None = model(**batch).loss
+    if value is None:
+        raise ValueError("The model returns no loss: batches must hold labels, by name.")
+    return value
 
 
 def _write(
     files: _Files, solution: Solution, out: Path, ties: Mapping[str, str], progress: Progress
 ) -> PortResult:
     """Write what was chosen, and return the report."""
-    told: dict[str, Part] = {}
+    written: dict[str, Part] = {}
 
     def tensor(name: str) -> Tensor:
         part = solution.part(ties.get(name, name))
-        told[ties.get(name, name)] = replace(part, value=torch.empty(0))
+        written[ties.get(name, name)] = replace(part, value=torch.empty(0))
         return part.value
 
     if files.adapter is None:
         total = len(files.to_base.forms)
-        write_like(files.to_base, out, tensor, wrote=lambda _: progress(len(told), total))
-        return solution.result(told, warnings=files.aligned.warnings)
+        write_like(files.to_base, out, tensor, wrote=lambda _: progress(len(written), total))
+        return solution.result(written, warnings=files.aligned.warnings)
     adapter = files.adapter
     copy_others(adapter.stored, out)
     config = {**adapter.config, "base_model_name_or_path": str(files.to_base.path)}
@@ -174,4 +221,4 @@ def _write(
     write_tensors(out / WEIGHTS, forms, weights.__getitem__)
     for name in adapter.tensors:
         tensor(name)
-    return solution.result(told, warnings=files.aligned.warnings)
+    return solution.result(written, warnings=files.aligned.warnings)

@@ -1,19 +1,21 @@
-"""Which method, and how strong: by validation data, or by how the bases lie to each other."""
+"""Which method, at which strength: by validation data, or by the alignment of the bases."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss, evaluate, recalibrate_batchnorm
-from slipstream.porting.base_alignment import Regime, Survey
+from slipstream.evaluation import Batch
 from slipstream.porting.displacement import Prepared, prepare
-from slipstream.porting.method_inputs import Workbench
+from slipstream.porting.method_inputs import MethodInputs
 from slipstream.porting.plan import PortMethod
-from slipstream.porting.result import Candidate
+from slipstream.porting.problem import BaseAlignment, Regime
+from slipstream.porting.result import PortCandidate
 from slipstream.symmetry.permutation import Permutation
+from slipstream.transfer.transfer_state import BatchStream, complete_weights
+from slipstream.weights import Weights
 
 Progress = Callable[[int, int], None]  # pieces of work done, and in all
 
@@ -38,32 +40,34 @@ class Choice:
     strength: float = 1.0
     statistics: dict[str, Tensor] = field(default_factory=dict)  # of BatchNorm, if not carried
     loss: float = math.inf
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[PortCandidate, ...] = ()
     loss_before: float | None = None
     loss_identity: float | None = None
 
 
-@dataclass(frozen=True)
 class Judge:
     """Measures weights on the validation data."""
 
-    model: nn.Module
-    loss: Loss
-    validation: Iterable[Batch]
-    own: dict[str, Tensor]  # what the other base has
-    calibration: list[Batch]  # for the statistics of BatchNorm; may be empty
+    def __init__(self, inputs: MethodInputs) -> None:
+        task = self._task = replace(inputs.with_model.repeatable(), metrics={})
+        self.own = complete_weights(task.model, inputs.problem.to_base, "to_base")
+        self._calibration: list[Batch] = []  # for the statistics of BatchNorm
+        if task.calibration is None or task.calibration != ():
+            given = (task.data if task.has_data else task.validation) or ()
+            stream = BatchStream(given if task.calibration is None else task.calibration)
+            self._calibration = stream.take(inputs.plan.batchnorm_batches)
 
-    def measure(self, weights: dict[str, Tensor]) -> float:
-        """Return the loss; an infinite one if it is no number."""
-        value = evaluate(self.model, {"loss": self.loss}, weights=weights, data=self.validation)
-        return value["loss"] if math.isfinite(value["loss"]) else math.inf
+    def measure(self, weights: Weights) -> float:
+        """Return the loss; an infinite one if it is not a number."""
+        value = self._task.validated(weights=weights)["validation_loss"]
+        return value if math.isfinite(value) else math.inf
 
     def search(self, prepared: Prepared, strengths: Iterable[float]) -> Iterator[Choice]:
         """Measure a displacement at every strength, with BatchNorm as carried and as estimated.
 
         Args:
             prepared: What to apply.
-            strengths: Where.
+            strengths: The factors to try.
 
         Yields:
             Each choice with its loss.
@@ -75,57 +79,52 @@ class Judge:
                 if name in self.own
             }
             yield Choice(prepared, strength, {}, self.measure(weights))
-            if statistics := self._statistics(weights):
+            if self._calibration and (statistics := self._statistics(weights)):
                 loss = self.measure(weights | statistics)
                 yield Choice(prepared, strength, statistics, loss)
 
-    def _statistics(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        if not self.calibration:
-            return {}
-        return recalibrate_batchnorm(
-            self.model, weights=weights, data=self.calibration, forward=self.loss
-        )
+    def _statistics(self, weights: Weights) -> dict[str, Tensor]:
+        return replace(self._task, calibration=self._calibration).recalibrated(weights)
 
 
-def regime_of(bench: Workbench, survey: Survey) -> Regime:
+def regime_of(inputs: MethodInputs, alignment: BaseAlignment) -> Regime:
     """Return whether the bases share a history: by direction, or because no neuron would move.
 
     The matching that tells is only made where it may be used.
     """
-    if survey.regime == "independent" and bench.plan.method == "auto" and bench.can_match:
-        matched = cast("Permutation", bench.carrier("weights"))
+    if alignment.regime == "independent" and inputs.plan.method == "auto" and inputs.can_match:
+        matched = cast("Permutation", inputs.aligner("weights"))
         return "continued lineage" if matched.moved() <= _FEW else "independent"
-    return survey.regime
+    return alignment.regime
 
 
-def choose_by_alignment(bench: Workbench, regime: Regime) -> Choice:
+def choose_by_alignment(inputs: MethodInputs, regime: Regime) -> Choice:
     """Choose without data: the displacement as it is, or re-based where bases are independent."""
-    method = bench.plan.method
+    method = inputs.plan.method
     if method == "auto":
-        method = "weights" if regime == "independent" and bench.can_match else "identity"
-    return Choice(prepare(method, bench))
+        method = "weights" if regime == "independent" and inputs.can_match else "identity"
+    return Choice(prepare(method, inputs))
 
 
-def choose_by_loss(bench: Workbench, regime: Regime, judge: Judge, progress: Progress) -> Choice:
+def choose_by_loss(inputs: MethodInputs, regime: Regime, progress: Progress) -> Choice:
     """Choose what has the least loss on the validation data.
 
     Args:
-        bench: The problem.
-        regime: How the bases lie to each other.
-        judge: Measures.
+        inputs: The problem.
+        regime: Whether the bases share a history.
         progress: Called after each method.
 
     Returns:
         The best choice, with the loss of all.
     """
-    plan = bench.plan
-    tried = _methods(bench, regime)
+    plan, judge = inputs.plan, Judge(inputs)
+    tried = _methods(inputs, regime)
     best: Choice | None = None
     plain = math.inf  # the least loss of the displacement as it is
-    candidates: list[Candidate] = []
+    candidates: list[PortCandidate] = []
     for number, method in enumerate(tried, start=1):
         strengths = sorted({*plan.strengths, 1.0}) if method == "identity" else plan.strengths
-        for choice in judge.search(prepare(method, bench).held(), strengths):
+        for choice in judge.search(prepare(method, inputs).held(), strengths):
             candidates.append(_candidate(choice))
             if method == "identity" and choice.strength == 1:
                 plain = min(plain, choice.loss)
@@ -141,17 +140,17 @@ def choose_by_loss(bench: Workbench, regime: Regime, judge: Judge, progress: Pro
     )
 
 
-def _methods(bench: Workbench, regime: Regime) -> tuple[PortMethod, ...]:
+def _methods(inputs: MethodInputs, regime: Regime) -> tuple[PortMethod, ...]:
     """The plain displacement first: everything else is compared with it."""
-    if bench.plan.method == "auto":
-        methods = WITH_GRADIENTS[regime] if bench.data is not None else WITHOUT_GRADIENTS
+    if inputs.plan.method == "auto":
+        methods = WITH_GRADIENTS[regime] if inputs.has_data else WITHOUT_GRADIENTS
     else:
-        methods = ("identity", bench.plan.method)
+        methods = ("identity", inputs.plan.method)
     return tuple(dict.fromkeys(methods))
 
 
-def _candidate(choice: Choice) -> Candidate:
-    return Candidate(
+def _candidate(choice: Choice) -> PortCandidate:
+    return PortCandidate(
         choice.prepared.method,
         choice.strength,
         choice.loss,

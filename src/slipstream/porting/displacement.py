@@ -1,15 +1,14 @@
-"""A method makes ready, once, a displacement that can then be applied at any strength."""
+"""The displacement of a method, made once, that can then be applied at any strength."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 from torch import Tensor
 
-from slipstream.matching.low_rank import dense
-from slipstream.porting.factoring import truncated
-from slipstream.porting.method_inputs import Carrier, Workbench
+from slipstream.matching.gradients import dense
+from slipstream.porting.method_inputs import Aligner, MethodInputs
 from slipstream.porting.plan import PortMethod, parts_of
 from slipstream.porting.problem import LazyWeights, Problem
 from slipstream.symmetry.permutation import Permutation
@@ -24,7 +23,7 @@ class Prepared:
     """A displacement in the coordinates of the other base."""
 
     method: PortMethod
-    carrier: Carrier
+    aligner: Aligner
     displacement: Weights  # a new tensor at every access
 
     def at(self, name: str, base: Tensor, *, strength: float) -> Tensor:
@@ -40,12 +39,12 @@ class Prepared:
         return replace(self, displacement=LazyWeights(kept, lambda name: kept[name].clone()))
 
 
-def prepare(method: PortMethod, bench: Workbench) -> Prepared:
+def prepare(method: PortMethod, inputs: MethodInputs) -> Prepared:
     """Make a method's displacement.
 
     Args:
         method: Any but `auto`.
-        bench: The problem, with what the method needs.
+        inputs: The problem, with what the method needs.
 
     Returns:
         What can be applied.
@@ -54,25 +53,25 @@ def prepare(method: PortMethod, bench: Workbench) -> Prepared:
         ValueError: If the method needs a model, a loss or data that was not given.
     """
     coordinates, signs = parts_of(method)
-    carrier = bench.carrier(coordinates)
-    names = bench.problem.carried
-    lay = _laid_over(bench.problem, carrier)
+    aligner = inputs.aligner(coordinates)
+    names = inputs.problem.carried
+    aligned = _aligned_to(inputs.problem, aligner)
     if signs == "none":
-        return Prepared(method, carrier, LazyWeights(names, lay))
-    make = _masked(bench, lay) if signs == "mask" else _stepped(bench, carrier, lay)
-    return Prepared(method, carrier, truncated(LazyWeights(names, make), bench.ranks))
+        return Prepared(method, aligner, LazyWeights(names, aligned))
+    make = _masked(inputs, aligned) if signs == "mask" else _stepped(inputs, aligner, aligned)
+    return Prepared(method, aligner, truncated(LazyWeights(names, make), inputs.ranks))
 
 
-def _laid_over(problem: Problem, carrier: Carrier) -> Callable[[str], Tensor]:
-    return lambda name: carrier.apply_to(name, problem.displacement(name))
+def _aligned_to(problem: Problem, aligner: Aligner) -> Callable[[str], Tensor]:
+    return lambda name: aligner.apply_to(name, problem.displacement(name))
 
 
-def _masked(bench: Workbench, lay: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
-    """Only what goes down the other base's slope, as GradFix (Rinaldi et al., 2025) has it."""
-    gradient = bench.gradient
+def _masked(inputs: MethodInputs, aligned: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+    """Only what decreases the other base's loss, as GradFix (Rinaldi et al., 2025) has it."""
+    gradient = inputs.gradient
 
     def masked(name: str) -> Tensor:
-        moved = lay(name)
+        moved = aligned(name)
         if name in gradient:
             moved.mul_(dense(gradient[name]).to(moved.device).mul(moved) < 0)
         return moved
@@ -81,8 +80,54 @@ def _masked(bench: Workbench, lay: Callable[[str], Tensor]) -> Callable[[str], T
 
 
 def _stepped(
-    bench: Workbench, carrier: Carrier, lay: Callable[[str], Tensor]
+    inputs: MethodInputs, aligner: Aligner, aligned: Callable[[str], Tensor]
 ) -> Callable[[str], Tensor]:
     """Where signed steps lead; what is no parameter (statistics of BatchNorm) has no gradient."""
-    steps = bench.signed(cast("Permutation", carrier))
-    return lambda name: steps[name].clone() if name in steps else lay(name)
+    steps = inputs.signed(cast("Permutation", aligner))
+    return lambda name: steps[name].clone() if name in steps else aligned(name)
+
+
+def halves(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return two factors whose product is the nearest matrix of a rank.
+
+    Args:
+        matrix: (rows, columns).
+        rank: How many columns the first factor has, and rows the second; padded with zeros.
+
+    Returns:
+        (rows, rank) and (rank, columns), of the same size.
+
+    Source: "The approximation of one matrix by another of lower rank" (Eckart, Young, 1936).
+
+    Example:
+        >>> up, down = halves(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), 1)
+        >>> up @ down
+        tensor([[4., 0.],
+                [0., 0.]])
+    """
+    left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+    root = sizes[:rank].sqrt()
+    missing = rank - len(root)
+    up = torch.nn.functional.pad(left[:, :rank] * root, (0, missing))
+    return up, torch.nn.functional.pad(root[:, None] * right[:rank], (0, 0, 0, missing))
+
+
+def truncated(displacement: Weights, ranks: Mapping[str, int]) -> Weights:
+    """Return the nearest displacement that an adapter can hold, lazily.
+
+    Args:
+        displacement: Of every tensor.
+        ranks: Of the tensors that are adapted.
+
+    Returns:
+        A displacement of the same tensors.
+    """
+
+    def make(name: str) -> Tensor:
+        moved = displacement[name]
+        if name not in ranks:
+            return moved
+        up, down = halves(moved.flatten(1), ranks[name])
+        return (up @ down).view(moved.shape)
+
+    return LazyWeights(displacement, make)

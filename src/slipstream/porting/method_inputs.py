@@ -1,16 +1,16 @@
 """The model, its neuron groups and the data: what some methods need, each made when it is asked."""
 
 import warnings
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar, cast
+from typing import Protocol, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss, device_of, forward_inputs, inputs_of
+from slipstream.evaluation import Task
 from slipstream.matching import match_activations, match_rotations, match_weights
-from slipstream.matching.low_rank import Gradient
+from slipstream.matching.gradients import Gradient
 from slipstream.porting.plan import Coordinates, PortPlan
 from slipstream.porting.problem import Problem, wide_copy
 from slipstream.symmetry.neuron_groups import NeuronGroups
@@ -18,45 +18,37 @@ from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import methods
-from slipstream.transfer.checks import check_loss, complete
-from slipstream.transfer.gradient_store import GradientStore
 from slipstream.transfer.methods import Step
-from slipstream.transfer.paths import paths
-from slipstream.transfer.transfer_state import BatchStream, Networks, Stopwatch
-from slipstream.weights import parameter_names
-
-T = TypeVar("T")
+from slipstream.transfer.transfer_state import BatchStream, TransferState, complete_weights
+from slipstream.weights import Weights, parameter_names
 
 
-class Carrier(Protocol):
-    """Lays a tensor of one network over the neurons of another."""
+class Aligner(Protocol):
+    """Aligns a tensor of one network to the neurons of another."""
 
     def apply_to(self, name: str, value: Tensor) -> Tensor:
-        """Return `value`, laid out like the model's tensor `name`, in the other's coordinates."""
+        """Return `value`, with the layout of the model's tensor `name`, aligned to the other."""
 
 
 @dataclass
-class Workbench:
+class MethodInputs:
     """One problem with all that methods may ask for; what two methods share is made once."""
 
     problem: Problem
     plan: PortPlan
-    model: nn.Module | None = None
-    loss: Loss | None = None
-    data: Iterable[Batch] | None = None
+    task: Task | None = None
     given_groups: NeuronGroups | None = None
-    example_input: Any = None
     ranks: Mapping[str, int] = field(default_factory=dict)  # of an adapter's tensors
     notes: list[str] = field(default_factory=list)  # what the user should be warned of
-    _carriers: dict[Coordinates, Carrier] = field(default_factory=dict)
+    _aligners: dict[Coordinates, Aligner] = field(default_factory=dict)
 
-    def carrier(self, coordinates: Coordinates) -> Carrier:
-        """Return how the displacement is laid over the other base."""
-        if coordinates not in self._carriers:
-            self._carriers[coordinates] = self._find(coordinates)
-        return self._carriers[coordinates]
+    def aligner(self, coordinates: Coordinates) -> Aligner:
+        """Return what aligns the displacement to the other base."""
+        if coordinates not in self._aligners:
+            self._aligners[coordinates] = self._find(coordinates)
+        return self._aligners[coordinates]
 
-    def _find(self, coordinates: Coordinates) -> Carrier:
+    def _find(self, coordinates: Coordinates) -> Aligner:
         if coordinates == "weights":
             names = self.problem.carried
             source, target = (
@@ -67,13 +59,13 @@ class Workbench:
         if coordinates == "activations":
             return self._by_activations()
         if coordinates == "procrustes":
-            permutation = cast("Permutation", self.carrier("activations"))
-            return match_rotations(start=permutation, **self._shown())
+            permutation = cast("Permutation", self.aligner("activations"))
+            return match_rotations(*self._observed(), groups=self.groups, start=permutation)
         if coordinates == "fgmt":
             # Gradients of a transformer say little from where nothing corresponds yet.
-            first = cast("Permutation", self.carrier("activations"))
+            first = cast("Permutation", self.aligner("activations"))
             plan = self.plan.transfer()
-            *_, last = methods.fgmt(self.networks, self.line, self.networks.start, first, plan)
+            *_, last = methods.fgmt(self.state, self.line, self.state.start, first, plan)
             return last.source_to_target
         shapes = {name: tuple(value.shape) for name, value in self.problem.to_base.items()}
         return Permutation.identity(NeuronGroups((), (), shapes))
@@ -82,102 +74,90 @@ class Workbench:
         """Match what the neurons compute; those that no layer shows are matched by weights."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="No linear or convolutional layer")
-            first = cast("Permutation", self.carrier("weights"))
-            return match_activations(start=first, **self._shown()).source_to_target
+            first = cast("Permutation", self.aligner("weights"))
+            matching = match_activations(*self._observed(), groups=self.groups, start=first)
+            return matching.source_to_target
 
-    def _shown(self) -> dict[str, Any]:
-        """Both bases and what they are shown, to compare what their neurons compute."""
-        model, data = self.asked("model", self.model), self.asked("data", self.data)
+    def _observed(self) -> tuple[Weights, Weights, Task]:
+        """Both bases and the batches on which their neurons are compared."""
+        task = self.with_data
         theirs, own = self.problem.from_base, self.problem.to_base
         # A head of another size has no counterpart, and nothing is matched behind it.
         fits = [n for n in own if n in theirs and theirs[n].shape == own[n].shape]
-        return {
-            "model": model,
-            "source": complete(model, {**own, **{n: theirs[n] for n in fits}}, "from_base"),
-            "target": complete(model, own, "to_base"),
-            "data": BatchStream(data).take(self.plan.stages * self.plan.batches_per_gradient),
-            "groups": self.groups,
-            "forward": self.loss or forward_inputs,
-        }
+        source = {**own, **{n: theirs[n] for n in fits}}
+        batches = BatchStream(task.data).take(self.plan.stages * self.plan.batches_per_gradient)
+        return (
+            complete_weights(task.model, source, "from_base"),
+            complete_weights(task.model, own, "to_base"),
+            replace(task, data=batches, forward=task.feed),
+        )
 
-    def signed(self, carrier: Permutation) -> dict[str, Tensor]:
+    def signed(self, aligner: Permutation) -> dict[str, Tensor]:
         """Return how far the signed steps lead from the other base, in the model's dtype."""
-        start = self.networks.start
-        first = Step(dict(start), carrier)
-        *_, last = methods.signed(self.networks, self.line, start, first, self.plan.signs)
+        start = self.state.start
+        first = Step(dict(start), aligner)
+        *_, last = methods.signed(self.state, self.line, start, first, self.plan.signs)
         return {
             name: wide_copy(last.weights[name])
             .sub_(start[name])
             .to(self.problem.to_base[name].device)
-            for name in self.networks.carried
+            for name in self.state.carried
         }
 
     @cached_property
     def gradient(self) -> dict[str, Gradient]:
         """The gradient at the other base, over as many batches as all stages take."""
-        batches = self.networks.data.take(self.plan.stages * self.plan.batches_per_gradient)
-        return self.networks.gradient(self.networks.start, batches, batch_statistics=True)
+        batches = self.state.data.take(self.plan.stages * self.plan.batches_per_gradient)
+        return self.state.gradient(self.state.start, batches, batch_statistics=True)
 
     @cached_property
     def groups(self) -> NeuronGroups:
         """What may be permuted; a tensor that is carried and not among its shapes is an error."""
         groups = self.given_groups
         if groups is None:
-            model = self.asked("model", self.model)
-            example = self.example_input
-            if example is None:
-                example = inputs_of(next(iter(self.asked("data", self.data))))
-            numbers = not any(parameter.is_meta for parameter in model.parameters())
-            groups = find_neuron_groups(model, example, prove=numbers)
-            if not numbers:
+            task = self.with_model if self._example_is_given else self.with_data
+            loaded = not any(parameter.is_meta for parameter in task.model.parameters())
+            groups = find_neuron_groups(task.model, task.example(), prove=loaded)
+            if not loaded:
                 self.notes.append(
                     "the neuron groups follow from tracing alone: the model was not loaded, so "
-                    "they were not proven with numbers."
+                    "they were not proven with values."
                 )
         if unknown := [name for name in self.problem.carried if name not in groups.shapes]:
             raise ValueError(
-                f"The neuron groups do not list the tensor {unknown[0]!r} of to_base, so nobody "
-                "knows what moves with it: they are of another model, or the file uses other "
-                "names. Exclude it, or save the model anew with the library that reads it."
+                f"The neuron groups do not list the tensor {unknown[0]!r} of to_base, so what "
+                "moves with it is unknown: they are of another model, or the file uses other "
+                "names. Exclude it, or save the model again with the library that reads it."
             )
         return groups
 
     @cached_property
-    def networks(self) -> Networks:
+    def state(self) -> TransferState:
         """Both networks, with the data for their gradients."""
-        model = self.asked("model", self.model)
-        loss = self.asked("loss", self.loss)
-        stream = BatchStream(self.asked("data", self.data))
-        start = complete(model, self.problem.to_base, "to_base")
-        calibration = BatchStream(self.data or ()).take(self.plan.batchnorm_batches)
-        check_loss(model, loss, start, calibration[0])
-        return Networks(
-            model,
-            loss,
-            start,
-            frozenset(parameter_names(model)) - frozenset(self.problem.carried),
-            stream,
-            self.plan.batches_per_gradient,
-            calibration,
-            GradientStore(None, device=device_of(model)),
-            Stopwatch(),
+        task, plan = self.with_data, self.plan
+        start = complete_weights(task.model, self.problem.to_base, "to_base")
+        excluded = frozenset(parameter_names(task.model)) - frozenset(self.problem.carried)
+        state = TransferState(
+            task, start, excluded, plan.batches_per_gradient, plan.batchnorm_batches
         )
+        state.check_loss()
+        return state
 
     @cached_property
     def line(self) -> Trajectory:
         """The straight line from the first base to its fine-tune."""
         ends = [
-            {name: wide_copy(weights[name]) for name in self.networks.carried}
+            {name: wide_copy(weights[name]) for name in self.state.carried}
             for weights in (self.problem.from_base, self.problem.fine_tuned)
         ]
-        (line,) = paths(Trajectory.from_weights(ends), self.plan.transfer())
+        (line,) = self.plan.transfer().segments_of(Trajectory.from_weights(ends))
         return line
 
     @cached_property
     def can_match(self) -> bool:
         """Whether there are neurons to match, as far as `auto` can find out."""
-        examples = self.example_input is not None or self.data is not None
-        if self.given_groups is None and (self.model is None or not examples):
+        known = self.task is not None and (self._example_is_given or self.has_data)
+        if self.given_groups is None and not known:
             return False
         try:
             return len(self.groups) > 0
@@ -185,11 +165,32 @@ class Workbench:
             self.notes.append(f"neurons were not matched: {error}")
             return False
 
-    def asked(self, name: str, value: T | None) -> T:
-        """Return an argument that a method needs, or raise and say which."""
-        if value is None:
-            raise ValueError(
-                f"The method {self.plan.method!r} needs {name}=...; without it there are "
-                "'identity', and 'weights' where the model and an example input are given."
-            )
-        return value
+    @property
+    def has_data(self) -> bool:
+        """Whether there are batches to take gradients on."""
+        return self.task is not None and self.task.has_data
+
+    @property
+    def _example_is_given(self) -> bool:
+        return self.task is not None and self.task.example_input is not None
+
+    @property
+    def with_model(self) -> Task:
+        """The task; an error if there is none."""
+        if self.task is None:
+            raise ValueError(f"The method {self.plan.method!r} needs a model: {_MISSING}")
+        return self.task
+
+    @property
+    def with_data(self) -> Task:
+        """The task with its data; an error if there is none."""
+        task = self.with_model
+        if not task.has_data:
+            raise ValueError(f"The method {self.plan.method!r} needs data: {_MISSING}")
+        return task
+
+
+_MISSING = (
+    "give Task(model, data, ...). Without it there are 'identity', and 'weights' where the model "
+    "and an example input are given."
+)

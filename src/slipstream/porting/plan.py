@@ -31,8 +31,8 @@ PortMethod = Literal[
 class PortPlan:
     """How a fine-tune is carried from one base model to another.
 
-    A method lays the displacement `fine_tuned - from_base` over the other base's neurons, and may
-    then listen to the other base's gradient: `-mask` keeps the entries that step against it,
+    A method aligns the displacement `fine_tuned - from_base` to the other base's neurons, and may
+    then use the other base's gradient: `-mask` keeps the entries that step against it,
     `-signed` carries the displacement in stages, each beside a step against the gradient's sign.
     """
 

@@ -1,55 +1,58 @@
 """Carry a fine-tune from the base model it was made of to another one."""
 
-from collections.abc import Iterable
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss
-from slipstream.porting.choosing import Progress
-from slipstream.porting.method_inputs import Workbench
-from slipstream.porting.plan import PortPlan
-from slipstream.porting.problem import pose, without
-from slipstream.porting.result import PortResult
-from slipstream.porting.solution import solve
+from slipstream.evaluation import Task, takes_task
+from slipstream.porting.choosing import (
+    Choice,
+    Progress,
+    choose_by_alignment,
+    choose_by_loss,
+    regime_of,
+)
+from slipstream.porting.method_inputs import MethodInputs
+from slipstream.porting.plan import PortPlan, parts_of
+from slipstream.porting.problem import (
+    BaseAlignment,
+    FineTune,
+    Regime,
+    TensorAlignment,
+    align_bases,
+    fine_tune_without,
+    pose,
+)
+from slipstream.porting.result import PortedLayer, PortResult
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.trajectory.layout import Layout
-from slipstream.weights import Weights
+from slipstream.weights import Weights, inner
 
 
+@takes_task(fine_tune=FineTune)
 def port_fine_tune(
-    model: nn.Module | None = None,
+    fine_tune: FineTune[Weights],
+    task: Task | None = None,
     *,
-    from_base: Weights,
-    fine_tuned: Weights,
-    to_base: Weights,
     plan: PortPlan | None = None,
-    loss: Loss | None = None,
-    data: Iterable[Batch] | None = None,
-    validation: Iterable[Batch] | None = None,
     groups: NeuronGroups | None = None,
-    example_input: Any = None,
     progress: Progress | None = None,
 ) -> PortResult:
-    """Give `to_base` what `fine_tuned` has learned since `from_base`.
+    """Give another base what a fine-tune has learned since its own.
 
-    The displacement `fine_tuned - from_base` is laid over the neurons of the other base and added.
+    The displacement `fine_tuned - from_base` is aligned to the neurons of the other base and added.
     Between bases that share a history that is enough; between independent ones the neurons are
-    matched first, and the other base's gradient on a few labelled batches has a say in every sign.
+    matched first, and the other base's gradient on a few labelled batches decides about signs.
 
     Args:
-        model: The architecture; left as it was. `identity` needs none.
-        from_base: The weights that the fine-tune started from.
-        fine_tuned: The weights where it ended.
-        to_base: The weights that it is carried to.
+        fine_tune: The weights of the fine-tune, of its base, and of the base it is carried to.
+        task: The architecture with its loss; its data are labelled batches for gradients and
+            BatchNorm statistics. If it has validation data, method and strength are chosen on
+            them. The method `identity` needs no task.
         plan: What to do; `PortPlan()` chooses the method.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
-        data: Labelled batches of the task, for gradients and BatchNorm statistics.
-        validation: Other labelled batches, on which method and strength are chosen; never test
-            data.
         groups: What may be permuted; found and proven when not given.
-        example_input: An input of the model, for finding the groups; by default that of the first
-            batch of `data`.
         progress: Called after each method that was tried.
 
     Returns:
@@ -65,15 +68,151 @@ def port_fine_tune(
     Example:
         >>> import torch
         >>> base, tuned, other = ({"w": torch.full((2, 2), v)} for v in (1.0, 1.5, 0.9))
-        >>> result = port_fine_tune(from_base=base, fine_tuned=tuned, to_base=other)
+        >>> result = port_fine_tune(FineTune(base, tuned, other))
         >>> result.regime, result.method, result.weights["w"][0, 0].item()
         ('continued lineage', 'identity', 1.399999976158142)
     """
     plan = PortPlan() if plan is None else plan
-    ties = {} if model is None else Layout.of(model).aliases
-    first, last, other = (without(weights, ties) for weights in (from_base, fine_tuned, to_base))
-    problem = pose(first, last, other, exclude=plan.exclude)
-    bench = Workbench(problem, plan, model, loss, data, groups, example_input)
-    solution = solve(bench, validation=validation, progress=progress)
+    ties = {} if task is None else Layout.of(task.model).aliases
+    problem = pose(fine_tune_without(fine_tune, ties), exclude=plan.exclude)
+    solution = find_solution(MethodInputs(problem, plan, task, groups), progress=progress)
     parts = {name: solution.part(name) for name in problem.to_base}
     return solution.result(parts, weights={name: part.value for name, part in parts.items()})
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of the result, with the inner products that say what became of it."""
+
+    value: Tensor
+    kept: float = 0.0  # <what was added, the displacement aligned to B>
+    matched: float = 0.0  # <A aligned to B, B>
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What was chosen for a problem."""
+
+    inputs: MethodInputs
+    measured: BaseAlignment
+    regime: Regime
+    choice: Choice
+
+    def part(self, name: str) -> Part:
+        """Return one tensor of the result; no other is held meanwhile."""
+        problem, choice = self.inputs.problem, self.choice
+        if name not in self.measured.tensors:
+            return Part(problem.to_base[name])
+        kept, matched = self._kept(name), self._matched(name)
+        value = choice.prepared.at(name, problem.to_base[name], strength=choice.strength)
+        if name in choice.statistics:
+            value = choice.statistics[name].to(value.dtype)
+        return Part(value, kept, matched)
+
+    def result(
+        self,
+        parts: Mapping[str, Part],
+        *,
+        weights: dict[str, Tensor] | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> PortResult:
+        """Put together what is known.
+
+        Args:
+            parts: The tensors of the report.
+            weights: The result, if it is in memory.
+            warnings: Further ones.
+
+        Returns:
+            The result.
+        """
+        choice, problem = self.choice, self.inputs.problem
+        return PortResult(
+            plan=self.inputs.plan,
+            method=choice.prepared.method,
+            strength=choice.strength,
+            regime=self.regime,
+            alignment=self.measured.alignment,
+            layers=_layers(self.measured, parts),
+            candidates=choice.candidates,
+            loss_before=choice.loss_before,
+            loss_identity=choice.loss_identity,
+            loss_after=choice.loss if choice.candidates else None,
+            excluded=problem.excluded,
+            warnings=(
+                *problem.warnings,
+                *self.measured.warnings(),
+                *self.inputs.notes,
+                *warnings,
+            ),
+            weights=weights or {},
+        )
+
+    def _kept(self, name: str) -> float:
+        choice = self.choice
+        added = choice.prepared.displacement[name]
+        if parts_of(choice.prepared.method)[1] == "none":
+            return choice.strength * inner({name: added}, {name: added})
+        moved = self.inputs.problem.displacement(name)
+        aligned = choice.prepared.aligner.apply_to(name, moved)
+        return choice.strength * inner({name: added}, {name: aligned})
+
+    def _matched(self, name: str) -> float:
+        problem = self.inputs.problem
+        aligned = self.choice.prepared.aligner.apply_to(name, problem.from_base[name])
+        return inner({name: aligned}, {name: problem.to_base[name]})
+
+
+def find_solution(inputs: MethodInputs, *, progress: Progress | None = None) -> Solution:
+    """Compare the bases, and choose method and strength: by validation data, if there is any.
+
+    Args:
+        inputs: The problem, with what methods need.
+        progress: Called after each method that was tried.
+
+    Returns:
+        The solution, from which the result is made tensor by tensor.
+
+    Raises:
+        ValueError: If a tensor holds a NaN, or something that a method needs is missing.
+    """
+    measured = align_bases(inputs.problem)
+    regime = regime_of(inputs, measured)
+    if inputs.task is None or inputs.task.validation is None:
+        return Solution(inputs, measured, regime, choose_by_alignment(inputs, regime))
+    choice = choose_by_loss(inputs, regime, progress or (lambda *_: None))
+    return Solution(inputs, measured, regime, choice)
+
+
+def _layers(measured: BaseAlignment, parts: Mapping[str, Part]) -> tuple[PortedLayer, ...]:
+    """Sum up what is known of tensors by the module that holds them."""
+    members: dict[str, list[str]] = {}
+    for name in filter(parts.__contains__, measured.tensors):
+        members.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return tuple(
+        _layer(layer, [measured.tensors[n] for n in names], [parts[n] for n in names])
+        for layer, names in members.items()
+    )
+
+
+def _layer(name: str, tensors: list[TensorAlignment], parts: list[Part]) -> PortedLayer:
+    moved = sum(tensor.displacement for tensor in tensors)
+    first, second = (sum(getattr(t, base) for t in tensors) for base in ("from_base", "to_base"))
+    return PortedLayer(
+        name,
+        displacement=_root(moved),
+        relative=_root(moved / first) if first else 0.0,
+        kept=sum(part.kept for part in parts) / moved if moved else 0.0,
+        alignment=_cosine(sum(tensor.bases for tensor in tensors), first, second),
+        matched=_cosine(sum(part.matched for part in parts), first, second),
+    )
+
+
+def _root(square: float) -> float:
+    """A square root, also of a rounding error below zero."""
+    return math.sqrt(max(square, 0.0))
+
+
+def _cosine(product: float, first: float, second: float) -> float:
+    """A cosine from an inner product and two squared norms; 0 of a vector of zeros."""
+    return product / _root(first * second) if first > 0 and second > 0 else 0.0

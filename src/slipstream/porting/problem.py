@@ -1,15 +1,32 @@
-"""Three sets of weights: the base of a fine-tune, the fine-tune, and the base it is carried to."""
+"""A fine-tune, the base it was made of and the base it is carried to: what they have in common."""
 
 import fnmatch
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from slipstream.weights import Weights, is_continuous
+from slipstream.weights import Weights, inner, is_continuous
 
+Regime = Literal["continued lineage", "independent"]
+T = TypeVar("T", covariant=True)
+
+# Bases that share a history keep most of their direction; those of different seeds keep none.
+# In between are bases that diverged early: the displacement still fits them.
+_SAME_DIRECTION = 0.5
 _LISTED = 6  # differences in an error
+
+
+@dataclass(frozen=True)
+class FineTune(Generic[T]):
+    """A fine-tune with its base, and the base that is to get it: weights, or paths of them."""
+
+    from_base: T  # what the fine-tune started from
+    fine_tuned: T  # where it ended
+    to_base: T  # what it is carried to
 
 
 class LazyWeights(Mapping[str, Tensor]):
@@ -50,15 +67,11 @@ class Problem:
         return wide_copy(self.fine_tuned[name]).sub_(self.from_base[name])
 
 
-def pose(
-    from_base: Weights, fine_tuned: Weights, to_base: Weights, *, exclude: tuple[str, ...] = ()
-) -> Problem:
+def pose(given: FineTune[Weights], *, exclude: tuple[str, ...] = ()) -> Problem:
     """Check that the three fit together, and say which tensors are carried.
 
     Args:
-        from_base: What the fine-tune started from.
-        fine_tuned: The fine-tune.
-        to_base: What it is carried to.
+        given: The three sets of weights.
         exclude: Patterns of tensors that stay `to_base`'s own.
 
     Returns:
@@ -67,6 +80,7 @@ def pose(
     Raises:
         ValueError: If architectures differ, or a pattern matches nothing.
     """
+    from_base, fine_tuned, to_base = given.from_base, given.fine_tuned, given.to_base
     unwanted = _matching(exclude, to_base)
     heads = _heads(from_base, to_base, ("from_base", "to_base"), unwanted)
     heads |= _heads(from_base, fine_tuned, ("from_base", "fine_tuned"), unwanted | heads)
@@ -93,8 +107,102 @@ def pose(
     )
 
 
-def without(weights: Weights, names: Collection[str]) -> Weights:
-    """Return `weights` without some names, such as the further names of tied tensors."""
+@dataclass(frozen=True)
+class TensorAlignment:
+    """Inner products of one tensor, summed in float64."""
+
+    from_base: float  # |A|^2
+    to_base: float  # |B|^2
+    bases: float  # <A, B>
+    displacement: float  # |A* - A|^2
+    is_matrix: bool  # one-dimensional tensors, such as gains, are alike in any two networks
+
+
+@dataclass(frozen=True)
+class BaseAlignment:
+    """Result of `align_bases`: how two bases compare, and how far the fine-tune moved."""
+
+    tensors: Mapping[str, TensorAlignment]
+
+    @property
+    def alignment(self) -> float:
+        """The cosine between the bases, over matrices only."""
+        return self._total("bases") / math.sqrt(
+            max(self._total("from_base") * self._total("to_base"), 1e-300)
+        )
+
+    @property
+    def relative_distance(self) -> float:
+        """The distance between the bases over the norm of the first one, over matrices only."""
+        square = self._total("from_base") + self._total("to_base") - 2 * self._total("bases")
+        return math.sqrt(max(square, 0) / max(self._total("from_base"), 1e-300))
+
+    @property
+    def relative_displacement(self) -> float:
+        """The size of the displacement over that of the weights, over matrices only."""
+        return math.sqrt(self._total("displacement") / max(self._total("from_base"), 1e-300))
+
+    @property
+    def regime(self) -> Regime:
+        """Whether the bases share a history, as far as their directions tell."""
+        return "continued lineage" if self.alignment >= _SAME_DIRECTION else "independent"
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what is suspicious about the fine-tune, with figures."""
+        if self.relative_displacement <= 1:
+            return ()
+        return (
+            f"fine_tuned differs from from_base by {self.relative_displacement:.2f} times the "
+            "size of the weights: it does not look like a fine-tune of this base.",
+        )
+
+    def _total(self, field: str) -> float:
+        matrices = [t for t in self.tensors.values() if t.is_matrix] or self.tensors.values()
+        return math.fsum(getattr(tensor, field) for tensor in matrices)
+
+
+def align_bases(problem: Problem) -> BaseAlignment:
+    """Measure every tensor that is carried.
+
+    Args:
+        problem: Bases and fine-tune.
+
+    Returns:
+        The inner products, from which regime and warnings follow.
+
+    Raises:
+        ValueError: If a tensor holds a NaN or an infinity.
+    """
+    found = {name: _aligned(problem, name) for name in problem.carried}
+    for name, tensor in found.items():
+        for argument in ("from_base", "to_base", "displacement"):
+            if not math.isfinite(getattr(tensor, argument)):
+                where = "fine_tuned" if argument == "displacement" else argument
+                raise ValueError(f"{where} holds a NaN or an infinity in {name!r}.")
+    return BaseAlignment(found)
+
+
+def _aligned(problem: Problem, name: str) -> TensorAlignment:
+    moved = {name: problem.displacement(name)}
+    displacement = inner(moved, moved)
+    del moved
+    first, second = {name: problem.from_base[name]}, {name: problem.to_base[name]}
+    return TensorAlignment(
+        inner(first, first),
+        inner(second, second),
+        inner(first, second),
+        displacement,
+        is_matrix=first[name].dim() > 1,
+    )
+
+
+def fine_tune_without(given: FineTune[Weights], names: Collection[str]) -> FineTune[Weights]:
+    """Return all three without some names, such as the further names of tied tensors."""
+    parts = (given.from_base, given.fine_tuned, given.to_base)
+    return FineTune(*(_without(weights, names) for weights in parts))
+
+
+def _without(weights: Weights, names: Collection[str]) -> Weights:
     if not any(name in weights for name in names):
         return weights
     return LazyWeights([n for n in weights if n not in names], lambda name: weights[name])

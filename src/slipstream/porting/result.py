@@ -1,13 +1,12 @@
 """What porting returns: the weights, what was tried, and a report layer by layer."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from slipstream.porting.base_alignment import Regime
 from slipstream.porting.plan import PortMethod, PortPlan
+from slipstream.porting.problem import Regime
 
 
 @dataclass(frozen=True)
@@ -17,9 +16,9 @@ class PortedLayer:
     name: str
     displacement: float  # |A* - A|
     relative: float  # the same over |A|
-    kept: float  # what was added to B, projected on the displacement laid over B: 1 is all of it
+    kept: float  # what was added to B, projected on the displacement aligned to B: 1 is all
     alignment: float  # cosine between the bases as they are
-    matched: float  # the same after the method has laid A over B
+    matched: float  # the same after the method has aligned A to B
 
     @property
     def gain(self) -> float:
@@ -28,7 +27,7 @@ class PortedLayer:
 
 
 @dataclass(frozen=True)
-class Candidate:
+class PortCandidate:
     """A method at a strength, measured on the validation data."""
 
     method: PortMethod
@@ -47,7 +46,7 @@ class PortResult:
     regime: Regime
     alignment: float  # cosine between the bases, over their matrices
     layers: tuple[PortedLayer, ...]
-    candidates: tuple[Candidate, ...]  # all that was measured; empty without validation data
+    candidates: tuple[PortCandidate, ...]  # all that was measured; empty without validation data
     loss_before: float | None  # of the other base, on the validation data
     loss_identity: float | None  # of the displacement as it is, at strength 1
     loss_after: float | None
@@ -111,13 +110,3 @@ class PortResult:
         if self.excluded:
             lines.append(f"kept as they were: {', '.join(self.excluded)}")
         return lines + [f"warning: {warning}" for warning in self.warnings]
-
-
-def root(square: float) -> float:
-    """Return a square root, of a rounding error below nought too."""
-    return math.sqrt(max(square, 0.0))
-
-
-def cosine(product: float, first: float, second: float) -> float:
-    """Return a cosine from an inner product and two squared norms; 0 of a vector of noughts."""
-    return product / root(first * second) if first > 0 and second > 0 else 0.0

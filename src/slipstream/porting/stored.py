@@ -1,21 +1,26 @@
-"""Weights on disk: folders of Hugging Face and single files, each tensor read when it is asked."""
+"""Weights on disk: Hugging Face folders and single files, read and written tensor by tensor."""
 
 import json
+import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from slipstream.porting.problem import LazyWeights
-from slipstream.storage.tensor_file import map_tensor
+from slipstream.storage.tensor_file import bytes_of, map_tensor
 from slipstream.storage.tensor_form import TensorForm
-from slipstream.storage.tensor_header import read_places
+from slipstream.storage.tensor_header import file_order, header_of, read_places
 from slipstream.trajectory.checkpoint_files import model_files, read_pickled
 from slipstream.weights import Weights
 
+REPORT = "port.json"
 _EIGHT_BITS = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
 # What GPTQ, AWQ, bitsandbytes and their like store beside a matrix.
 _QUANTISED = re.compile(r"\.(qweight|qzeros|absmax|quant_map|quant_state\..*|SCB|weight_scale.*)$")
@@ -74,7 +79,7 @@ def open_stored(path: str | Path, *, argument: str) -> Stored:
         stored = _open(place, files)
     except ValueError as error:
         raise ValueError(f"{argument} {place} cannot be read: {error}") from error
-    _check_numbers(stored, argument)
+    _check_not_quantised(stored, argument)
     return stored
 
 
@@ -113,7 +118,7 @@ def _open(place: Path, files: tuple[Path, ...]) -> Stored:
     )
 
 
-def _check_numbers(stored: Stored, argument: str) -> None:
+def _check_not_quantised(stored: Stored, argument: str) -> None:
     """Raise if the weights are quantised."""
     odd = [
         name
@@ -123,7 +128,89 @@ def _check_numbers(stored: Stored, argument: str) -> None:
     if odd or "quantization_config" in stored.config:
         what = f"{odd[0]!r} is {stored.forms[odd[0]]}" if odd else "its config.json says so"
         raise ValueError(
-            f"{argument} {stored.path} is quantised ({what}): such numbers cannot be subtracted. "
+            f"{argument} {stored.path} is quantised ({what}): such values cannot be subtracted. "
             "Take the original weights; or load it with transformers, call model.dequantize(), "
             "and save_pretrained it to another folder."
         )
+
+
+@contextmanager
+def whole_output(out: Path) -> Generator[Path]:
+    """Write a folder or a file under another name, and give it its own when the block is done.
+
+    Args:
+        out: Its own name; nothing may be there.
+
+    Yields:
+        The name to write to. It is removed if the block raises.
+
+    Raises:
+        FileExistsError: If something is at `out` already.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists already and is not overwritten: give another out.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.rename(out)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def write_like(
+    base: Stored, out: Path, tensor: Callable[[str], Tensor], *, wrote: Callable[[str], None]
+) -> None:
+    """Write tensors into the files that a base has, and copy what else is in its folder.
+
+    Args:
+        base: Gives files, names and dtypes.
+        out: A new folder, or a new file if the base is one.
+        tensor: Makes a tensor; only one is held at a time.
+        wrote: Called after each tensor.
+    """
+    if not base.is_folder:
+        (names,) = base.files.values()
+        write_tensors(out, {n: base.forms[n] for n in names}, tensor, wrote=wrote)
+        return
+    copy_others(base, out)
+    pickled = any(not name.endswith(".safetensors") for name in base.files)
+    files = {"model.safetensors": tuple(base.forms)} if pickled else base.files
+    for file, names in files.items():
+        write_tensors(out / file, {n: base.forms[n] for n in names}, tensor, wrote=wrote)
+
+
+def write_tensors(
+    path: Path,
+    forms: Mapping[str, TensorForm],
+    tensor: Callable[[str], Tensor],
+    *,
+    wrote: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Write a safetensors file without ever holding two of its tensors.
+
+    Args:
+        path: The file.
+        forms: Shape and dtype of every tensor.
+        tensor: Makes a tensor of that form.
+        wrote: Called after each tensor.
+    """
+    with path.open("wb") as file:
+        file.write(header_of(forms))
+        for name in file_order(forms):
+            file.write(bytes_of(tensor(name).detach().contiguous()))
+            wrote(name)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def copy_others(base: Stored, out: Path) -> None:
+    """Copy what is not weights in a base's folder: configuration, tokenizer, index."""
+    out.mkdir()
+    for path in sorted(base.path.iterdir()):
+        weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+        index_of_pickles = path.name.endswith(".bin.index.json")
+        if path.is_file() and not weights and not index_of_pickles and path.name != REPORT:
+            shutil.copy2(path, out / path.name)

@@ -1,4 +1,4 @@
-"""Two vocabularies: the rows of an embedding belong to tokens, not to numbers."""
+"""Two vocabularies: the rows of an embedding belong to tokens, not to positions."""
 
 import json
 import re
@@ -62,7 +62,7 @@ def _fast_tokens(tokenizer: Mapping[str, Any]) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Aligned:
+class AlignedVocabularies:
     """A base and its fine-tune, with the rows of their embeddings where another base has them."""
 
     from_base: Weights
@@ -71,8 +71,10 @@ class Aligned:
     retokenised: frozenset[str] = frozenset()  # tensors whose rows moved
 
 
-def align_vocabularies(from_base: Stored, fine_tuned: Stored, to_base: Stored) -> Aligned:
-    """Lay the embeddings of a base and its fine-tune out by the tokens of another base.
+def align_vocabularies(
+    from_base: Stored, fine_tuned: Stored, to_base: Stored
+) -> AlignedVocabularies:
+    """Sort the embeddings of a base and its fine-tune by the tokens of another base.
 
     Rows are carried by token where all tokenizers are known, else by number. A token that not all
     three have keeps the other base's row, in both: it has no displacement.
@@ -91,18 +93,18 @@ def align_vocabularies(from_base: Stored, fine_tuned: Stored, to_base: Stored) -
     first, last, other = from_base.weights, fine_tuned.weights, to_base.weights
     names = _token_tensors(from_base, to_base) & fine_tuned.forms.keys()
     if not names:
-        return Aligned(first, last)
+        return AlignedVocabularies(first, last)
     some = min(names)
     tokens = [tokens_in(stored.path) for stored in (from_base, fine_tuned, to_base)]
     own = Vocabulary(first[some].shape[0], tokens[0])
     tuned = Vocabulary(last[some].shape[0], tokens[1] or tokens[0])
     new = Vocabulary(other[some].shape[0], tokens[2])
     if own.size == tuned.size == new.size and (None in tokens[::2] or own == tuned == new):
-        return Aligned(first, last)
+        return AlignedVocabularies(first, last)
     rows = _shared_rows(own, tuned, new)
     if not len(rows[0]):
         raise ValueError("The tokenizers of from_base and to_base have no token in common.")
-    return Aligned(
+    return AlignedVocabularies(
         _with_rows_of(first, other, names, rows[0], rows[2]),
         _with_rows_of(last, other, names, rows[1], rows[2]),
         (_told(own, new, len(rows[0])),),
@@ -159,8 +161,8 @@ def _with_rows_of(
     def make(name: str) -> Tensor:
         if name not in names:
             return own[name]
-        laid = other[name].to(own[name].dtype, copy=True)
-        laid[other_rows] = own[name][own_rows]
-        return laid
+        moved = other[name].to(own[name].dtype, copy=True)
+        moved[other_rows] = own[name][own_rows]
+        return moved
 
     return LazyWeights(own, make)

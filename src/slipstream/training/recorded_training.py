@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from slipstream.evaluation import Batch, Metric, Task, evaluate
-from slipstream.evaluation.determinism import batch_digest
 from slipstream.evaluation.swapped_weights import weights_in
+from slipstream.storage.fingerprints import batch_digest
 from slipstream.storage.new_run import NewRun
 from slipstream.storage.resumable_state import ResumableState
 from slipstream.training.loop import Loop, Progress

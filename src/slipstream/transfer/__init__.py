@@ -1,10 +1,16 @@
 """Carrying a learning trajectory to a new start."""
 
-from slipstream.transfer.comparison import Comparison, Outcome, Target, compare_methods
-from slipstream.transfer.learning_transfer import transfer_to_many, transfer_trajectory
+from slipstream.transfer.comparison import Comparison, Outcome, compare_methods
+from slipstream.transfer.learning_transfer import Target, transfer_to_many, transfer_trajectory
 from slipstream.transfer.plan import SignWeights, TransferPlan
-from slipstream.transfer.result import TransferCost, TransferResult, TransferStage
-from slipstream.transfer.stage_log import load_transfer
+from slipstream.transfer.stage_log import (
+    TransferCost,
+    TransferResult,
+    TransferStage,
+    find_source,
+    load_transfer,
+    source_reference,
+)
 
 __all__ = [
     "Comparison",
@@ -16,7 +22,9 @@ __all__ = [
     "TransferResult",
     "TransferStage",
     "compare_methods",
+    "find_source",
     "load_transfer",
+    "source_reference",
     "transfer_to_many",
     "transfer_trajectory",
 ]

@@ -1,89 +1,118 @@
 """Carry the learning trajectory of one network to the start of another."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, as_completed
 from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import wraps
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, TypeVar
 
-from torch import nn
-
-from slipstream.evaluation import Batch, Loss, Metric, device_of, inputs_of
+from slipstream.evaluation import Task, device_of, inputs_of, takes_task
+from slipstream.evaluation.processes import from_main_process
+from slipstream.storage.new_run import NewRun
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import methods
-from slipstream.transfer.checks import (
-    check_choices,
-    check_finite,
-    check_loss,
-    check_source,
-    complete,
-    measured_with,
-    repeatable,
-)
-from slipstream.transfer.gradient_store import GradientStore
 from slipstream.transfer.methods import Step
-from slipstream.transfer.paths import paths
 from slipstream.transfer.plan import TransferPlan
-from slipstream.transfer.processes import from_main_process
-from slipstream.transfer.result import TransferCost, TransferResult
-from slipstream.transfer.stage_log import SUMMARY, Ledger, finished_transfer
-from slipstream.transfer.transfer_state import BatchStream, Networks, Stopwatch
-from slipstream.weights import Weights, check_shapes, parameter_names, weights_of
+from slipstream.transfer.stage_log import (
+    SUMMARY,
+    StageLog,
+    TransferCost,
+    TransferResult,
+    finished_transfer,
+)
+from slipstream.transfer.transfer_state import (
+    GradientStore,
+    Stopwatch,
+    TransferState,
+    complete_weights,
+)
+from slipstream.weights import (
+    Weights,
+    check_shapes,
+    first_nonfinite,
+    is_continuous,
+    parameter_names,
+    weights_of,
+)
 
 Progress = Callable[[int, int], None]  # steps of work done, and in all
+F = TypeVar("F", bound=Callable[..., Any])
 
 
+@dataclass(frozen=True)
+class Target:
+    """A start to transfer to, with what else is known of it."""
+
+    start: Weights
+    trained: Weights | None = None  # the end of its own training: what `oracle` matches
+    run_folder: str | Path | NewRun | None = None  # where its transfer is recorded, of several
+
+
+def _takes_target(function: F) -> F:
+    """Let `trained_target` and `run_folders` be passed beside the targets, as in 0.1."""
+
+    @wraps(function)
+    def call(source: Trajectory, *rest: Any, **given: Any) -> Any:
+        trained, folders = given.pop("trained_target", None), given.pop("run_folders", None)
+        name = list(signature(function).parameters)[1]  # target, or targets
+        if rest:
+            given[name], *rest = rest  # type: ignore[assignment]
+        if trained is not None:
+            given[name] = Target(_target(given[name]).start, trained)
+        if folders is not None:
+            targets = [_target(target) for target in given[name]]
+            if len(folders) != len(targets):
+                raise ValueError(
+                    f"{len(targets)} targets need as many run_folders, got {len(folders)}."
+                )
+            pairs = zip(targets, folders, strict=True)
+            given[name] = [replace(target, run_folder=folder) for target, folder in pairs]
+        return function(source, given.pop(name), *rest, **given)
+
+    return call  # type: ignore[return-value]
+
+
+@takes_task(plan=TransferPlan)
+@_takes_target
 def transfer_trajectory(
     source: Trajectory,
-    target: Weights,
+    target: Weights | Target,
+    task: Task,
     *,
-    model: nn.Module,
-    loss: Loss,
-    data: Iterable[Batch],
     plan: TransferPlan | None = None,
     groups: NeuronGroups | None = None,
-    example_input: Any = None,
-    trained_target: Weights | None = None,
-    validation: Iterable[Batch] | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    keep: Literal["last", "best"] = "last",
-    run_folder: str | Path | None = None,
-    configuration: Mapping[str, Any] | None = None,
-    resume: bool = False,
+    run_folder: str | Path | NewRun | None = None,
     progress: Progress | None = None,
 ) -> TransferResult:
     """Synthesise the run that `target` would have had, from the run that `source` did have.
 
-    The source's displacement is laid over the target's neurons by a permutation that is chosen so
-    that the gradients of both networks agree along the way: two gradients a stage, no training.
+    The source's displacement is added to the target, its neurons permuted so that the gradients of
+    both networks agree along the path: two gradients per stage, no training.
 
     Args:
         source: The run to transfer; its first snapshot is the start, its last one the end.
         target: The start it is carried to: parameters of the same architecture; buffers that it
-            lacks are the model's own.
-        model: The architecture; left as it was. Its device is where the work is done.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
-        data: Batches for gradients and BatchNorm statistics, in an order that repeats; under
-            `torchrun` each process brings its own and the gradients are averaged.
-        plan: What to do; `TransferPlan()` is FGMT in ten stages along the straight line.
+            lacks are the model's own. The method `oracle` needs a `Target`, which knows the end of
+            the target's own training.
+        task: The model with its loss, and data for gradients and BatchNorm statistics, in an order
+            that repeats. Its device is where the work is done. Under `torchrun` each process
+            brings its own data and the gradients are averaged. On the validation data, if there
+            is any, every stage is measured.
+        plan: What to do; `TransferPlan()` is signed FGMT in ten stages along the straight line.
         groups: What may be permuted; found and proven when not given.
-        example_input: An input of the model, for finding the groups; by default that of the first
-            batch.
-        trained_target: The end of the target's own training: for the method `oracle` only.
-        validation: Batches on which every stage is measured; never test data.
-        metrics: What to measure beside `loss`: name to a function of the model and a batch.
-        keep: Which weights to go on with: of the last stage, or of the least validation loss.
-        run_folder: Where to write the transferred trajectory, a run like any other. Without it the
-            stages are kept in memory and an interruption loses them.
-        configuration: What the run folder should say of the model and the data, as plain data.
-        resume: Go on with the unfinished transfer in `run_folder`, if there is one.
+        run_folder: Where to record the transferred trajectory, a run like any other. Without it
+            the stages are kept in memory and an interruption loses them. With
+            `NewRun(path, resume=True)` an unfinished transfer continues.
         progress: Called after each stage of work.
 
     Returns:
-        Every stage, the permutations, the cost, and the weights to go on with.
+        Every stage, the permutations, the cost, and the transferred weights.
 
     Raises:
         ValueError: If layouts differ, source or target holds a NaN, data is empty, the loss is not
@@ -94,152 +123,129 @@ def transfer_trajectory(
     weights of `fgmt-signed` are this project's, after GradFix (Rinaldi et al., 2025).
     """
     plan = TransferPlan() if plan is None else plan
-    folder = from_main_process(None if run_folder is None else Path(run_folder))
-    check_choices(keep, validation, folder, resume)
-    start = complete(model, target, "target")
-    if folder is not None and from_main_process(resume and (folder / SUMMARY).is_file()):
+    run = from_main_process(None if run_folder is None else NewRun.of(run_folder))
+    if plan.keep == "best" and task.validation is None:
+        raise ValueError("keep='best' chooses by validation data: give Task(..., validation=...).")
+    task, model, clock = task.repeatable(), task.model, Stopwatch()
+    start = complete_weights(model, _target(target).start, "target")
+    if run and from_main_process(run.resume and (run.folder / SUMMARY).is_file()):
         parameters = {name: start[name] for name in parameter_names(model)}
-        return finished_transfer(folder, plan=plan, start=parameters, keep=keep)
+        return finished_transfer(run.folder, plan=plan, start=parameters)
     excluded = plan.excluded(parameter_names(model))
-    check_source(source, start, excluded)
-    segments = paths(source, plan)
-    check_finite(segments, plan, [n for n in parameter_names(model) if n not in excluded])
-    if plan.matching == "oracle":
-        if trained_target is None:
-            raise ValueError("The oracle matches a trained target: pass trained_target=...")
-        trained_target = complete(model, trained_target, "trained_target")
-    stream = BatchStream(data)
-    first = BatchStream(data).take(plan.batchnorm_batches)
-    check_loss(model, loss, start, first[0])
-    groups = _groups(model, groups, plan, inputs_of(first[0]), example_input)
-    clock = Stopwatch()
-    measured = measured_with(loss, metrics or {})
-    held = repeatable(validation)
-    ledger = Ledger(plan, model, clock, measured, held, folder, resume, configuration or {})
-    with ledger:
-        store = GradientStore(folder, device=device_of(model))
-        networks = Networks(
-            model, loss, start, excluded, stream, plan.batches_per_gradient, first, store, clock
-        )
-        counter = _Counter(plan, progress)
-        _run(networks, segments, groups, plan, trained_target, ledger, counter)
+    _check_source(source, start, excluded)
+    segments = plan.segments_of(source)
+    _check_finite(segments, plan, [n for n in parameter_names(model) if n not in excluded])
+    trained = _trained(target, plan, task)
+    state = TransferState(
+        task, start, excluded, plan.batches_per_gradient, plan.batchnorm_batches, clock=clock
+    )
+    state.check_loss()
+    groups = _groups(task, groups, plan, state.first)
+    with StageLog(plan, task, clock, run) as log:
+        state.store = GradientStore(run.folder if run else None, device=device_of(model))
+        first = _first_permutation(state, segments, groups, plan, trained)
+        _run(state, segments, first, plan, log, _Counter(plan, progress))
         cost = TransferCost(
-            networks.sampler.evaluations, dict(clock.seconds), store.reused, networks.kept_bytes
+            state.sampler.evaluations, dict(clock.seconds), state.store.reused, state.kept_bytes
         )
-        result = ledger.close(cost, keep=keep)
-        store.remove()
+        result = log.close(cost)
+        state.store.remove()
     return result
 
 
+@takes_task(plan=TransferPlan)
+@_takes_target
 def transfer_to_many(
     source: Trajectory,
-    targets: Sequence[Weights],
+    targets: Sequence[Weights | Target],
+    task: Task,
     *,
-    model: nn.Module,
-    data: Iterable[Batch],
+    plan: TransferPlan | None = None,
+    groups: NeuronGroups | None = None,
     executor: Executor | None = None,
-    run_folders: Sequence[str | Path] | None = None,
     progress: Progress | None = None,
-    **options: Any,
 ) -> list[TransferResult]:
     """Transfer one run to many starts, independently and, with an executor, at once.
 
     Args:
         source: The run to transfer.
-        targets: The starts.
-        model: The architecture; every transfer works on a copy.
-        data: Batches for gradients, the same for all; several threads go through it at once.
+        targets: The starts; a `Target` can say where its transfer is recorded.
+        task: As of `transfer_trajectory`, the same for all. Every transfer works on a copy of the
+            model; several threads go through the data at once.
+        plan: What to do, the same for all.
+        groups: What may be permuted; found and proven, once for all, when not given.
         executor: Any `concurrent.futures.Executor`; with processes, the arguments must pickle.
-        run_folders: Where to write the transferred runs, one for each target.
         progress: Called when another target is done.
-        **options: Passed on to `transfer_trajectory`, the same for all.
 
     Returns:
         The results, in the order of the targets.
-
-    Raises:
-        ValueError: If `run_folders` and `targets` differ in number.
     """
-    folders: Sequence[str | Path | None] = run_folders or [None] * len(targets)
-    if len(folders) != len(targets):
-        raise ValueError(f"{len(targets)} targets need as many run_folders, got {len(folders)}.")
-    plan = options.get("plan") or TransferPlan()
-    # Once for all: tracing is slow, and no two threads can do it at a time.
-    groups = _groups(
-        model,
-        options.pop("groups", None),
-        plan,
-        inputs_of(BatchStream(data).take(1)[0]),
-        options.pop("example_input", None),
-    )
-    jobs: list[dict[str, Any]] = [
-        {"target": target, "model": deepcopy(model), "data": data}
-        | {"run_folder": folder, "groups": groups, **options}
-        for target, folder in zip(targets, folders, strict=True)
+    plan = TransferPlan() if plan is None else plan
+    # Once for all: tracing is slow, and two threads cannot trace at the same time.
+    groups = _groups(task, groups, plan, task.first_batch())
+    jobs = [
+        {
+            **{"target": target, "task": replace(task, model=deepcopy(task.model))},
+            **{"plan": plan, "groups": groups, "run_folder": target.run_folder},
+        }
+        for target in map(_target, targets)
     ]
+    tell = progress or (lambda *_: None)
     if executor is None:
         results = []
         for number, job in enumerate(jobs, start=1):
-            results.append(transfer_trajectory(source, **job))
-            if progress is not None:
-                progress(number, len(jobs))
+            results.append(transfer_trajectory(source, **job))  # type: ignore[arg-type]
+            tell(number, len(jobs))
         return results
-    futures = [executor.submit(transfer_trajectory, source, **job) for job in jobs]
+    futures = [executor.submit(transfer_trajectory, source, **job) for job in jobs]  # type: ignore[arg-type]
     for number, _ in enumerate(as_completed(futures), start=1):
-        if progress is not None:
-            progress(number, len(jobs))
+        tell(number, len(jobs))
     return [future.result() for future in futures]
 
 
 def _run(
-    networks: Networks,
+    state: TransferState,
     segments: list[Trajectory],
-    groups: NeuronGroups,
+    permutation: Permutation,
     plan: TransferPlan,
-    trained_target: Weights | None,
-    ledger: Ledger,
+    log: StageLog,
     counter: "_Counter",
 ) -> None:
-    weights: Weights = networks.start
-    ledger.enter(0, networks.calibrated(weights), None)
-    permutation = Permutation.identity(groups)
-    if plan.matching == "random":
-        permutation = Permutation.random(groups, seed=plan.seed)
-    if plan.matching == "oracle" and trained_target is not None:
-        permutation = _oracle(networks, segments, groups, trained_target)
+    weights: Weights = state.start
+    log.enter(0, state.calibrated(weights), None)
     stage = 0
     for path in segments:
-        for step in _steps(networks, path, weights, permutation, plan, counter):
+        for step in _steps(state, path, weights, permutation, plan, counter):
             stage += 1
             last = step
-            ledger.enter(stage, networks.calibrated(step.weights), step)
+            log.enter(stage, state.calibrated(step.weights), step)
             counter.tick()
         weights = last.weights
         permutation = last.source_to_target
 
 
 def _steps(
-    networks: Networks,
+    state: TransferState,
     path: Trajectory,
     start: Weights,
     permutation: Permutation,
     plan: TransferPlan,
     counter: "_Counter",
 ) -> Iterator[Step]:
-    ways = {"gmt": methods.gmt, "fgmt": methods.fgmt}
-    if plan.matching in ways:
-        matched = ways[plan.matching](networks, path, start, permutation, plan)
-        chosen = _timed(matched, networks.clock)
+    matchers = {"gmt": methods.gmt, "fgmt": methods.fgmt}
+    if plan.matching in matchers:
+        matched = matchers[plan.matching](state, path, start, permutation, plan)
+        chosen = _timed(matched, state.clock)
     else:
-        chosen = methods.fixed(networks, path, start, permutation)
+        chosen = methods.fixed(state, path, start, permutation)
     if not plan.signed:
         yield from chosen
         return
-    # Late permutations are better than early ones: match along the whole path, then set out anew.
+    # Late permutations are better than early ones: match along the whole path, then start over.
     for step in chosen:
         counter.tick()
         last = step
-    yield from methods.signed(networks, path, start, last, plan.signs)
+    yield from methods.signed(state, path, start, last, plan.signs)
 
 
 def _timed(steps: Iterable[Step], clock: Stopwatch) -> Iterator[Step]:
@@ -251,7 +257,7 @@ def _timed(steps: Iterable[Step], clock: Stopwatch) -> Iterator[Step]:
 
 
 class _Counter:
-    """Tells the caller how much work is done."""
+    """Reports to the caller how much work is done."""
 
     def __init__(self, plan: TransferPlan, progress: Progress | None) -> None:
         passes = 2 if plan.signed else 1
@@ -265,30 +271,88 @@ class _Counter:
             self._progress(self._done, self._total)
 
 
-def _oracle(
-    networks: Networks, segments: list[Trajectory], groups: NeuronGroups, trained: Weights
+def _first_permutation(
+    state: TransferState,
+    segments: list[Trajectory],
+    groups: NeuronGroups,
+    plan: TransferPlan,
+    trained: Weights | None,
 ) -> Permutation:
+    """What the method starts from; the baselines keep it."""
+    if plan.matching == "random":
+        return Permutation.random(groups, seed=plan.seed)
+    if plan.matching != "oracle" or trained is None:
+        return Permutation.identity(groups)
     whole = Trajectory.line(segments[0][0], segments[-1][-1], stages=1)
-    matching = methods.oracle(whole, networks.start, trained, groups, networks.carried)
-    networks.clock.add("products", matching.seconds_products)
-    networks.clock.add("assignments", matching.seconds_assignments)
+    matching = methods.oracle(whole, state.start, trained, groups, state.carried)
+    state.clock.add("products", matching.seconds_products)
+    state.clock.add("assignments", matching.seconds_assignments)
     return matching.source_to_target
 
 
 def _groups(
-    model: nn.Module,
-    groups: NeuronGroups | None,
-    plan: TransferPlan,
-    inputs: Any,
-    example_input: Any,
+    task: Task, groups: NeuronGroups | None, plan: TransferPlan, batch: Any
 ) -> NeuronGroups:
     if groups is not None:
-        check_shapes(weights_of(model), groups.shapes)
+        check_shapes(weights_of(task.model), groups.shapes)
         return groups
     if plan.matching == "naive":
-        shapes = {name: tuple(value.shape) for name, value in weights_of(model).items()}
+        shapes = {name: tuple(value.shape) for name, value in weights_of(task.model).items()}
         return NeuronGroups((), (), shapes)
-    found = find_neuron_groups(model, inputs if example_input is None else example_input)
+    example = inputs_of(batch) if task.example_input is None else task.example_input
+    found = find_neuron_groups(task.model, example)
     if not len(found):
-        raise ValueError(f"No neurons of this model may change places:\n{found}")
+        raise ValueError(f"No neurons of this model can be permuted:\n{found}")
     return found
+
+
+def _target(given: Weights | Target) -> Target:
+    return given if isinstance(given, Target) else Target(given)
+
+
+def _trained(target: Weights | Target, plan: TransferPlan, task: Task) -> Weights | None:
+    """The end of the target's own training, for the oracle."""
+    if plan.matching != "oracle":
+        return None
+    trained = _target(target).trained
+    if trained is None:
+        raise ValueError(
+            "The oracle matches a trained target: give Target(start, trained) as the target."
+        )
+    return complete_weights(task.model, trained, "trained_target")
+
+
+def _check_source(source: Trajectory, start: Weights, excluded: frozenset[str]) -> None:
+    """Raise if the run lacks a tensor that is carried, or has another shape of it."""
+    if len(source) < 2:
+        raise ValueError(
+            f"The run has {len(source)} snapshots; a transfer needs at least its start and its end."
+        )
+    shapes = source.shapes
+    for name, value in start.items():
+        if name in excluded or not is_continuous(value):
+            continue
+        if name not in shapes:
+            raise ValueError(
+                f"The run lacks the tensor {name!r} that the model has: it is of another "
+                f"architecture. If only a head differs, exclude it: exclude=({name!r},)."
+            )
+        if shapes[name] != tuple(value.shape):
+            raise ValueError(
+                f"Tensor {name!r} has shape {shapes[name]} in the run and {tuple(value.shape)} in "
+                "the target. If it is a class head of another size, exclude it, and it stays the "
+                f"target's own: exclude=({name.rsplit('.', 1)[0] + '.*'!r},)."
+            )
+
+
+def _check_finite(segments: list[Trajectory], plan: TransferPlan, names: Sequence[str]) -> None:
+    """Raise if a point that the path is made of holds a NaN or an infinity."""
+    for path in segments:
+        for snapshot in path if plan.path == "recorded" else (path[0], path[-1]):
+            weights = snapshot.weights
+            bad = first_nonfinite({name: weights[name] for name in names})
+            if bad is not None:
+                raise ValueError(
+                    f"The source holds a NaN or an infinity in {bad!r} at step {snapshot.step}: "
+                    "transfer only the part of the run before it (trajectory[:n])."
+                )

@@ -1,4 +1,4 @@
-"""The ways to carry a path to a new start: each yields one step a stage."""
+"""The methods that carry a path to a new start: each yields one step per stage."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from slipstream.evaluation import Batch
 from slipstream.matching import Matching, Objective, Solver, match_weights
-from slipstream.matching.low_rank import Gradient, dense, inner, scaled
+from slipstream.matching.gradients import Gradient, dense, inner_product, scaled
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
 from slipstream.transfer.plan import SignWeights, TransferPlan
-from slipstream.transfer.transfer_state import Networks
+from slipstream.transfer.transfer_state import TransferState
 from slipstream.weights import Weights, difference
 
 
@@ -26,11 +26,11 @@ class Step:
 
 
 def fixed(
-    networks: Networks, path: Trajectory, start: Weights, permutation: Permutation
+    state: TransferState, path: Trajectory, start: Weights, permutation: Permutation
 ) -> Iterator[Step]:
     """Carry the path by one permutation: the naive, random and oracle baselines."""
     for stage in range(1, len(path)):
-        yield Step(networks.carry(start, path, stage, permutation), permutation)
+        yield Step(state.carry(start, path, stage, permutation), permutation)
 
 
 def oracle(
@@ -49,7 +49,7 @@ def oracle(
 
 
 def gmt(
-    networks: Networks, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
+    state: TransferState, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
 ) -> Iterator[Step]:
     """Gradient matching along the trajectory: all target gradients are renewed at every stage.
 
@@ -63,31 +63,31 @@ def gmt(
     at_start: dict[str, Gradient] | None = None
     solver: Solver | None = None
     for stage in range(1, len(path)):
-        batches = networks.next_batches()
-        source = networks.source(path, stage - 1, permutation)
-        seen.append((batches, networks.gradient(source, batches)))
+        batches = state.next_batches()
+        source = state.source(path, stage - 1, permutation)
+        seen.append((batches, state.gradient(source, batches)))
         objective = Objective(first.groups)
         for earlier, (batches, gradient) in enumerate(seen):
             if earlier or at_start is None:
-                there = networks.carry(start, path, earlier, permutation)
-                renewed = networks.gradient(there, batches)
+                there = state.carry(start, path, earlier, permutation)
+                renewed = state.gradient(there, batches)
             else:
                 renewed = at_start  # nothing is carried there yet, whatever the permutation
             if not earlier:
                 at_start = renewed
-            with networks.clock("products"):
+            with state.clock("products"):
                 objective.add(target=renewed, source=_paired(gradient, renewed, plan))
-        networks.kept_bytes = objective.kept_bytes
+        state.kept_bytes = objective.kept_bytes
         solver = Solver(objective, like=solver)
         matching = solver.solve(
             permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
         )
         permutation = matching.source_to_target
-        yield Step(networks.carry(start, path, stage, permutation), permutation, matching)
+        yield Step(state.carry(start, path, stage, permutation), permutation, matching)
 
 
 def signed(
-    networks: Networks, path: Trajectory, start: Weights, matched: Step, signs: SignWeights
+    state: TransferState, path: Trajectory, start: Weights, matched: Step, signs: SignWeights
 ) -> Iterator[Step]:
     """Carry the path's increments, each beside a step against the sign of the target's gradient.
 
@@ -99,20 +99,20 @@ def signed(
     permutation = matched.source_to_target
     weights = dict(start)
     for stage in range(1, len(path)):
-        gradient = networks.gradient(weights, networks.next_batches(), batch_statistics=True)
-        move = networks.move(path, stage, permutation)
+        gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
+        move = state.move(path, stage, permutation)
         strength = signs.strength(stage, len(path) - 1)
         for name, value in move.items():
             size = value.abs()
             size.lerp_(size.mean(), signs.smoothing)
             size.mul_(dense(gradient[name]).sign())
             value.mul_(signs.displacement).sub_(size, alpha=strength)
-        weights = networks.displaced(weights, move)
+        weights = state.displaced(weights, move)
         yield Step(weights, permutation, matched.matching)
 
 
 def fgmt(
-    networks: Networks, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
+    state: TransferState, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
 ) -> Iterator[Step]:
     """Fast gradient matching along the trajectory: each stage adds one pair and keeps the others.
 
@@ -126,18 +126,18 @@ def fgmt(
     solver = Solver(objective)
     weights = dict(start)
     for stage in range(1, len(path)):
-        batches = networks.next_batches()
-        source = networks.source(path, stage - 1, permutation)
-        gradient = networks.gradient(source, batches)
-        other = networks.gradient(weights, batches)
-        with networks.clock("products"):
+        batches = state.next_batches()
+        source = state.source(path, stage - 1, permutation)
+        gradient = state.gradient(source, batches)
+        other = state.gradient(weights, batches)
+        with state.clock("products"):
             objective.add(target=other, source=_paired(gradient, other, plan))
-        networks.kept_bytes = objective.kept_bytes
+        state.kept_bytes = objective.kept_bytes
         matching = solver.solve(
             permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
         )
         permutation = matching.source_to_target
-        weights = networks.carry(start, path, stage, permutation)
+        weights = state.carry(start, path, stage, permutation)
         yield Step(weights, permutation, matching)
 
 
@@ -155,4 +155,4 @@ def _paired(
 
 
 def _norm(gradients: Iterable[Gradient]) -> float:
-    return float(sum(inner(gradient, gradient) for gradient in gradients) ** 0.5)
+    return float(sum(inner_product(gradient, gradient) for gradient in gradients) ** 0.5)

@@ -1,9 +1,12 @@
 """What a transfer will do, as plain data: printed, saved with the result, compared on resuming."""
 
 import fnmatch
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Literal, get_args
+
+from slipstream.trajectory import Trajectory
 
 Method = Literal[
     "naive",
@@ -18,19 +21,20 @@ Method = Literal[
     "fgmt-signed",
 ]
 SIGNED = "-signed"
-Path_ = Literal["line", "recorded"]
-Schedule = Literal["uniform", "cosine"]
+PathKind = Literal["line", "recorded"]
+LineSchedule = Literal["uniform", "cosine"]
 Pairs = Literal["plain", "normalised"]
+Keep = Literal["last", "best"]
 
 
 @dataclass(frozen=True)
 class SignWeights:
     """How the signed methods step: `w + displacement * d - strength * size * sign(gradient)`.
 
-    `d` is an entry of the path's next increment, laid over the target, and the gradient is the
-    target's own. `size` is |d|, drawn towards the mean of |d| over its tensor by `smoothing`; the
-    strength grows from `first` to `last` along the stages. The path says how far each weight moves,
-    the target's gradient has a say in which direction.
+    `d` is an entry of the path's next increment, permuted to the target's neurons, and the
+    gradient is the target's own. `size` is |d|, moved towards the mean of |d| over its tensor by
+    `smoothing`; the strength grows from `first` to `last` along the stages. The path decides how
+    far each weight moves, the target's gradient influences in which direction.
     """
 
     displacement: float = 1.0
@@ -53,27 +57,31 @@ class SignWeights:
 class TransferPlan:
     """How a trajectory is carried to a new start."""
 
-    method: Method = "fgmt"
+    method: Method = "fgmt-signed"
     stages: int = 10  # steps along the path, in each segment
-    path: Path_ = "line"  # the straight line from the run's start to its end, or its snapshots
-    schedule: Schedule = "cosine"  # of the line
+    path: PathKind = "line"  # the straight line from the run's start to its end, or its snapshots
+    schedule: LineSchedule = "cosine"  # of the line
     segments: int = 1  # parts of the run, each with a permutation of its own
     batches_per_gradient: int = 1
-    pairs: Pairs = "plain"  # gradients as they are, or all stages of one weight: norms divided out
+    pairs: Pairs = "plain"  # each stage counts by the size of its gradients, or all count the same
     batchnorm_batches: int = 2  # for the statistics, before each gradient
-    warm_start: bool = True  # each matching starts from the stage before
+    warm_start: bool = True  # each matching starts from the permutation of the stage before
     max_sweeps: int = 100  # over the groups in each matching; it converges long before
     exclude: tuple[str, ...] = ()  # patterns of tensors that stay the target's own
-    signs: SignWeights = SignWeights()  # of the signed methods
+    signs: SignWeights = field(default_factory=SignWeights)  # of the signed methods
     seed: int = 0  # of the random permutation
+    keep: Keep = "last"  # which stage's weights are the result: the last, or by validation loss
 
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):
             raise ValueError(
-                f"exclude must list patterns, got a text: write exclude=({self.exclude!r},)."
+                f"exclude must list patterns, got a string: write exclude=({self.exclude!r},)."
             )
         object.__setattr__(self, "exclude", tuple(self.exclude))
-        choices = {"method": Method, "path": Path_, "schedule": Schedule, "pairs": Pairs}
+        choices = {
+            **{"method": Method, "path": PathKind, "schedule": LineSchedule},
+            **{"pairs": Pairs, "keep": Keep},
+        }
         for name, options in choices.items():
             if getattr(self, name) not in get_args(options):
                 listed = ", ".join(get_args(options))
@@ -126,3 +134,39 @@ class TransferPlan:
         if found.issuperset(listed):
             raise ValueError(f"exclude={self.exclude} leaves no tensor that could be carried.")
         return found
+
+    def segments_of(self, source: Trajectory) -> list[Trajectory]:
+        """Cut a run into the segments that are carried, each a line or its own snapshots.
+
+        Args:
+            source: The run to transfer.
+
+        Returns:
+            For each segment a trajectory of `stages + 1` points; it starts where the one before
+            it ends.
+
+        Raises:
+            ValueError: If the run has too few snapshots.
+        """
+        needed = self.total_stages + 1 if self.path == "recorded" else self.segments + 1
+        if len(source) < needed:
+            raise ValueError(
+                f"The run has {len(source)} snapshots; {self.segments} segments of {self.stages} "
+                f"stages along path={self.path!r} need at least {needed}. Use fewer"
+                + (" stages, or path='line'." if self.path == "recorded" else " segments.")
+            )
+        if self.path == "recorded":
+            points = source.resample(needed)
+            cuts = range(0, needed, self.stages)
+            return [points[a : b + 1] for a, b in pairwise(cuts)]
+        ends = source.resample(self.segments + 1)
+        return [
+            Trajectory.line(ends[k], ends[k + 1], stages=self.stages, schedule=self.schedule)
+            for k in range(self.segments)
+        ]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "TransferPlan":
+        """Read a plan as `dataclasses.asdict` writes it; of 0.1 it lacks `keep`."""
+        nested = {"exclude": tuple(data["exclude"]), "signs": SignWeights(**data["signs"])}
+        return replace(cls(), **{**data, **nested})

@@ -1,16 +1,19 @@
-"""Keeps the stages of a transfer as they come, in a run folder or in memory."""
+"""Keeps the stages of a transfer as they come, in a run folder or in memory, and reads them."""
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Metric, evaluate
+from slipstream.evaluation import Task
+from slipstream.evaluation.processes import from_main_process, on_main_process
+from slipstream.storage.new_run import NewRun
 from slipstream.storage.writing import whole_file
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import (
@@ -21,42 +24,90 @@ from slipstream.trajectory import (
     read_run,
     reopen_run,
 )
-from slipstream.transfer.gradient_store import FOLDER as GRADIENTS
 from slipstream.transfer.methods import Step
-from slipstream.transfer.plan import SignWeights, TransferPlan
-from slipstream.transfer.processes import from_main_process, is_main_process
-from slipstream.transfer.result import TransferCost, TransferResult, TransferStage
-from slipstream.transfer.transfer_state import Stopwatch
+from slipstream.transfer.plan import Keep, TransferPlan
+from slipstream.transfer.transfer_state import GRADIENTS, Stopwatch
 from slipstream.weights import Weights
 
 SUMMARY, PERMUTATIONS = "transfer.json", "permutations"
 COMPANIONS = (SUMMARY, *(f"{name}/*.safetensors" for name in (PERMUTATIONS, GRADIENTS)))
+SOURCE = "source"  # in the configuration of a transferred run
+MEASURED = "validation_"  # begins the names of what a run records of its validation data
 
 
-@dataclass
-class Ledger:
-    """The stages so far; with a run folder each is on disk before the next one begins."""
+@dataclass(frozen=True)
+class TransferStage:
+    """One stage: how it was reached, and how good it is."""
+
+    stage: int  # 0 is the target's start
+    objective: float | None = None  # of the matching that led here; None where none was solved
+    gain: float | None = None  # over the identity
+    sweeps: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)  # on the validation data
+
+
+@dataclass(frozen=True)
+class TransferCost:
+    """What a transfer cost."""
+
+    gradient_evaluations: int  # of source and target together, a stage's batches counting as one
+    seconds: Mapping[str, float]  # by kind of work
+    resumed_gradients: int = 0  # that an interrupted transfer had left behind
+    kept_bytes: int = 0  # of the gradient pairs that had to be kept for the last matching
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds of all kinds together."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class TransferResult:
+    """Result of `transfer_trajectory`."""
 
     plan: TransferPlan
-    model: nn.Module
-    clock: Stopwatch
-    metrics: Mapping[str, Metric]
-    validation: Iterable[Batch] | None
-    folder: Path | None = None
-    resume: bool = False
-    configuration: Mapping[str, Any] = field(default_factory=dict)
+    trajectory: Trajectory  # the transferred one: a snapshot for each stage, read on access
+    stages: tuple[TransferStage, ...]
+    permutations: Mapping[int, Permutation]  # source to target, by the stage it led to
+    chosen: int  # the stage that `weights` returns
+    cost: TransferCost
 
-    def __post_init__(self) -> None:
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The transferred weights: those of the last stage, or of the best one by `plan.keep`."""
+        return dict(self.trajectory[self.chosen].weights)
+
+    @property
+    def source_to_target(self) -> Permutation:
+        """The permutation of the last stage."""
+        return self.permutations[max(self.permutations)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plan, stages and cost as plain data."""
+        return {
+            "plan": asdict(self.plan),
+            "stages": [asdict(stage) for stage in self.stages],
+            "chosen": self.chosen,
+            "cost": {**asdict(self.cost), "total_seconds": self.cost.total_seconds},
+        }
+
+
+class StageLog:
+    """The stages so far; with a run folder each is on disk before the next one begins."""
+
+    def __init__(
+        self, plan: TransferPlan, task: Task, clock: Stopwatch, run: NewRun | None = None
+    ) -> None:
+        self.plan, self.task, self.clock, self.run = plan, task, clock, run
         self.stages: list[TransferStage] = []
         self.permutations: dict[int, Permutation] = {}
         self._held: list[dict[str, Tensor]] = []
         self._writer: RunWriter | None = None
-        self._stored: dict[int, Mapping[str, float]] = {}
-        if self.folder is not None and is_main_process():
-            self._writer = self._open(self.folder)
-        self._stored = from_main_process(self._stored)
+        self._measured = task.measured.keys()
+        self._prefix = MEASURED
+        self._stored = on_main_process(self._open)
 
-    def __enter__(self) -> "Ledger":
+    def __enter__(self) -> "StageLog":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -91,77 +142,80 @@ class Ledger:
 
     def _keep(self, stage: int, weights: Weights, metrics: Mapping[str, float]) -> None:
         here = {name: value.detach().cpu() for name, value in weights.items()}
-        if self.folder is None or not is_main_process():
+        if self._writer is None:
             self._held.append(here)
-        elif stage not in self._stored and self._writer is not None:
+        elif stage not in self._stored:
             if stage in self.permutations:
-                (self.folder / PERMUTATIONS).mkdir(exist_ok=True)
+                (self._writer.path / PERMUTATIONS).mkdir(exist_ok=True)
                 name = f"{stage:08d}.safetensors"
-                with whole_file(self.folder / PERMUTATIONS / name) as temporary:
+                with whole_file(self._writer.path / PERMUTATIONS / name) as temporary:
                     self.permutations[stage].save(temporary)
-            self._writer.append(step=stage, weights=here, metrics=metrics)
+            recorded = {self._prefix + name: value for name, value in metrics.items()}
+            self._writer.append(step=stage, weights=here, metrics=recorded)
 
-    def close(self, cost: TransferCost, *, keep: Literal["last", "best"]) -> TransferResult:
+    def close(self, cost: TransferCost) -> TransferResult:
         """Return the result, and write its summary into the run folder.
 
         Args:
             cost: What the transfer cost.
-            keep: Which weights to go on with: of the last stage, or of the least validation loss.
 
         Returns:
             The result, its trajectory read from the run folder if there is one.
         """
-        chosen = _choose(self.stages, keep)
-        on_disk = self.folder is not None and is_main_process()
+        chosen = _choose(self.stages, self.plan.keep)
+        folder = None if self._writer is None else self._writer.path
+        held = Trajectory.from_weights(self._held) if folder is None else Trajectory.open(folder)
         result = TransferResult(
-            plan=self.plan,
-            trajectory=Trajectory.open(self.folder)
-            if on_disk and self.folder
-            else Trajectory.from_weights(self._held),
-            stages=tuple(self.stages),
-            permutations=self.permutations,
-            chosen=chosen,
-            cost=cost,
+            self.plan, held, tuple(self.stages), self.permutations, chosen, cost
         )
-        if on_disk and self.folder:
-            with whole_file(self.folder / SUMMARY) as temporary:
+        if folder is not None:
+            with whole_file(folder / SUMMARY) as temporary:
                 text = json.dumps(result.to_json(), indent=1)
                 temporary.write_text(text, encoding="utf-8")
-        # The others wait here until the folder is whole, and go on with the same stage.
+        # The others wait here until the folder is complete, and return the same stage.
         return replace(result, chosen=from_main_process(chosen))
 
     def _check_same_start(self, weights: Weights) -> None:
         stored: Weights = {}
         if self._writer is not None:
             stored = Trajectory.open(self._writer.path)[0].weights
-        _check_same_target(from_main_process(stored), weights, self.folder)
+        folder = None if self.run is None else self.run.folder
+        _check_same_target(from_main_process(stored), weights, folder)
 
     def _metrics(self, stage: int, weights: Weights) -> Mapping[str, float]:
         """What was measured before the interruption, or is measured now."""
-        if self.validation is None:
-            return self._stored.get(stage, {})
-        if self.metrics.keys() == self._stored.get(stage, {}).keys():
-            return self._stored[stage]
+        stored = self._stored.get(stage, {})
+        if self.task.validation is None or self._measured == stored.keys():
+            return stored
         with self.clock("validation"):
-            return evaluate(self.model, self.metrics, weights=weights, data=self.validation)
+            return self.task.evaluate(weights=weights, split="validation")
 
-    def _open(self, folder: Path) -> RunWriter:
-        plan = {"transfer": asdict(self.plan)}
-        if not (self.resume and (folder / "run.json").is_file()):
-            if (folder / "run.json").is_file():
-                raise FileExistsError(
-                    f"{folder} already holds a run: give another run_folder, or resume=True to go "
-                    "on with an unfinished transfer."
-                )
-            writer = create_run(
-                folder, model=self.model, configuration=self.configuration, provenance=plan
+    def _open(self) -> dict[int, Mapping[str, float]]:
+        """Make or reopen the run folder; return what was measured at its stages."""
+        if self.run is None:
+            return {}
+        folder, there = self.run.folder, (self.run.folder / "run.json").is_file()
+        if there and self.run.resume:
+            before = read_run(folder)
+            _check_same_plan(before.description, self.plan, folder)
+            self._writer = reopen_run(folder)
+            if any("loss" in entry.metrics for entry in before.entries):
+                self._prefix = ""  # a run of 0.1: its stages have the same names to the end
+            return {entry.step: _unprefixed(entry.metrics) for entry in before.entries}
+        if there and not self.run.overwrite:
+            raise FileExistsError(
+                f"{folder} already holds a run: give another run_folder, or resume=True to "
+                "continue an unfinished transfer."
             )
-            declare_companions(folder, *COMPANIONS)
-            return writer
-        before = read_run(folder)
-        _check_same_plan(before.description, self.plan, folder)
-        self._stored = {entry.step: entry.metrics for entry in before.entries}
-        return reopen_run(folder)
+        self._writer = create_run(
+            folder,
+            model=self.task.model,
+            configuration={**self.task.configuration, **self.run.configuration},
+            provenance={"transfer": asdict(self.plan)},
+            overwrite=self.run.overwrite,
+        )
+        declare_companions(folder, *COMPANIONS)
+        return {}
 
 
 def load_transfer(path: str | Path) -> TransferResult:
@@ -182,26 +236,26 @@ def load_transfer(path: str | Path) -> TransferResult:
     data = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
     data["cost"].pop("total_seconds")
     files = sorted((folder / PERMUTATIONS).glob("*.safetensors"))
+    stages = tuple(TransferStage(**stage) for stage in data["stages"])
+    # In 0.1 the plan did not say which stage is kept, only the result did.
+    keep = "last" if data["chosen"] == stages[-1].stage else "best"
     return TransferResult(
-        plan=_plan_from(data["plan"]),
+        plan=TransferPlan.from_json({"keep": keep, **data["plan"]}),
         trajectory=Trajectory.open(folder),
-        stages=tuple(TransferStage(**stage) for stage in data["stages"]),
+        stages=stages,
         permutations={int(file.stem): Permutation.load(file) for file in files},
         chosen=data["chosen"],
         cost=TransferCost(**data["cost"]),
     )
 
 
-def finished_transfer(
-    folder: Path, *, plan: TransferPlan, start: Weights, keep: Literal["last", "best"]
-) -> TransferResult:
+def finished_transfer(folder: Path, *, plan: TransferPlan, start: Weights) -> TransferResult:
     """Read a finished transfer, if it is the one that was asked for.
 
     Args:
         folder: Its run folder.
-        plan: The plan that it should have.
+        plan: The plan that it should have; only which stage is kept may differ.
         start: The target's parameters that it should have begun with.
-        keep: Which weights to go on with.
 
     Returns:
         What `transfer_trajectory` returned.
@@ -213,10 +267,53 @@ def finished_transfer(
     _check_same_plan(result.trajectory.description, plan, folder)
     begun = result.trajectory[0].weights
     _check_same_target({name: begun[name] for name in start}, start, folder)
-    return replace(result, chosen=_choose(result.stages, keep))
+    return replace(result, plan=plan, chosen=_choose(result.stages, plan.keep))
 
 
-def _choose(stages: Sequence[TransferStage], keep: Literal["last", "best"]) -> int:
+def source_reference(source: str | Path, folder: str | Path) -> str:
+    """Return how a transferred run refers to its source: so that it is found from everywhere.
+
+    Args:
+        source: The run folder that is transferred.
+        folder: The run folder to write.
+
+    Returns:
+        A path relative to `folder` if both have the same parent, so that they may be moved
+        together; else an absolute one.
+
+    Example:
+        >>> source_reference("runs/one", "runs/transferred")
+        '../one'
+    """
+    there, here = Path(source).resolve(), Path(folder).resolve()
+    return os.path.relpath(there, here) if there.is_relative_to(here.parent) else str(there)
+
+
+def find_source(folder: str | Path) -> Path | None:
+    """Return the run folder that a transferred run was made from; None if it is not found.
+
+    Args:
+        folder: The transferred run.
+
+    Returns:
+        The source, as the run refers to it, or beside the run under the same name.
+    """
+    here = Path(folder)
+    written = (read_run(here).description.get("configuration") or {}).get(SOURCE)
+    if not isinstance(written, str):
+        return None
+    # Version 0.1 wrote the path as it was typed, relative to the working directory of then.
+    own = here.resolve()
+    for path in (
+        *(folder / written for folder in (own, Path(), *own.parents)),
+        own.parent / Path(written).name,
+    ):
+        if (path / "run.json").is_file():
+            return path.resolve()
+    return None
+
+
+def _choose(stages: Sequence[TransferStage], keep: Keep) -> int:
     """The last stage, or that of the least validation loss; one that is NaN is never the least."""
     if keep == "last":
         return stages[-1].stage
@@ -226,9 +323,9 @@ def _choose(stages: Sequence[TransferStage], keep: Literal["last", "best"]) -> i
     return min(measured, key=lambda stage: stage.metrics["loss"]).stage
 
 
-def _plan_from(data: Mapping[str, Any]) -> TransferPlan:
-    nested = {"exclude": tuple(data["exclude"]), "signs": SignWeights(**data["signs"])}
-    return replace(TransferPlan(), **{**data, **nested})
+def _unprefixed(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What was measured on the validation data; 0.1 recorded it as `loss`."""
+    return {name.removeprefix(MEASURED): value for name, value in metrics.items()}
 
 
 def _check_same_target(stored: Weights, given: Weights, folder: Path | None) -> None:
@@ -243,8 +340,8 @@ def _check_same_target(stored: Weights, given: Weights, folder: Path | None) -> 
 def _check_same_plan(description: Mapping[str, Any], plan: TransferPlan, folder: Path) -> None:
     before = description["provenance"].get("transfer")
     if before is None:
-        raise ValueError(f"{folder} holds a run that is no transfer: give another path.")
-    old, new = asdict(_plan_from(before)), asdict(plan)
+        raise ValueError(f"{folder} holds a run that is not a transfer: give another path.")
+    old, new = (asdict(replace(p, keep="last")) for p in (TransferPlan.from_json(before), plan))
     changed = [
         f"{name}: {old[name]!r}, now {new[name]!r}" for name in new if old[name] != new[name]
     ]

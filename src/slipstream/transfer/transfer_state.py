@@ -1,23 +1,39 @@
-"""The two networks of a transfer: the source along its path, the target where it was carried to."""
+"""The two networks of a transfer: the source along its path, the target where it is carried to."""
 
-import hashlib
+import shutil
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, batch_size, recalibrate_batchnorm
-from slipstream.evaluation.determinism import batch_digest
-from slipstream.matching.gradients import GradientSampler
-from slipstream.matching.low_rank import Gradient
+from slipstream.evaluation import Batch, Task, eval_mode, probe_determinism, weights_in
+from slipstream.evaluation.processes import (
+    from_main_process,
+    is_main_process,
+    of_all_processes,
+    on_main_process,
+    pool_statistics,
+)
+from slipstream.matching.gradients import Gradient, GradientSampler, LowRank
+from slipstream.storage.fingerprints import fingerprint_of_batches
+from slipstream.storage.writing import whole_file
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
-from slipstream.transfer.gradient_store import GradientStore
-from slipstream.transfer.processes import of_all_processes, pool_statistics
-from slipstream.weights import Weights
+from slipstream.weights import (
+    Weights,
+    check_shapes,
+    first_nonfinite,
+    parameter_names,
+    weights_of,
+)
+
+GRADIENTS = "gradients"
 
 
 class Stopwatch:
@@ -74,34 +90,109 @@ class BatchStream:
         return taken
 
 
-def fingerprint(batches: Iterable[Batch]) -> str:
-    """Return a short text that differs where the batches differ, in any process."""
-    digest = hashlib.blake2b(digest_size=16)
-    for batch in batches:
-        digest.update(batch_digest(batch))
-    return " ".join(of_all_processes(digest.hexdigest()))
+class GradientStore:
+    """A folder of gradients in the order they were taken; without a folder it only computes.
+
+    A resumed transfer repeats its matchings, which are cheap, with stored gradients, which are
+    expensive: it ends in the same weights to the bit. Of several processes only the main one knows
+    the folder, and all of them compute a gradient, or none.
+    """
+
+    def __init__(self, run: Path | None = None, *, device: torch.device | str = "cpu") -> None:
+        self._folder = run / GRADIENTS if run is not None and is_main_process() else None
+        self._device = device
+        self._asked = 0
+        self.reused = 0
+        self._found = on_main_process(self._stored)
+
+    def _stored(self) -> frozenset[str]:
+        if self._folder is None:
+            return frozenset()
+        self._folder.mkdir(exist_ok=True)
+        return frozenset(path.name for path in self._folder.glob("*.safetensors"))
+
+    def get(
+        self, *, batches: str, compute: Callable[[], Mapping[str, Gradient]]
+    ) -> dict[str, Gradient]:
+        """Return the next gradient: stored by the transfer that is resumed, or computed now.
+
+        Args:
+            batches: Fingerprint of the batches it is taken on, in all processes.
+            compute: Called when it is not there.
+
+        Returns:
+            One gradient for every tensor.
+
+        Raises:
+            ValueError: If it was taken on other batches.
+        """
+        name = f"{self._asked:06d}.safetensors"
+        self._asked += 1
+        if name in self._found:
+            self.reused += 1
+            stored = _read(self._folder / name) if self._folder is not None else None
+            before, flat = from_main_process(stored) or ("", {})
+            if before != batches:
+                raise ValueError(
+                    f"The data gives other batches than when {name} was computed: a transfer can "
+                    "only be resumed on the same data in the same order (seed the loader's "
+                    "generator)."
+                )
+            return _unflattened(flat, self._device)
+        gradient = dict(compute())
+        if self._folder is not None:
+            with whole_file(self._folder / name) as temporary:
+                save_file(_flat(gradient), temporary, metadata={"batches": batches})
+        return gradient
+
+    def remove(self) -> None:
+        """Delete the folder: the transfer is finished."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @dataclass
-class Networks:
+class TransferState:
     """Weights, gradients and statistics of both networks, taken with one model in turn."""
 
-    model: nn.Module
-    loss: Loss
+    task: Task
     start: Weights  # of the target, buffers included
     excluded: frozenset[str]  # tensors that stay the target's own
-    data: BatchStream
-    batches_per_gradient: int
-    calibration: list[Batch]  # for BatchNorm
-    store: GradientStore
+    batches_per_gradient: int = 1
+    batchnorm_batches: int = 2
+    store: GradientStore = field(default_factory=GradientStore)
     clock: Stopwatch = field(default_factory=Stopwatch)
     kept_bytes: int = 0  # of the gradient pairs that the last matching held
 
     def __post_init__(self) -> None:
-        parameters = [name for name, _ in self.model.named_parameters()]
+        task = self.task
+        parameters = [name for name, _ in task.model.named_parameters()]
         self.carried = tuple(name for name in parameters if name not in self.excluded)
         self._calibrated: tuple[Weights, dict[str, Tensor]] | None = None  # the last one
-        self.sampler = GradientSampler(self.model, self.loss, names=self.carried)
+        self.sampler = GradientSampler(
+            task.model, task.loss, names=self.carried, batch_size=task.batch_size
+        )
+        self.data = BatchStream(task.data)
+        given = task.data if task.calibration is None else task.calibration
+        unwanted = isinstance(given, tuple) and not given
+        self.calibration = [] if unwanted else BatchStream(given).take(self.batchnorm_batches)
+        self.first = self.calibration[0] if task.calibration is None else task.first_batch()
+
+    def check_loss(self) -> None:
+        """Raise if the loss is not a 0-dim tensor, or differs when it is taken twice."""
+        task, first = self.task, self.first
+        with eval_mode(task.model), weights_in(task.model, self.start), torch.no_grad():
+            value = task.loss(task.model, task.to(first))
+            if not isinstance(value, Tensor) or value.dim() > 0:
+                got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+                raise ValueError(f"loss must return the batch's mean as a 0-dim tensor, got {got}.")
+            probe = probe_determinism(task.model, task.loss, data=[first])
+        if not probe.deterministic:
+            raise ValueError(
+                "The loss is not deterministic: the same batch gave "
+                f"{probe.first_loss} and {probe.second_loss}. Suspected: "
+                f"{', '.join(probe.suspects)}."
+            )
 
     def source(self, path: Trajectory, stage: int, permutation: Permutation) -> Weights:
         """Return the source's weights at a stage of its path.
@@ -109,7 +200,7 @@ class Networks:
         Args:
             path: The run that is transferred.
             stage: A position of it.
-            permutation: Source to target: excluded tensors are the target's own, laid over the
+            permutation: Source to target: excluded tensors are the target's own, permuted to the
                 source's neurons.
 
         Returns:
@@ -123,7 +214,7 @@ class Networks:
     def move(
         self, path: Trajectory, stage: int, permutation: Permutation, *, since: int | None = None
     ) -> dict[str, Tensor]:
-        """Return how the source moves up to a stage, laid over the target, in float32 or better.
+        """Return how the source moves up to a stage, permuted, in float32 or better.
 
         Args:
             path: The run that is transferred.
@@ -153,12 +244,13 @@ class Networks:
 
     def calibrated(self, weights: Weights) -> dict[str, Tensor]:
         """Return `weights` with the BatchNorm statistics that they have on the data."""
+        if not self.calibration:
+            return dict(weights)
         if self._calibrated is None or self._calibrated[0] is not weights:
             with self.clock("batchnorm"):
-                buffers = recalibrate_batchnorm(
-                    self.model, weights=weights, data=self.calibration, forward=self.loss
-                )
-                buffers = pool_statistics(buffers, examples=sum(map(batch_size, self.calibration)))
+                buffers = replace(self.task, calibration=self.calibration).recalibrated(weights)
+                examples = sum(map(self.task.batch_size, self.calibration))
+                buffers = pool_statistics(buffers, examples=examples)
             self._calibrated = weights, {**weights, **buffers}
         return self._calibrated[1]
 
@@ -171,7 +263,7 @@ class Networks:
             weights: Where.
             batches: The gradient is their mean.
             batch_statistics: Whether BatchNorm normalises by each batch; by default its statistics
-                are estimated anew first.
+                are estimated first.
 
         Returns:
             A gradient for every tensor that is carried.
@@ -182,12 +274,65 @@ class Networks:
             with self.clock("gradients"):
                 return self.sampler.sample(there, batches, batch_statistics=batch_statistics)
 
-        found = self.store.get(batches=fingerprint(batches), compute=compute)
+        seen = " ".join(of_all_processes(fingerprint_of_batches(batches)))
+        found = self.store.get(batches=seen, compute=compute)
         return {name: found[name] for name in self.carried}
 
     def next_batches(self) -> list[Batch]:
         """Return the batches of the next stage's gradients."""
         return self.data.take(self.batches_per_gradient)
+
+
+def complete_weights(model: nn.Module, given: Weights, name: str) -> dict[str, Tensor]:
+    """Return the weights of an argument with all tensors of the model, in its dtype and device."""
+    own = weights_of(model)
+    for tensor in parameter_names(model):
+        if tensor not in given:
+            raise ValueError(f"{name} lacks the tensor {tensor!r} that the model has.")
+    known = {n: value for n, value in given.items() if n in own or n not in _aliases(model)}
+    check_shapes(known, {n: tuple(value.shape) for n, value in own.items()})
+    if (bad := first_nonfinite(known)) is not None:
+        raise ValueError(f"{name} holds a NaN or an infinity in {bad!r}.")
+    return {
+        n: known[n].detach().to(value) if n in known else value.clone() for n, value in own.items()
+    }
+
+
+def _aliases(model: nn.Module) -> set[str]:
+    """Further names of tied tensors."""
+    return {name for name, _ in model.named_parameters(remove_duplicate=False)} - {
+        name for name, _ in model.named_parameters()
+    }
+
+
+def _flat(gradient: Mapping[str, Gradient]) -> dict[str, Tensor]:
+    flat = {}
+    for name, value in gradient.items():
+        if isinstance(value, LowRank):
+            flat[f"{name}/left"] = value.left.contiguous()
+            flat[f"{name}/right"] = value.right.contiguous()
+        else:
+            flat[name] = value.contiguous()
+    return flat
+
+
+def _read(path: Path) -> tuple[str, dict[str, Tensor]]:
+    """The fingerprint of the batches, and the tensors."""
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        # Cloned: products of values with another alignment in memory may be rounded differently.
+        tensors = {name: file.get_tensor(name).clone() for name in names}
+        return (file.metadata() or {}).get("batches", ""), tensors
+
+
+def _unflattened(flat: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Gradient]:
+    there = {name: value.to(device) for name, value in flat.items()}
+    gradient: dict[str, Gradient] = {n: v for n, v in there.items() if "/" not in n}
+    for name, left in there.items():
+        if name.endswith("/left"):
+            tensor = name.removesuffix("/left")
+            gradient[tensor] = LowRank(left, there[f"{tensor}/right"])
+    return gradient
 
 
 def _wide(value: Tensor) -> Tensor:

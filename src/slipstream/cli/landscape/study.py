@@ -98,16 +98,16 @@ def _of_a_transfer(
 
 
 def _source_of(folder: Path, source: str | None) -> Path:
-    """The run that a transferred one came from, recorded by a path from here or from the run."""
+    """The run that a transferred one came from."""
+    from slipstream.transfer import find_source
+
     if source is None:
         raise ValueError(
             f"{folder} does not say which run it was transferred from: name the networks one by "
             "one, as in slipstream landscape study target source."
         )
-    own = folder.resolve()
-    for beginning in (Path(), own, *own.parents):
-        if (beginning / source / "run.json").is_file():
-            return beginning / source
+    if (found := find_source(folder)) is not None:
+        return found
     raise ValueError(
         f"{folder} was transferred from {source}, where there is no run now: move the run back "
         "there, or name the networks one by one."

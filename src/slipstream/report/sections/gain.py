@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from slipstream.report.content import Cell, Item, Lines, Note, Series, Table
 from slipstream.report.number_format import with_spread
@@ -11,7 +10,7 @@ from slipstream.report.recorded_run import RecordedRun, Shown
 from slipstream.report.sections.ending import Landscapes
 from slipstream.report.tables import comparison_rows
 from slipstream.trajectory import Trajectory
-from slipstream.transfer import Comparison, TransferResult, transfer_trajectory
+from slipstream.transfer import Comparison, TransferResult, find_source, transfer_trajectory
 from slipstream.transfer.comparison import TARGET_START, TRAINED_TARGET
 from slipstream.transfer.plan import Method
 
@@ -200,7 +199,7 @@ def _by_name(ways: Sequence[Way]) -> dict[str, list[Way]]:
 
 def _levels(runs: Sequence[Shown]) -> dict[str, Series]:
     """Where the source ended, if it is on the page too."""
-    sources = {_source(shown.run) for shown in runs if shown.run.is_transfer}
+    sources = {find_source(shown.run.path) for shown in runs if shown.run.is_transfer}
     stages = max(len(shown.run.folder.entries) for shown in runs if shown.run.is_transfer) - 1
     levels = {}
     for shown in runs:
@@ -239,19 +238,15 @@ def _baselines(
 
 
 def _baseline(run: RecordedRun, method: Method, landscapes: Landscapes) -> Way:
-    transfer, source = run.transfer, _source(run)
+    transfer, source = run.transfer, find_source(run.path)
     if transfer is None or source is None:
         raise ValueError("its configuration does not tell a source that is still there.")
-    experiment = landscapes.open(run)
+    task = landscapes.open(run)
     result = transfer_trajectory(
         Trajectory.open(source),
         run.trajectory[0].weights,
-        model=experiment.model,
-        loss=experiment.loss,
-        data=experiment.data,
+        replace(task, validation=landscapes.some(task.part("validation"))),
         plan=replace(transfer.plan, method=method),
-        validation=landscapes.some(experiment.part("validation")),
-        metrics=experiment.measured,
     )
     return _of(result, _name(result), None)
 
@@ -262,19 +257,8 @@ def _one_for_each_target(runs: Sequence[Shown]) -> list[Shown]:
     for shown in runs:
         if shown.run.transfer is not None:
             start = repr(sorted(shown.run.transfer.stages[0].metrics.items()))
-            found.setdefault(f"{_source(shown.run)} {start}", shown)
+            found.setdefault(f"{find_source(shown.run.path)} {start}", shown)
     return list(found.values())
-
-
-def _source(run: RecordedRun) -> Path | None:
-    """The folder of the run that was carried: as it was written, or beside this one."""
-    written = run.configuration.get("source")
-    if not isinstance(written, str):
-        return None
-    for path in (Path(written), run.path.parent / Path(written).name):
-        if (path / "run.json").is_file():
-            return path.resolve()
-    return None
 
 
 def _first_number(text: str) -> float | None:

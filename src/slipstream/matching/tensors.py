@@ -1,8 +1,10 @@
-"""Matching of the weights themselves, or of displacements."""
+"""Matching of tensors: of the weights themselves, of displacements, or of gradients."""
 
 from typing import Literal
 
+from slipstream.evaluation import Task, takes_task
 from slipstream.matching.frank_wolfe import frank_wolfe
+from slipstream.matching.gradients import GradientSampler
 from slipstream.matching.objective import Objective
 from slipstream.matching.solve import Matching, solve
 from slipstream.symmetry.neuron_groups import NeuronGroups
@@ -19,10 +21,10 @@ def match_weights(
     restarts: int = 0,
     seed: int = 0,
 ) -> Matching:
-    """Find the permutation that lays `source` over `target`: the largest inner product.
+    """Find the permutation that aligns `source` to `target`: the largest inner product.
 
     It is the smallest distance, too, because a permutation changes no norm. With displacements
-    (trained minus start) for weights it is the oracle that learning transfer is held against.
+    (trained minus start) for weights it is the oracle that learning transfer is compared with.
 
     Args:
         source: Weights that are permuted: some or all tensors of the model.
@@ -53,4 +55,45 @@ def match_weights(
     objective.add(target=stay, source=permuted)
     if isinstance(start, str):
         start = frank_wolfe(permuted, stay, groups=groups)
+    return solve(objective, start=start, restarts=restarts, seed=seed)
+
+
+@takes_task
+def match_gradients(
+    source: Weights,
+    target: Weights,
+    task: Task,
+    *,
+    groups: NeuronGroups,
+    start: Permutation | None = None,
+    restarts: int = 0,
+    seed: int = 0,
+) -> Matching:
+    """Find the permutation that aligns the source's gradient to the target's.
+
+    Args:
+        source: Where the gradient that is permuted is taken.
+        target: Where the gradient that stays is taken; the same layout.
+        task: The model with its loss and data; both gradients are means over the data.
+        groups: What may be permuted.
+        start: Where the search starts; the identity by default.
+        restarts: How many times to start again, with the groups in a random order.
+        seed: Of those orders.
+
+    Returns:
+        The permutation that maximises the inner product of the target's gradient with the permuted
+        gradient of the source, with objective and cost.
+
+    Raises:
+        ValueError: If the data is empty or a loss is not finite.
+
+    Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024), one term of
+    its equation for gradient matching.
+    """
+    batches = list(task.data)
+    sampler = GradientSampler(
+        task.model, task.loss, names=tuple(groups.shapes), batch_size=task.batch_size
+    )
+    objective = Objective(groups)
+    objective.add(target=sampler.sample(target, batches), source=sampler.sample(source, batches))
     return solve(objective, start=start, restarts=restarts, seed=seed)

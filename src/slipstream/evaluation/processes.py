@@ -1,5 +1,7 @@
-"""Several processes that share one transfer (torchrun): who writes, and what they agree on."""
+"""Several processes that share the work (torchrun): which one writes, and what all agree on."""
 
+import pickle
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed
@@ -24,6 +26,40 @@ def from_main_process(value: T) -> T:
     if in_process_group():
         torch.distributed.broadcast_object_list(held)
     return held[0]
+
+
+def on_main_process(work: Callable[[], T]) -> T:
+    """Do something in the main process only, and return its result in all of them.
+
+    Args:
+        work: Returns something that pickles.
+
+    Returns:
+        What it returned.
+
+    Raises:
+        BaseException: What it raised, in all processes: none waits for a result in vain.
+    """
+    value: T | None = None
+    error: BaseException | None = None
+    if is_main_process():
+        try:
+            value = work()
+        except BaseException as raised:  # ruff: ignore[blind-except]  an interruption, too
+            error = raised
+    if in_process_group():
+        value, error = from_main_process((value, _picklable(error)))
+    if error is not None:
+        raise error
+    return value  # type: ignore[return-value]
+
+
+def _picklable(error: BaseException | None) -> BaseException | None:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # ruff: ignore[blind-except]  whatever an error's own pickling raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def of_all_processes(value: T) -> list[T]:
