@@ -189,7 +189,7 @@ def test_bytes_that_belong_to_no_tensor_are_refused(tmp_path):
     text = json.dumps(header).encode()
     plain = tmp_path / "gap.safetensors"
     plain.write_bytes(len(text).to_bytes(8, "little") + text + bytes(5))
-    with pytest.raises(ValueError, match="before tensor 'w' belong to no tensor"):
+    with pytest.raises(ValueError, match="'w' overlaps another tensor, or lies behind a hole"):
         list(packed_chunks(plain, base=None))
 
 

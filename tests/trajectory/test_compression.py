@@ -355,7 +355,7 @@ def test_a_lock_on_an_index_that_was_replaced_is_none(run, monkeypatch):
 
 
 def test_mistakes_are_told(run, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="keyframe_every must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="keyframe_every must be from 1 to 256, got 0"):
         compress_run(run, keyframe_every=0)
     with pytest.raises(FileNotFoundError, match="is no run folder"):
         compress_run(tmp_path)

@@ -49,12 +49,53 @@ def test_the_schedule_epochs_and_metrics(tmp_path):
     run = Trajectory.open(tmp_path / "run")
     assert run.steps == schedule.steps(10)
     assert [snapshot.epoch for snapshot in run] == [0, 1, 2, 9]
-    # Logged after a step, a number belongs to the next snapshot.
+    # What is logged after a step belongs to that step's snapshot, also if it is written already.
     metrics = [dict(snapshot.metrics) for snapshot in run]
-    assert metrics == [{}, {"loss": 3}, {"loss": 7}, {"loss": 10, "accuracy": 0.5}]
+    assert metrics == [{}, {"loss": 4}, {"loss": 8}, {"loss": 10, "accuracy": 0.5}]
     assert (run.description["configuration"], run.description["seed"]) == ({"a": 1}, 5)
     kept = run.description["provenance"]["recorded"]["schedule"]
     assert Schedule.from_json(kept) == schedule
+
+
+def test_metrics_stay_with_the_weights_they_were_measured_at(tmp_path, caplog):
+    """Validation after each epoch of 4 steps, snapshots every 4 and every 3 steps."""
+    for every, found in ((4, {4: 1, 8: 2, 12: 3}), (3, {12: 3})):
+        model, optimizer = setup()
+        path = tmp_path / f"run{every}"
+        with Recorder(path, model, schedule=Schedule.every(every)).attach(optimizer) as recorder:
+            for epoch in (1, 2, 3):
+                train(model, optimizer, 4)
+                recorder.log(epoch=epoch, accuracy=epoch)
+        run = Trajectory.open(path)
+        assert {s.step: s.metrics["accuracy"] for s in run if "accuracy" in s.metrics} == found
+        assert not caplog.records
+    model, optimizer = setup()
+    with Recorder(tmp_path / "never", model).attach(optimizer) as recorder:
+        train(model, optimizer, 4)
+        recorder.log(accuracy=1)
+        train(model, optimizer, 4)
+    assert "accuracy: logged only at steps that were not recorded" in caplog.text
+
+
+def test_another_optimizer_continues_the_count(tmp_path, caplog):
+    model, optimizer = setup()
+    with Recorder(tmp_path / "run", model, schedule=Schedule.every(2)).attach(
+        optimizer
+    ) as recorder:
+        train(model, optimizer, 3)
+        recorder.attach(other := torch.optim.SGD(model.parameters(), lr=0.01))
+        train(model, other, 3)
+    run = Trajectory.open(tmp_path / "run")
+    assert run.steps == [0, 2, 4, 6]
+    model, optimizer = setup()
+    with Recorder(tmp_path / "lost", model, schedule=Schedule.every(1)).attach(optimizer):
+        train(model, optimizer, 2)
+        train(model, torch.optim.SGD(model.parameters(), lr=0.01), 3)
+    run = Trajectory.open(tmp_path / "lost")
+    assert run.steps == [0, 1, 2, 3]
+    assert "moved since step 2, but not by the attached optimizer" in caplog.text
+    name = next(name for name, _ in model.named_parameters())
+    assert torch.equal(run[-1].weights[name], model.get_parameter(name))
 
 
 def test_explicit_records_need_no_optimizer(tmp_path):

@@ -9,15 +9,17 @@ import sys
 import textwrap
 from io import FileIO
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
 from recorded_networks import tied
 from safetensors.torch import load_file
 
-from slipstream.storage import tensor_file
+from slipstream.storage import tensor_header
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.trajectory import Layout, Trajectory, check_run, create_run, read_run, reopen_run
+from slipstream.trajectory.run_files import rewrite_description
 from slipstream.weights import weights_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
@@ -27,6 +29,7 @@ def weights(value=0.0):
     return {"w": torch.full((2, 3), float(value)), "n": torch.tensor(int(value))}
 
 
+CHECK = ', "check"'
 LAYOUT = Layout.of_weights(weights())
 
 
@@ -49,7 +52,7 @@ def test_the_files_are_what_format_1_says(tmp_path):
     ]
     description = json.loads((run / "run.json").read_text())
     assert list(description) == [
-        "format", "created", "model", "configuration", "seed", "provenance", "versions",
+        "format", "created", "model", "configuration", "seed", "provenance", "versions", "check",
     ]  # fmt: skip
     assert description["format"] == 1
     assert description["model"] == {
@@ -63,9 +66,13 @@ def test_the_files_are_what_format_1_says(tmp_path):
     assert (description["configuration"], description["seed"]) == ({"rate": 0.1}, 3)
     assert list(description["versions"]) == ["slipstream", "torch", "python"]
     size = (run / "snapshots/00000010.safetensors").stat().st_size
-    assert (run / "snapshots.jsonl").read_text().splitlines()[1] == (
+    line = (run / "snapshots.jsonl").read_text().splitlines()[1]
+    check = f"{crc32(line.partition(CHECK)[0].encode()):08x}"
+    assert line == (
         '{"step": 10, "epoch": 1.0, "files": ["snapshots/00000010.safetensors"], '
-        f'"bytes": {size}, "metrics": {{"loss": 1.5}}, "prefix": ""}}'
+        f'"bytes": {size}, "metrics": {{"loss": 1.5}}, "prefix": "", '
+        f'"checksums": ["{crc32((run / "snapshots/00000010.safetensors").read_bytes()):08x}"], '
+        f'"check": "{check}"}}'
     )
     assert load_file(run / "snapshots/00000010.safetensors")["w"].tolist() == [[10.0] * 3] * 2
 
@@ -129,7 +136,7 @@ def test_one_tensor_is_read_without_touching_the_others(tmp_path, monkeypatch):
             counts.append(super().readinto(buffer))
             return counts[-1]
 
-    monkeypatch.setattr(tensor_file, "FileIO", Counting)
+    monkeypatch.setattr(tensor_header, "FileIO", Counting)
     assert Trajectory.open(tmp_path / "run")["n"].tolist() == [list(range(10))] * 3
     assert 3 * held["n"].nbytes < sum(counts) < 3 * (held["n"].nbytes + 300)
 
@@ -255,7 +262,7 @@ def test_what_is_no_run_says_so(tmp_path):
         read_run(tmp_path)
     run = small_run(tmp_path / "run")
     text = (run / "run.json").read_text()
-    (run / "run.json").write_text(text.replace('"format": 1', '"format": 3'))
+    rewrite_description(run, format=3)
     with pytest.raises(ValueError, match="format 3 is newer than 2"):
         read_run(run)
     (run / "run.json").write_text(text[:50])

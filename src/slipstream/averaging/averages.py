@@ -1,15 +1,18 @@
 """Averages of the weights along a run: from one recorded run, or formed beside training."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from slipstream.averaging.rules import AverageRule, is_averaged, widened
 from slipstream.trajectory import Trajectory
-from slipstream.weights import check_same_layout, first_nonfinite, weights_of
+from slipstream.trajectory.optimizer_steps import after_each_step
+from slipstream.weights import check_same_layout, first_nonfinite, unwrapped, weights_of
+
+_log = logging.getLogger(__name__)
 
 
 def average_run(trajectory: Trajectory, rule: AverageRule) -> dict[str, Tensor]:
@@ -97,11 +100,11 @@ class Averages:
         self.rules = tuple(rules)
         if not self.rules or len(set(self.rules)) < len(self.rules):
             raise ValueError(f"rules must be different ones, at least one, got {self.rules}.")
-        wrapped = isinstance(model, DataParallel | DistributedDataParallel)
-        self._model = model.get_submodule("module") if wrapped else model
+        self._model = unwrapped(model)
         self._device = device
         self._running = {rule: rule.running() for rule in self.rules}
-        self.step = 0  # optimiser steps done, as counted or told
+        self.step = 0  # optimiser steps done, as counted or given
+        self._names: tuple[str, ...] | None = None  # of the tensors at the last update
         self._detach: Callable[[], None] | None = None
 
     def attach(self, optimizer: torch.optim.Optimizer, *, every: int = 1) -> Self:
@@ -128,7 +131,7 @@ class Averages:
             if self.step % every == 0:
                 self.update(step=self.step)
 
-        self._detach = optimizer.register_step_post_hook(after_step).remove
+        self._detach = after_each_step(optimizer, after_step)
         return self
 
     def detach(self) -> None:
@@ -142,9 +145,23 @@ class Averages:
 
         Args:
             step: Optimiser steps done; by default one more than at the last update.
+
+        Raises:
+            ValueError: If tensors of the model came or went. Weights that are not finite are left
+                out, with a warning.
         """
         self.step = self.step + 1 if step is None else step
         weights = weights_of(self._model)
+        if self._names is not None and self._names != tuple(weights):
+            changed = sorted(set(weights).symmetric_difference(self._names))
+            raise ValueError(
+                f"The model has changed: {', '.join(changed[:4])} came or went since the last "
+                "update. Make new Averages for the new model."
+            )
+        self._names = tuple(weights)
+        if (name := first_nonfinite(weights)) is not None:
+            _log.warning("Step %d is left out of the averages: %r is not finite.", self.step, name)
+            return
         if self._device is not None:
             weights = {name: value.to(self._device) for name, value in weights.items()}
         for running in self._running.values():

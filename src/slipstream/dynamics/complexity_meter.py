@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from slipstream.dynamics.complexity import TrainingComplexity
 from slipstream.dynamics.first_layer import FirstLayer, broken_by_model, find_first_layer
@@ -17,6 +16,7 @@ from slipstream.evaluation import Task, takes_task, weights_in
 from slipstream.evaluation.batches import sized_batches
 from slipstream.evaluation.metrics import checked_loss
 from slipstream.trajectory import Trajectory
+from slipstream.trajectory.optimizer_steps import after_each_step
 
 Progress = Callable[[int, int], object]  # steps done, and how many there are
 _OFF = 1e-3  # how far a step may be from rate x gradient, relative
@@ -64,10 +64,10 @@ class ComplexityMeter:
         self._broken: dict[str, int] = {}  # in words, with the number of steps; 0 is all
         self._examined = self._attached = False
         self._start()
-        self._hooks: list[RemovableHandle] = [
-            model.register_forward_pre_hook(self._enter),
-            model.register_forward_hook(self._leave),
-            self._layer.bias.register_hook(self._add_gradient),  # type: ignore[no-untyped-call]
+        self._hooks: list[Callable[[], None]] = [
+            model.register_forward_pre_hook(self._enter).remove,
+            model.register_forward_hook(self._leave).remove,
+            self._layer.bias.register_hook(self._add_gradient).remove,  # type: ignore[no-untyped-call]
         ]
 
     def attach(self, optimizer: torch.optim.Optimizer) -> Self:
@@ -93,7 +93,7 @@ class ComplexityMeter:
         def after_step(*_: object) -> None:
             self.update(learning_rate=float(group["lr"]))
 
-        self._hooks.append(optimizer.register_step_post_hook(after_step))
+        self._hooks.append(after_each_step(optimizer, after_step))
         return self
 
     def update(self, *, learning_rate: float) -> None:
@@ -150,8 +150,8 @@ class ComplexityMeter:
 
     def close(self) -> None:
         """Stop watching; what was measured stays."""
-        for hook in self._hooks:
-            hook.remove()
+        for remove in self._hooks:
+            remove()
         self._hooks = []
 
     def __enter__(self) -> Self:

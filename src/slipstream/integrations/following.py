@@ -84,6 +84,7 @@ class FollowingRecorder:
         kept = self._recorder.last_kept
         if kept is None or (kept != step and (planned or last)):
             self._recorder.record(step=step, epoch=epoch)
+        self._recorder.drop_logged()  # what belongs to this step is not the next one's
         self._seen = step
 
     def close(self) -> None:

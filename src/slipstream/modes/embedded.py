@@ -11,6 +11,7 @@ from torch.optim import SGD, Optimizer
 
 from slipstream.modes.embedding import FREE, Embedding
 from slipstream.modes.growth import Growth
+from slipstream.trajectory.optimizer_steps import after_each_step
 
 Pace = Literal["projected", "weight"]
 
@@ -99,7 +100,7 @@ class EmbeddedModes:
         self._bytes_before = 0
         self.embedding = Embedding.none(self._history[0])
         optimizer.register_step_pre_hook(self._hand_over)
-        optimizer.register_step_post_hook(self._write_back)
+        after_each_step(optimizer, self._write_back)
 
     @property
     def references(self) -> Tensor:

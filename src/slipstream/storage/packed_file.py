@@ -17,7 +17,6 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import lru_cache
-from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +30,7 @@ from slipstream.storage.packed_header import (
     Description,
     Stamp,
     beside,
+    chain_of,
     contents_of,
     cut,
     describe,
@@ -39,6 +39,7 @@ from slipstream.storage.packed_header import (
     stamp_of,
 )
 from slipstream.storage.packed_numbers import Bits, bits_of, pack, unpack
+from slipstream.storage.reading import open_regular
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.storage.tensor_header import read_header, read_places
 from slipstream.storage.zstd_text import pack_text
@@ -120,6 +121,7 @@ def read_packed(path: Path, name: str, out: Tensor, *, form: TensorForm, start: 
         OSError: If the file or its base is missing.
         ValueError: If they are damaged, lack the tensor, or hold it in another form.
     """
+    chain_of(path)
     contents = contents_of(path)
     place = contents.places.get(name)
     if place is None or place.form != form:
@@ -138,6 +140,7 @@ def read_packed(path: Path, name: str, out: Tensor, *, form: TensorForm, start: 
 def unpack_tensors(path: Path) -> dict[str, Tensor]:
     """Return all tensors of a packed file, in memory."""
     tensors = {}
+    chain_of(path)
     for name, place in contents_of(path).places.items():
         tensors[name] = torch.empty(place.form.shape, dtype=place.form.dtype)
         read_packed(path, name, tensors[name], form=place.form)
@@ -169,7 +172,7 @@ def _unpacked(path: Path, stamp: Stamp, number: int) -> Bits:
     contents = parsed(path, stamp)
     block = contents.blocks[number]
     start, stop = contents.packed[number : number + 2]
-    with FileIO(path) as file:
+    with open_regular(path) as file:
         file.seek(start)
         packed = file.read(stop - start)
     other = None
@@ -180,7 +183,7 @@ def _unpacked(path: Path, stamp: Stamp, number: int) -> Bits:
 
 def _read_plain(path: Path, block: Block) -> Bits:
     out = np.empty(block.stop - block.start, np.uint8)
-    with FileIO(path) as file:
+    with open_regular(path) as file:
         file.seek(block.start)
         if file.readinto(out.data) != len(out):
             raise ValueError("the file is cut short")

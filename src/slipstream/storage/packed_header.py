@@ -1,13 +1,16 @@
 """What a packed safetensors file holds and where, read without torch; see `packed_file`."""
 
-import json
+import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from io import FileIO
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
+from slipstream.storage.reading import open_regular
+from slipstream.storage.strict_json import read_json
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.storage.tensor_header import Place, parse_header, read_places
 from slipstream.storage.zstd_text import unpack_text
@@ -15,6 +18,8 @@ from slipstream.storage.zstd_text import unpack_text
 SUFFIX = ".packed"
 MAGIC = b"SLIPPACK"
 _BLOCK = 1 << 17  # numbers; in half as many, the order by exponents saves less
+_NAME = re.compile(r"[\w-]+", re.ASCII)
+LONGEST_CHAIN = 256  # files that are differences to each other
 Stamp = tuple[int, int, int]  # what changes when another file takes a name
 
 
@@ -72,13 +77,28 @@ def places_of(path: Path) -> Mapping[str, Place]:
     """
     if path.suffix != SUFFIX:
         return read_places(path)
-    contents = contents_of(path)
-    if contents.base is not None:
-        base = beside(path, contents.base)
-        if not base.exists():
-            raise ValueError(f"{contents.base}, which it is a difference to, is missing")
-        places_of(base)
-    return contents.places
+    for file in chain_of(path):
+        contents_of(file) if file.suffix == SUFFIX else read_places(file)
+    return contents_of(path).places
+
+
+def chain_of(path: Path) -> list[Path]:
+    """Return the files that a packed file is a difference to, one after the other, and itself.
+
+    Raises:
+        ValueError: If one is missing, or they are differences to each other in a circle.
+    """
+    chain = [path]
+    while chain[-1].suffix == SUFFIX and (base := contents_of(chain[-1]).base) is not None:
+        file = beside(chain[-1], base)
+        if not file.exists():
+            raise ValueError(f"{base}, which it is a difference to, is missing")
+        if file in chain:
+            raise ValueError(f"{base}, which it is a difference to, is a difference to it")
+        if len(chain) > LONGEST_CHAIN:
+            raise ValueError(f"it is a difference to more than {LONGEST_CHAIN} files in a row")
+        chain.append(file)
+    return chain
 
 
 def in_present_form(path: Path) -> Path:
@@ -98,14 +118,18 @@ def parsed(path: Path, stamp: Stamp) -> Contents:
     described = describe(path)
     header = described.header.encode()
     places, _ = parse_header(header)
+    if _count_of_blocks(places) != len(described.blocks):
+        raise ValueError("the file is damaged: it has not the blocks that its tensors take")
     blocks = tuple(cut(places, 8 + len(header)))
     packed = list(accumulate(described.blocks, initial=len(MAGIC)))
+    if packed[-1] > path.stat().st_size:
+        raise ValueError("the file is cut short")
     return Contents(places, described.base, blocks, [b.start for b in blocks], packed)
 
 
 def describe(path: Path) -> Description:
     """Read what a packed file tells about itself."""
-    with FileIO(path) as file:
+    with open_regular(path) as file:
         end = file.seek(0, 2) - len(MAGIC) - 8
         file.seek(max(end, 0))
         length, magic = int.from_bytes(file.read(8), "little"), file.read(8)
@@ -113,7 +137,36 @@ def describe(path: Path) -> Description:
             raise ValueError("the file is cut short, or is no packed snapshot")
         file.seek(end - length)
         text = unpack_text(file.read(length))
-    return Description(**json.loads(text))
+    return _description(read_json(text), path)
+
+
+def _description(given: Any, path: Path) -> Description:
+    """Checked before anything is done by it: the file may come from anywhere."""
+    if not isinstance(given, dict) or set(given) != {field.name for field in fields(Description)}:
+        raise ValueError("the file is damaged: its description has other entries")
+    described = Description(**given)
+    base, blocks = described.base, described.blocks
+    if not isinstance(described.header, str) or not isinstance(described.digest, str):
+        raise ValueError("the file is damaged: its description holds no header or digest")
+    if not isinstance(blocks, list) or not all(type(size) is int and size > 0 for size in blocks):
+        raise ValueError("the file is damaged: blocks must be a list of sizes")
+    if base is not None and (not isinstance(base, str) or not _NAME.fullmatch(base)):
+        raise ValueError("the file is damaged: its base is not a file beside it")
+    if base == path.stem:
+        raise ValueError("the file is damaged: it is a difference to itself")
+    return described
+
+
+def _count_of_blocks(places: Mapping[str, Place]) -> int:
+    """How many blocks `cut` would make, without making them."""
+    stretches: list[list[Any]] = []  # dtype and values, of neighbours of one kind
+    for place in sorted(places.values(), key=lambda place: (place.start, place.stop)):
+        count = math.prod(place.form.shape)
+        if stretches and stretches[-1][0] == place.form.dtype_name:
+            stretches[-1][1] += count
+        else:
+            stretches.append([place.form.dtype_name, count])
+    return sum(-(-count // _BLOCK) for _, count in stretches)
 
 
 def cut(places: Mapping[str, Place], start: int) -> Iterator[Block]:

@@ -78,7 +78,7 @@ def unpack(packed: bytes, base: Bits | None, *, dtype: torch.dtype, count: int) 
         ModuleNotFoundError: If the package zstandard is missing.
     """
     width = dtype.itemsize
-    planes = unpack_text(packed)
+    planes = unpack_text(packed, longest=count * width)
     if len(planes) != count * width:
         raise ValueError(f"the file is damaged: {len(planes)} bytes of {count * width}")
     rows = np.frombuffer(planes, np.uint8).reshape(width, count)

@@ -4,6 +4,7 @@ The library writes through a copy of every tensor and reads through page faults;
 goes straight from its memory to the file, and from the file to where the caller wants it.
 """
 
+import mmap
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
@@ -11,8 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from slipstream.storage.reading import open_regular
 from slipstream.storage.tensor_form import TensorForm
-from slipstream.storage.tensor_header import Place, file_order, header_of, places_in, read_places
+from slipstream.storage.tensor_header import (
+    Place,
+    file_order,
+    header_of,
+    places_in,
+    read_places,
+)
 
 
 def tensor_chunks(weights: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
@@ -52,7 +60,7 @@ def read_tensor(path: Path, name: str, out: Tensor, *, form: TensorForm, start: 
         OSError: If the file is missing.
         ValueError: If the file is damaged, lacks the tensor, or holds it in another form.
     """
-    with FileIO(path) as file:
+    with open_regular(path) as file:
         place = places_in(file).get(name)
         if place is None or place.form != form:
             came = "is missing" if place is None else f"is {place.form}"
@@ -83,15 +91,23 @@ def map_tensor(path: Path, name: str) -> Tensor:
     return _view(_map(path), read_places(path)[name])
 
 
-def _map(path: Path) -> Tensor:
-    return torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+def _map(path: Path) -> mmap.mmap:
+    """The file, mapped so that writing changes this process's memory only."""
+    with open_regular(path) as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 
-def _view(mapped: Tensor, place: Place) -> Tensor:
-    part = mapped[place.start : place.stop]
-    if place.start % place.form.itemsize:  # some other writers do not align
-        part = part.clone()
-    return part.view(place.form.dtype).view(place.form.shape)
+def _view(mapped: mmap.mmap, place: Place) -> Tensor:
+    """A tensor with a storage of its own, so that `torch.save` takes no more than it."""
+    form, size = place.form, place.stop - place.start
+    if not size:
+        return torch.empty(form.shape, dtype=form.dtype)
+    if place.start % form.itemsize:  # some other writers do not align
+        part = torch.frombuffer(mapped, dtype=torch.uint8, offset=place.start, count=size)
+        return part.clone().view(form.dtype).view(form.shape)
+    count = size // form.itemsize
+    flat = torch.frombuffer(mapped, dtype=form.dtype, offset=place.start, count=count)
+    return flat.view(form.shape)
 
 
 def _fill(file: FileIO, out: memoryview) -> None:

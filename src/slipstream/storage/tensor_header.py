@@ -7,7 +7,10 @@ from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
+from slipstream.storage.reading import open_regular
+from slipstream.storage.strict_json import read_json
 from slipstream.storage.tensor_form import TensorForm
 
 _DTYPES = {
@@ -62,6 +65,8 @@ def header_of(forms: Mapping[str, TensorForm]) -> bytes:
     end = 0
     for name in file_order(forms):
         form = forms[name]
+        if name == "__metadata__":
+            raise ValueError("No tensor can be named __metadata__ in a safetensors file.")
         if form.dtype_name not in _CODES:
             raise ValueError(f"Tensor {name!r} is {form}, which safetensors cannot hold.")
         start, end = end, end + form.bytes
@@ -86,15 +91,15 @@ def read_places(path: Path) -> Mapping[str, Place]:
 
     Raises:
         OSError: If the file is missing.
-        ValueError: If it is cut short or is no safetensors file.
+        ValueError: If it is cut short or is not a safetensors file.
     """
-    with FileIO(path) as file:
+    with open_regular(path) as file:
         return places_in(file)
 
 
 def read_header(path: Path) -> bytes:
     """Return the header of a safetensors file as it stands there, without its length."""
-    with FileIO(path) as file:
+    with open_regular(path) as file:
         return header_in(file)
 
 
@@ -114,26 +119,58 @@ def parse_header(text: bytes) -> tuple[Mapping[str, Place], int]:
     base = 8 + len(text)
     places: dict[str, Place] = {}
     try:
-        for name, entry in json.loads(text).items():
+        for name, entry in read_json(text).items():
             if name == "__metadata__":
-                continue
-            form = TensorForm(tuple(entry["shape"]), _DTYPES[entry["dtype"]])
-            start, stop = (base + offset for offset in entry["data_offsets"])
-            if stop - start != form.bytes:
-                raise ValueError(f"{name!r} {form} does not take {stop - start} bytes")
-            places[name] = Place(form, start, stop)
+                _check_metadata(entry)
+            else:
+                places[name] = _place(name, entry, base)
+        end = _end(places, base)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the header of the file is damaged: {error}") from error
-    return MappingProxyType(places), max((p.stop for p in places.values()), default=base)
+    return MappingProxyType(places), end
+
+
+def _place(name: str, entry: Mapping[str, Any], base: int) -> Place:
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{name!r} has entries that the format does not know")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name!r} has a shape or offsets that are not whole numbers from 0 on")
+    form = TensorForm(tuple(shape), _DTYPES[entry["dtype"]])
+    start, stop = offsets
+    if stop - start != form.bytes:
+        raise ValueError(f"{name!r} {form} does not take {stop - start} bytes")
+    return Place(form, base + start, base + stop)
+
+
+def _are_counts(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _check_metadata(entry: Any) -> None:
+    if not isinstance(entry, dict) or not all(isinstance(text, str) for text in entry.values()):
+        raise ValueError("__metadata__ must hold texts by name")
+
+
+def _end(places: Mapping[str, Place], base: int) -> int:
+    """Where the last tensor ends; they lie one after the other, without holes."""
+    end = base
+    for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if place.start != end:
+            raise ValueError(f"{name!r} overlaps another tensor, or lies behind a hole")
+        end = place.stop
+    return end
 
 
 def header_in(file: FileIO) -> bytes:
     """Return the header of an open file, without its length."""
     size = file.seek(0, 2)
+    if size < 8:
+        raise ValueError("the file is cut short, or is not a safetensors file")
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, _LONGEST_HEADER):
-        raise ValueError("the file is cut short, or is no safetensors file")
+        raise ValueError("the file is cut short, or is not a safetensors file")
     return file.read(length)
 
 

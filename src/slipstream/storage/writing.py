@@ -68,6 +68,14 @@ def whole_file(path: Path) -> Generator[Path]:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder, and those above it, so that they survive a power cut."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        flush_folder(path.parent)
+
+
 def flush_folder(path: Path) -> None:
     """Flush the names in a folder to disk."""
     folder = os.open(path, os.O_RDONLY)

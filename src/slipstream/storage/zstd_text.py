@@ -2,6 +2,8 @@
 
 from typing import Any
 
+_LONGEST = 256 << 20  # bytes, of a description
+
 
 def require_zstandard() -> Any:
     """Return the package zstandard, or raise with the line that installs it."""
@@ -20,10 +22,24 @@ def pack_text(text: bytes) -> bytes:
     return packed
 
 
-def unpack_text(packed: bytes) -> bytes:
-    """Return what `pack_text` packed, or raise a ValueError if it is damaged."""
+def unpack_text(packed: bytes, *, longest: int = _LONGEST) -> bytes:
+    """Return what `pack_text` packed.
+
+    Args:
+        packed: A zstd frame that tells the size of its content.
+        longest: Bytes that it may unpack to; more are refused before memory is taken.
+
+    Returns:
+        The text.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
     zstandard = require_zstandard()
     try:
+        size = zstandard.frame_content_size(packed)
+        if not 0 <= size <= longest:
+            raise ValueError(f"the file is damaged: a frame of {size} bytes, at most {longest} fit")
         text: bytes = zstandard.ZstdDecompressor().decompress(packed)
     except zstandard.ZstdError as error:
         raise ValueError(f"the file is damaged: {error}") from error

@@ -4,13 +4,14 @@ A module declares them before it writes the first one. They stand in `run.json`,
 overwritten as a whole, whichever modules are loaded by then.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from slipstream.storage.strict_json import read_checked_json
 from slipstream.storage.writing import TEMPORARY
-from slipstream.trajectory.run_files import DESCRIPTION, INDEX, SNAPSHOTS, rewrite_description
+from slipstream.trajectory.run_files import DESCRIPTION, SNAPSHOTS, rewrite_description
+from slipstream.trajectory.run_index import INDEX
 
 KEY = "companions"  # in run.json, where there are any
 # What version 0.1 could leave: its run.json does not say.
@@ -78,7 +79,7 @@ def _companions(folder: Path) -> Iterator[Path]:
 def _declared(folder: Path) -> tuple[str, ...]:
     """The patterns in `run.json`; none if it is damaged."""
     try:
-        description = json.loads((folder / DESCRIPTION).read_bytes())
+        description = read_checked_json((folder / DESCRIPTION).read_bytes())
         return tuple(map(str, description.get(KEY, ())))
     except (OSError, AttributeError, TypeError, ValueError):
         return ()

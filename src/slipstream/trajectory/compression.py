@@ -14,18 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from slipstream.storage.packed_file import packed_chunks, unpacked_chunks
-from slipstream.storage.packed_header import SUFFIX
+from slipstream.storage.packed_header import LONGEST_CHAIN, SUFFIX
+from slipstream.storage.strict_json import Checksum
 from slipstream.storage.writing import write_whole
 from slipstream.storage.zstd_text import require_zstandard
 from slipstream.trajectory.run_files import (
     FORMAT,
     PACKED_FORMAT,
     SNAPSHOTS,
-    Entry,
     read_run,
     rewrite_description,
 )
 from slipstream.trajectory.run_folder import RunWriter, remove_own, reopen_run
+from slipstream.trajectory.run_index import Entry
 
 _PLAIN = ".safetensors"
 Progress = Callable[[int, int], object]  # snapshots done, and how many there are
@@ -65,7 +66,7 @@ def compress_run(
         The sizes before and after.
 
     Raises:
-        ValueError: If `keyframe_every` is below 1.
+        ValueError: If `keyframe_every` is below 1 or above 256.
         OSError: If a snapshot cannot be read or packed, or the disk is full. The run is whole, and
             holds all its snapshots, some of them packed.
         BlockingIOError: If the run is being written.
@@ -83,8 +84,8 @@ def compress_run(
         >>> torch.equal(Trajectory.open(folder)[2].weights["w"], weights["w"])
         True
     """
-    if keyframe_every < 1:
-        raise ValueError(f"keyframe_every must be at least 1, got {keyframe_every}.")
+    if not 1 <= keyframe_every <= LONGEST_CHAIN:
+        raise ValueError(f"keyframe_every must be from 1 to {LONGEST_CHAIN}, got {keyframe_every}.")
     require_zstandard()
 
     def base_of(entries: Sequence[Entry], position: int) -> Entry | None:
@@ -187,7 +188,8 @@ def _converted(
                 "All snapshots are as they were, or whole in the new form."
             ) from error
         raise
-    return replace(entry, files=names, bytes=sum(sizes))
+    checksums = tuple(Checksum.of_file(folder / name) for name in names)
+    return replace(entry, files=names, bytes=sum(sizes), checksums=checksums)
 
 
 def _remove_twins(folder: Path, entries: Sequence[Entry]) -> None:

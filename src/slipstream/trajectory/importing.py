@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from slipstream.storage.tensor_header import read_places
+from slipstream.storage.writing import flush_folder
 from slipstream.trajectory.checkpoint_files import (
     Checkpoint,
     find_checkpoints,
@@ -77,6 +78,7 @@ def import_run(
             for step, checkpoint in chosen.items():
                 _import(writer, step, checkpoint, prefix, key)
         partial.rename(target)
+        flush_folder(target.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

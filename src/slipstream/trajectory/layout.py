@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from slipstream.weights import Weights
 
-_STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated, not learned
+STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated, not learned
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Layout:
         return tuple(
             name
             for name, form in self.tensors.items()
-            if form.continuous and name.rpartition(".")[2] not in _STATISTICS
+            if form.continuous and name.rpartition(".")[2] not in STATISTICS
         )
 
     @classmethod

@@ -16,11 +16,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.layout import STATISTICS, Layout
+from slipstream.trajectory.optimizer_steps import after_each_step
 from slipstream.trajectory.run_files import read_run
 from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run
 from slipstream.trajectory.schedule import Schedule
-from slipstream.weights import Weights, weights_of
+from slipstream.weights import Weights, is_continuous, weights_of
 
 _log = logging.getLogger(__name__)
 _BUFFERS = 2  # one is filled while the other is written
@@ -98,9 +99,12 @@ class Recorder:
         self._last_kept = writer.last_step
         self._layout = writer.layout
         self._epoch: float | None = None
-        self._metrics: dict[str, float | Tensor] = {}
+        self._metrics: dict[str, float | Tensor] = {}  # logged since the step began
+        self._kept_names: set[str] = set()  # of metrics that a snapshot holds
+        self._left_out: set[str] = set()
         self._background = _Background(writer)
         self._detach: Callable[[], None] | None = None
+        self._attached: torch.optim.Optimizer | None = None
         # A recorder that is forgotten, or alive when Python ends, still writes what it holds.
         self._release = weakref.finalize(self, self._background.close)
 
@@ -114,27 +118,37 @@ class Recorder:
 
         Args:
             optimizer: Its real steps are counted: not those that gradient accumulation or a
-                gradient scaler leaves out.
+                gradient scaler leaves out. Attach a new one when the training goes on with it: the
+                count continues, and the old one's steps count no more.
 
         Returns:
             The recorder itself, for a `with` statement.
 
         Raises:
-            RuntimeError: If it is attached already.
+            RuntimeError: If it is attached to this optimizer already.
+            TypeError: If it is no optimizer and wraps none.
         """
+        if optimizer is self._attached:
+            raise RuntimeError("This recorder is attached to this optimizer already.")
+        detach = after_each_step(optimizer, self._after_step)
         if self._detach is not None:
-            raise RuntimeError("This recorder is attached to an optimizer already.")
+            self._detach()
+        self._detach, self._attached = detach, optimizer
         if self._last_kept is None:
             self.record()
-        self._detach = optimizer.register_step_post_hook(self._after_step).remove
         return self
 
     def log(self, *, epoch: float | None = None, **metrics: float | Tensor) -> None:
-        """Keep numbers for the next snapshot; a later call replaces an earlier one.
+        """Keep values for the snapshot of the present step; a later call replaces an earlier one.
+
+        They belong to the weights as they are now. If this step has its snapshot already, they are
+        added to it. If it is never recorded, they are left out, with a warning: record it, with
+        `record(metrics=...)`. What is logged in the step before a snapshot, such as the training
+        loss of every batch, goes to that snapshot.
 
         Args:
             epoch: Epochs done.
-            metrics: Numbers, or tensors of one number, which are read when the snapshot is taken.
+            metrics: Values, or tensors of one value, which are read when the snapshot is taken.
         """
         self._epoch = epoch if epoch is not None else self._epoch
         for name, value in metrics.items():
@@ -164,16 +178,33 @@ class Recorder:
         if self._last_kept is not None and self.step <= self._last_kept:
             raise ValueError(f"step must grow: {self.step} comes after {self._last_kept}.")
         self.log(epoch=epoch, **(metrics or {}))
-        numbers = {name: float(value) for name, value in self._metrics.items()}
         epoch = self.schedule.epoch_of(self.step) if self._epoch is None else self._epoch
         weights = self._layout.untie(weights_of(self._model), where=f"step {self.step}")
-        self._background.put(self.step, weights, epoch, numbers)
+        self._background.put(self.step, weights, epoch, self._values())
         self._last_kept = self.step
         self._epoch, self._metrics = None, {}
 
     def wait(self) -> None:
         """Wait until all that was recorded is on disk."""
         self._background.wait()
+
+    def drop_logged(self) -> None:
+        """Leave out what was logged since the last snapshot: that step is not recorded."""
+        self._left_out |= set(self._metrics)
+        self._epoch, self._metrics = None, {}
+
+    def _values(self) -> dict[str, float]:
+        """What was logged, as numbers: here a GPU is waited for."""
+        self._kept_names |= set(self._metrics)
+        return {name: float(value) for name, value in self._metrics.items()}
+
+    def _settle(self) -> None:
+        """Add what was logged to the snapshot of this step, if it has one."""
+        if (self._metrics or self._epoch is not None) and self._last_kept == self.step:
+            self._background.amend(self._epoch, self._values())
+            self._epoch, self._metrics = None, {}
+        elif self._last_kept is not None:
+            self.drop_logged()
 
     def close(self, *, keep_last: bool = True) -> None:
         """Keep the last step if it is not kept yet, wait until all is written, release the run.
@@ -186,11 +217,35 @@ class Recorder:
         if self._detach is not None:
             self._detach()
         try:
-            if keep_last and self._detach is not None and self._last_kept != self.step:
-                self.record()
+            if keep_last and self._detach is not None:
+                self._keep_last()
+            elif keep_last and self._last_kept is not None:
+                self.step = self._last_kept
+            self._settle()
         finally:
             self._release()
         self._background.raise_unseen()
+        if lost := sorted(self._left_out - self._kept_names):
+            _log.warning(
+                "%s: logged only at steps that were not recorded, so they are not kept. Record "
+                "such steps: recorder.record(metrics=...).",
+                ", ".join(lost),
+            )
+
+    def _keep_last(self) -> None:
+        """Record the last step, also if somebody else's steps have moved the weights since."""
+        if self._last_kept != self.step:
+            self.record()
+        elif not self._background.holds(weights_of(self._model)):
+            self._settle()
+            _log.warning(
+                "The weights have moved since step %d, but not by the attached optimizer. They are "
+                "kept as step %d; how many steps that took is unknown. Attach each optimizer of a "
+                "training: recorder.attach(new_optimizer).",
+                self.step,
+                self.step + 1,
+            )
+            self.record(step=self.step + 1)
 
     def __enter__(self) -> Self:
         return self
@@ -204,6 +259,7 @@ class Recorder:
         self.close(keep_last=error is None)
 
     def _after_step(self, *_: object) -> None:
+        self._settle()
         self.step += 1
         if self.step in self.schedule:
             self.record()
@@ -219,7 +275,8 @@ class _Background:
         self._free: queue.Queue[_Buffer] = queue.Queue()
         for _ in range(_BUFFERS):
             self._free.put(_Buffer())
-        self._full: queue.Queue[tuple[_Buffer, dict[str, Any]] | None] = queue.Queue()
+        self._full: queue.Queue[tuple[_Buffer | None, dict[str, Any]] | None] = queue.Queue()
+        self._last: _Buffer | None = None
         self._thread = threading.Thread(target=self._write, name="slipstream", daemon=True)
         self._thread.start()
 
@@ -236,6 +293,7 @@ class _Background:
         except BaseException:  # Ctrl-C too: a half-filled buffer must not be written
             self._free.put(buffer)
             raise
+        self._last = buffer
         self._full.put((buffer, {"step": step, "epoch": epoch, "metrics": metrics}))
 
     def wait(self) -> None:
@@ -244,6 +302,21 @@ class _Background:
         if self._error is not None:
             self._seen = True
             raise self._error
+
+    def amend(self, epoch: float | None, metrics: dict[str, float]) -> None:
+        """Have metrics added to the last snapshot."""
+        self._full.put((None, {"epoch": epoch, "metrics": metrics}))
+
+    def holds(self, weights: Weights) -> bool:
+        """Whether these are the weights that were put last."""
+        if self._last is None:
+            return True
+        held = self._last.wait()
+        return all(
+            torch.equal(held[name].cpu(), value.detach().cpu())
+            for name, value in weights.items()
+            if name in held and is_continuous(value) and name.rpartition(".")[2] not in STATISTICS
+        )
 
     def raise_unseen(self) -> None:
         """Raise what went wrong on the thread, unless `put` has done so."""
@@ -260,12 +333,17 @@ class _Background:
         while (job := self._full.get()) is not None:
             buffer, snapshot = job
             try:
-                if self._error is None:  # the run ends at the first failure, without a gap
+                if self._error is not None:
+                    pass  # the run ends at the first failure, without a gap
+                elif buffer is None:
+                    self._writer.amend(**snapshot)
+                else:
                     self._writer.append(weights=buffer.wait(), **snapshot)
             except Exception as error:  # ruff: ignore[blind-except] - raised in the training loop
                 self._error = error
                 _log.error("The recording stopped: %s", error)
-            self._free.put(buffer)
+            if buffer is not None:
+                self._free.put(buffer)
             self._full.task_done()
         self._full.task_done()  # of the None
 

@@ -7,41 +7,31 @@
 The index is the truth: what it does not list is not there.
 """
 
-import json
+import os
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from slipstream.storage.packed_header import SUFFIX, in_present_form, places_of
+from slipstream.storage.packed_header import SUFFIX, Stamp, in_present_form, places_of, stamp_of
+from slipstream.storage.strict_json import Checksum, checked_json, read_checked_json
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.storage.tensor_header import Place
 from slipstream.storage.writing import write_whole
 from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.run_index import INDEX, Entry, entries_of, lines_in
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
-DESCRIPTION, INDEX, SNAPSHOTS = "run.json", "snapshots.jsonl", "snapshots"
+DESCRIPTION, SNAPSHOTS = "run.json", "snapshots"
 _LOCKS = Path("/proc/locks")  # of Linux: who holds which file
 _RECENT = 60  # seconds
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A line of the index."""
-
-    step: int
-    epoch: float | None
-    files: tuple[str, ...]  # relative to the run folder, or absolute
-    bytes: int  # of all files together
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    prefix: str = ""  # stands before every name in linked files
 
 
 @dataclass(frozen=True)
@@ -55,8 +45,26 @@ class RunFolder:
 
     def snapshot(self, entry: Entry) -> "StoredSnapshot":
         """Return what reads the snapshot of `entry`."""
+        outside = [name for name in entry.files if not self._may_read(name)]
+        if outside:
+            raise OSError(
+                f"The snapshot of step {entry.step} lies outside the run, in {outside[0]}, which "
+                "the run does not say it was linked from."
+            )
         files = tuple(self.path / name for name in entry.files)
-        return StoredSnapshot(entry.step, files, self.layout, entry.prefix)
+        return StoredSnapshot(entry.step, files, self.layout, entry.prefix, entry.checksums)
+
+    def _may_read(self, name: str) -> bool:
+        """Whether a file is the run's own, or below a folder that it was linked from."""
+        parts = Path(name).parts
+        if parts[:1] == (SNAPSHOTS,) and ".." not in parts:
+            return True
+        provenance = self.description.get("provenance") or {}
+        linked = list(provenance.get("linked", ()))
+        if source := provenance.get("imported", {}).get("source"):  # version 0.1 told only this
+            linked += [source, f"../{Path(source).name}"]
+        file = _absolute(self.path, name)
+        return any(file.is_relative_to(_absolute(self.path, folder)) for folder in linked)
 
 
 @dataclass(frozen=True)
@@ -67,15 +75,17 @@ class StoredSnapshot:
     files: tuple[Path, ...]
     layout: Layout
     prefix: str = ""  # stands before every name in the files; what lacks it is left out
+    checksums: tuple[str, ...] = ()  # CRC-32 of each file, if known
 
     def weights(self) -> "dict[str, Tensor]":
-        """Return all tensors: mapped into memory, or unpacked."""
+        """Return all tensors, mapped into memory or unpacked, after a look at the checksum."""
         from slipstream.storage.packed_file import unpack_tensors
         from slipstream.storage.tensor_file import map_tensors
 
         found: dict[str, Tensor] = {}
-        for path in map(in_present_form, self.files):
+        for number, path in enumerate(map(in_present_form, self.files)):
             with self._reading(path):
+                self._verify(number, path)
                 found |= self._own(unpack_tensors(path) if _packed(path) else map_tensors(path))
         with self._reading(self.files[0]):
             return self.layout.untie(found, where=f"step {self.step}")
@@ -97,6 +107,17 @@ class StoredSnapshot:
     def forms(self) -> dict[str, TensorForm]:
         """Return the shapes and dtypes of what the files hold; only their headers are read."""
         return {name: place.form for name, (_, place) in self._places.items()}
+
+    def verify(self) -> None:
+        """Raise an OSError if a file is not what was written, to the bit."""
+        for number, path in enumerate(map(in_present_form, self.files)):
+            with self._reading(path):
+                self._verify(number, path)
+
+    def _verify(self, number: int, path: Path) -> None:
+        listed = self.checksums and path == self.files[number]  # else it was packed meanwhile
+        if listed and _checksum(path, stamp_of(path)) != self.checksums[number]:
+            raise ValueError("it is damaged, its checksum differs from what was written")
 
     @cached_property
     def _places(self) -> dict[str, tuple[Path, Place]]:
@@ -141,20 +162,24 @@ def read_run(path: str | Path) -> RunFolder:
     if not (folder / DESCRIPTION).is_file():
         raise FileNotFoundError(f"{folder} is no run folder: it has no {DESCRIPTION}.")
     try:
-        description = json.loads((folder / DESCRIPTION).read_bytes())
+        description = read_checked_json((folder / DESCRIPTION).read_bytes())
         if description["format"] > PACKED_FORMAT:
             raise ValueError(f"its format {description['format']} is newer than {PACKED_FORMAT}")
         layout = Layout.from_json(description["model"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"{folder / DESCRIPTION} cannot be read: {error}.") from error
-    entries = tuple(_entry(folder, n, line) for n, line in enumerate(whole_lines(folder), start=1))
+    try:
+        entries = entries_of(lines_in(folder))
+    except ValueError as error:
+        where = "" if str(error).startswith("Line ") else f"{folder / INDEX}: "
+        raise ValueError(f"{where}{error}") from error
     return RunFolder(folder, description, layout, entries)
 
 
 def rewrite_description(path: Path, **changed: object) -> None:
     """Replace some values of a run's description, all at once."""
-    description = json.loads((path / DESCRIPTION).read_bytes()) | changed
-    write_whole(path / DESCRIPTION, [json.dumps(description, indent=1).encode()])
+    description = read_checked_json((path / DESCRIPTION).read_bytes()) | changed
+    write_whole(path / DESCRIPTION, [checked_json(description, indent=1)])
 
 
 def check_run(path: str | Path) -> list[str]:
@@ -164,15 +189,16 @@ def check_run(path: str | Path) -> list[str]:
         path: A run folder.
 
     Returns:
-        Missing, damaged and misfitting snapshots. The headers and the sizes are compared, the
-        numbers are not read.
+        Missing, damaged and misfitting snapshots. All files are read and compared with their
+        checksums; runs of version 0.1 have none, there headers and sizes are compared.
     """
     run = read_run(path)
     problems = []
     for entry in run.entries:
-        snapshot = run.snapshot(entry)
         try:
+            snapshot = run.snapshot(entry)
             run.layout.check(snapshot.forms(), where=f"step {entry.step}")
+            snapshot.verify()
         except (OSError, ValueError) as error:
             problems.append(str(error))
     listed = {file for entry in run.entries for file in entry.files}
@@ -202,25 +228,19 @@ def is_being_written(path: str | Path) -> bool:
         return time.time() - index.st_mtime < _RECENT
     # number: FLOCK ADVISORY WRITE process device:device:inode start end
     held = (lock for lock in locks if lock[1:2] == ["FLOCK"])
-    return any(lock[5].rpartition(":")[2] == str(index.st_ino) for lock in held)
+    device = f"{os.major(index.st_dev):02x}:{os.minor(index.st_dev):02x}:{index.st_ino}"
+    return any(lock[5] == device for lock in held)
 
 
 def _packed(path: Path) -> bool:
     return path.suffix == SUFFIX
 
 
-def whole_lines(folder: Path) -> list[bytes]:
-    """The whole lines of the index, ends included: a killed writer may leave half a line."""
-    try:
-        text = (folder / INDEX).read_bytes()
-    except FileNotFoundError:
-        return []
-    return [line for line in text.splitlines(keepends=True) if line.endswith(b"\n")]
+def _absolute(folder: Path, name: str) -> Path:
+    return Path(os.path.normpath(folder.absolute() / name))
 
 
-def _entry(folder: Path, number: int, line: bytes) -> Entry:
-    try:
-        data = json.loads(line)
-        return Entry(**{**data, "files": tuple(data["files"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"Line {number} of {folder / INDEX} is damaged: {error!r}.") from error
+@lru_cache(maxsize=4096)
+def _checksum(path: Path, stamp: Stamp) -> str:
+    """Of a file as it is now: a run that is read again and again is verified once."""
+    return Checksum.of_file(path)

@@ -6,11 +6,11 @@ it. Whoever appends holds a lock on the index, which the system releases when th
 
 import errno
 import fcntl
-import json
+import itertools
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from io import FileIO
@@ -21,20 +21,26 @@ import torch
 from torch import nn
 
 from slipstream.storage.packed_header import SUFFIX as PACKED
+from slipstream.storage.strict_json import Checksum, checked_json
 from slipstream.storage.tensor_file import tensor_chunks
-from slipstream.storage.writing import TEMPORARY, flush_folder, write_flushed, write_whole
+from slipstream.storage.writing import (
+    TEMPORARY,
+    flush_folder,
+    make_folder,
+    write_flushed,
+    write_whole,
+)
 from slipstream.trajectory.companions import remove_companions
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.run_files import (
     DESCRIPTION,
     FORMAT,
-    INDEX,
     SNAPSHOTS,
-    Entry,
     StoredSnapshot,
     read_run,
-    whole_lines,
+    rewrite_description,
 )
+from slipstream.trajectory.run_index import INDEX, Entry, amendment, line_of, lines_in
 from slipstream.weights import Weights
 
 
@@ -46,6 +52,7 @@ class RunWriter:
         self.layout = layout
         self.last_step = last_step  # of the last snapshot; None in an empty run
         self._index = index
+        self._process = os.getpid()
 
     def append(
         self,
@@ -68,11 +75,13 @@ class RunWriter:
             OSError: If the disk is full or fails; the run then holds what it held before.
         """
         self._check_step(step)
-        chunks = tensor_chunks(self.layout.untie(weights, where=f"step {step}"))
+        checksum = Checksum()
+        chunks = checksum.over(tensor_chunks(self.layout.untie(weights, where=f"step {step}")))
         name = f"{SNAPSHOTS}/{step:08d}.safetensors"
         try:
             size = write_whole(self.path / name, chunks)
-            self._list(_entry(step, epoch, (name,), size, metrics))
+            entry = _entry(step, epoch, (name,), size, metrics)
+            self._list(replace(entry, checksums=(checksum.hex(),)))
         except OSError as error:
             (self.path / name).unlink(missing_ok=True)
             text = f"Step {step} could not be kept in {self.path}: {error.strerror}. "
@@ -104,7 +113,27 @@ class RunWriter:
         self.layout.check(snapshot.forms(), where=f"step {step} ({files[0]})")
         size = sum(path.stat().st_size for path in files)
         names = tuple(_reference(path.resolve(), self.path.resolve()) for path in files)
-        self._list(_entry(step, epoch, names, size, metrics, prefix))
+        here = self.path.resolve()
+        self._allow({_reference(path.resolve().parent, here) for path in files})
+        entry = _entry(step, epoch, names, size, metrics, prefix)
+        self._list(replace(entry, checksums=tuple(map(Checksum.of_file, files))))
+
+    def amend(
+        self, *, epoch: float | None = None, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Add metrics to the last snapshot, which were measured after it was written.
+
+        Args:
+            epoch: Epochs done, if known.
+            metrics: Values to keep with it.
+
+        Raises:
+            ValueError: If there is no snapshot.
+        """
+        if self.last_step is None:
+            raise ValueError(f"{self.path} has no snapshot yet that metrics could belong to.")
+        values = {name: float(value) for name, value in (metrics or {}).items()}
+        self._write(amendment(self.last_step, epoch, values))
 
     def relist(self, entries: Sequence[Entry]) -> None:
         """Replace the whole index at once; whoever reads it meanwhile finds the old or the new one.
@@ -119,7 +148,7 @@ class RunWriter:
         index = FileIO(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), "r+")
         try:
             fcntl.flock(index, fcntl.LOCK_EX)  # before it takes the name: no other may come between
-            write_flushed(index, b"".join(map(_line, entries)))
+            write_flushed(index, b"".join(map(line_of, entries)))
             temporary.replace(self.path / INDEX)
         except BaseException:
             index.close()
@@ -132,8 +161,10 @@ class RunWriter:
     def close(self) -> None:
         """Release the run for other writers."""
         if not self._index.closed:
-            # A forked data-loading worker may still hold the file: unlock, then close.
-            fcntl.flock(self._index, fcntl.LOCK_UN)
+            # A forked data-loading worker may still hold the file: unlock, then close. The worker
+            # itself must not unlock: the lock is its parent's.
+            if os.getpid() == self._process:
+                fcntl.flock(self._index, fcntl.LOCK_UN)
             self._index.close()
 
     def __enter__(self) -> Self:
@@ -149,13 +180,28 @@ class RunWriter:
             )
 
     def _list(self, entry: Entry) -> None:
+        self._write(line_of(entry))
+        self.last_step = entry.step
+
+    def _write(self, line: bytes) -> None:
+        """Append a line to the index, unless another file has taken its place."""
+        mine, there = os.fstat(self._index.fileno()), (self.path / INDEX).stat()
+        if (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino):
+            raise OSError(errno.ESTALE, f"the index of {self.path} was replaced by another")
         end = self._index.seek(0, os.SEEK_END)
         try:
-            write_flushed(self._index, _line(entry))
+            write_flushed(self._index, line)
         except BaseException:
             self._index.truncate(end)
             raise
-        self.last_step = entry.step
+
+    def _allow(self, folders: set[str]) -> None:
+        """Note the folders that linked files lie in: the run is read from nowhere else."""
+        provenance = dict(read_run(self.path).description.get("provenance") or {})
+        linked = set(provenance.get("linked", ()))
+        if not folders <= linked:
+            provenance["linked"] = sorted(linked | folders)
+            rewrite_description(self.path, provenance=provenance)
 
 
 def create_run(
@@ -186,7 +232,7 @@ def create_run(
         BlockingIOError: If another writer has the run open.
         TypeError: If `configuration` or `provenance` is no plain data.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()  # the process may change its working folder
     layout = model if isinstance(model, Layout) else Layout.of(model)
     description = {
         "format": FORMAT,
@@ -202,17 +248,17 @@ def create_run(
         },
     }
     try:
-        text = json.dumps(description, indent=1)
+        text = checked_json(description, indent=1)
     except TypeError as error:
         raise TypeError(f"configuration and provenance must be plain data: {error}.") from error
     _check_free(folder, overwrite)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     index = _lock(folder)
     try:
         _check_free(folder, overwrite)  # again: another may have made it before the lock
         _clear(folder, index)
-        write_whole(folder / DESCRIPTION, [text.encode()])
-        (folder / SNAPSHOTS).mkdir(exist_ok=True)
+        write_whole(folder / DESCRIPTION, [text])
+        make_folder(folder / SNAPSHOTS)
     except BaseException:
         index.close()
         raise
@@ -234,17 +280,21 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
         ValueError: If it is no run folder, or one of a newer format.
         BlockingIOError: If another writer has the run open.
     """
-    folder = Path(path)
+    folder = Path(path).absolute()
     read_run(folder)
     index = _lock(folder)
     try:
         run = read_run(folder)  # again: now nobody else writes
         last = float("inf") if keep_through is None else keep_through
         kept = [entry for entry in run.entries if entry.step <= last]
-        lines = whole_lines(folder)
-        index.truncate(sum(len(line) for line in lines[: len(kept)]))
+        dropped = {entry.step for entry in run.entries[len(kept) :]}
+        lines = itertools.takewhile(
+            lambda line: line.data.get("step", line.data.get("amends")) not in dropped,
+            lines_in(folder),
+        )
+        index.truncate(sum(line.size for line in lines))
         os.fsync(index.fileno())
-        (folder / SNAPSHOTS).mkdir(exist_ok=True)
+        make_folder(folder / SNAPSHOTS)
         for entry in run.entries[len(kept) :]:
             remove_own(folder, entry.files)
         _remove_temporary(folder)
@@ -287,6 +337,8 @@ def _lock(folder: Path) -> FileIO:
 
 def _clear(folder: Path, index: FileIO) -> None:
     index.truncate(0)
+    if (folder / SNAPSHOTS).is_symlink():
+        (folder / SNAPSHOTS).unlink()  # what it leads to is not the run's
     for suffix in (".safetensors", PACKED):
         for file in (folder / SNAPSHOTS).glob(f"*{suffix}"):
             file.unlink()
@@ -297,14 +349,16 @@ def _clear(folder: Path, index: FileIO) -> None:
 def remove_own(folder: Path, files: Iterable[str]) -> None:
     """Remove snapshots that the run itself wrote, never linked files."""
     for name in files:
-        if Path(name).parent == Path(SNAPSHOTS):
+        if Path(name).parent == Path(SNAPSHOTS) and not (folder / SNAPSHOTS).is_symlink():
             (folder / name).unlink(missing_ok=True)
 
 
 def _remove_temporary(folder: Path) -> None:
     for name in (DESCRIPTION, INDEX):
         (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-    for file in (folder / SNAPSHOTS).glob(f"*{TEMPORARY}"):
+    for file in (
+        [] if (folder / SNAPSHOTS).is_symlink() else (folder / SNAPSHOTS).glob(f"*{TEMPORARY}")
+    ):
         file.unlink()
 
 
@@ -312,10 +366,6 @@ def _reference(file: Path, folder: Path) -> str:
     """Relative for what lies beside the run, so that both may move together; else absolute."""
     beside = file.is_relative_to(folder.parent)
     return os.path.relpath(file, folder) if beside else str(file)
-
-
-def _line(entry: Entry) -> bytes:
-    return (json.dumps(asdict(entry)) + "\n").encode()
 
 
 def _entry(

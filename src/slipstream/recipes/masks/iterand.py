@@ -13,6 +13,7 @@ from slipstream.recipes.masks.plan import IterandPlan
 from slipstream.recipes.masks.scored_weights import ScoredWeights, maskable, matches, neutral
 from slipstream.recipes.masks.selection import Masks, select
 from slipstream.recipes.masks.ticket import Ticket
+from slipstream.trajectory.optimizer_steps import after_each_step
 from slipstream.weights import load_weights_
 
 ROUNDS = 117  # of randomisation in a training, as in the paper
@@ -132,7 +133,7 @@ class Iterand:
                 self._undo.append(hook.remove)
             elif not matches(name, self.plan.exclude):
                 parameter.requires_grad_(False)
-        self._undo.append(optimizer.register_step_post_hook(self._after_step).remove)
+        self._undo.append(after_each_step(optimizer, self._after_step))
         return self
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from slipstream.report.content import Cell, Item, Lines, Note, Series, Table
 from slipstream.report.number_format import measured
 from slipstream.report.palette import BLACK, SPLITS, run_colour
 from slipstream.report.recorded_run import Shown
-from slipstream.trajectory.run_files import Entry
+from slipstream.trajectory.run_index import Entry
 
 _POINTS = 1000  # of a curve
 _LOW = ("loss", "error", "perplexity")  # metrics that are good when they are small

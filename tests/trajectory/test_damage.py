@@ -1,0 +1,94 @@
+"""A flipped bit anywhere in a run is noticed, and a hostile run is a one-line error."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from slipstream.trajectory import Layout, Trajectory, check_run, create_run, read_run
+from slipstream.trajectory.run_index import lines_in
+
+
+@pytest.fixture
+def run(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    weights = [{"w": torch.randn(20, generator=generator), "n": torch.tensor(t)} for t in range(3)]
+    with create_run(tmp_path / "run", model=Layout.of_weights(weights[0])) as writer:
+        for step, one in enumerate(weights):
+            writer.append(step=step, weights=one, epoch=step, metrics={"loss": 1 / (step + 1)})
+        writer.amend(metrics={"accuracy": 0.5})
+    return tmp_path / "run"
+
+
+def content(path):
+    found = read_run(path)
+    trajectory = Trajectory.open(path)
+    values = [{n: v.tolist() for n, v in s.weights.items()} for s in trajectory]
+    told = [(s.step, s.epoch, dict(s.metrics)) for s in trajectory]
+    return found.description, values, told
+
+
+@pytest.mark.parametrize("file", ["run.json", "snapshots.jsonl", "snapshots/00000001.safetensors"])
+def test_flipped_bits_are_never_silent(run, tmp_path, file):
+    right = content(run)
+    whole = (run / file).read_bytes()
+    generator = torch.Generator().manual_seed(1)
+    bits = torch.randperm(8 * len(whole), generator=generator)[:250].tolist()
+    silent = []
+    for number, bit in enumerate(bits):
+        other = tmp_path / f"copy{number}"  # another name: what was verified is remembered
+        shutil.copytree(run, other)
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (other / file).write_bytes(flipped)
+        try:
+            if content(other) != right:
+                silent.append(bit)
+        except (OSError, ValueError):
+            pass
+        shutil.rmtree(other)
+    assert silent == []
+
+
+def test_check_run_reads_the_values(run):
+    assert check_run(run) == []
+    file = run / "snapshots" / "00000001.safetensors"
+    whole = bytearray(file.read_bytes())
+    whole[-1] ^= 1
+    file.write_bytes(whole)
+    (problem,) = check_run(run)
+    assert "step 1" in problem
+    assert "checksum" in problem
+
+
+def test_metrics_that_came_later_belong_to_the_last_snapshot(run):
+    assert Trajectory.open(run)[2].metrics == {"loss": 1 / 3, "accuracy": 0.5}
+
+
+def test_half_a_line_at_the_end_is_ignored_and_no_more(run):
+    whole = (run / "snapshots.jsonl").read_bytes()
+    (run / "snapshots.jsonl").write_bytes(whole + whole[:40])
+    assert len(lines_in(run)) == 4
+    (run / "snapshots.jsonl").write_bytes(whole[:-1] + b"\x0b")
+    with pytest.raises(ValueError, match=r"Line 4 .* is damaged"):
+        read_run(run)
+
+
+@pytest.mark.parametrize("file", ["../outside.safetensors", "/etc/hostname", "snapshots/../../x"])
+def test_an_index_that_leads_outside_is_refused(run, file):
+    line = {"step": 3, "epoch": None, "files": [file], "bytes": 1, "metrics": {}, "prefix": ""}
+    with (run / "snapshots.jsonl").open("a") as index:
+        index.write(json.dumps(line) + "\n")
+    with pytest.raises(OSError, match="lies outside the run"):
+        Trajectory.open(run)[-1].state_dict()
+
+
+def test_a_pipe_is_not_waited_for(run):
+    file = run / "snapshots" / "00000001.safetensors"
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(OSError, match="not a regular file"):
+        Trajectory.open(run)[1].state_dict()
+    assert "not a regular file" in check_run(run)[0]
