@@ -16,7 +16,7 @@ import torch
 from recorded_networks import tied
 from safetensors.torch import load_file
 
-from slipstream.storage import tensor_header
+from slipstream.storage import reading
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.trajectory import Layout, Trajectory, check_run, create_run, read_run, reopen_run
 from slipstream.trajectory.run_files import rewrite_description
@@ -136,7 +136,7 @@ def test_one_tensor_is_read_without_touching_the_others(tmp_path, monkeypatch):
             counts.append(super().readinto(buffer))
             return counts[-1]
 
-    monkeypatch.setattr(tensor_header, "FileIO", Counting)
+    monkeypatch.setattr(reading, "FileIO", Counting)
     assert Trajectory.open(tmp_path / "run")["n"].tolist() == [list(range(10))] * 3
     assert 3 * held["n"].nbytes < sum(counts) < 3 * (held["n"].nbytes + 300)
 
