@@ -50,7 +50,7 @@ def test_a_mixture_by_its_formula_and_a_corner_to_the_bit():
     torch.testing.assert_close(mixed["w"], expected)
     assert mixed["n"] == 2
     assert torch.equal(mix(corners, [0.0, 1.0, 0.0])["w"], corners[1]["w"])
-    with pytest.raises(ValueError, match="coefficients must be 3 numbers"):
+    with pytest.raises(ValueError, match="coefficients must be 3 values"):
         mix(corners, [1.0])
 
 
@@ -80,9 +80,9 @@ def test_chunks_of_any_size_give_the_same(memory, monkeypatch):
     case = CASES["mlp"]
     model, corners, table = case.model().double(), ends(case), polyline(2, 13)
     sizes = []
-    together = evaluator_module._Bench.together
+    together = evaluator_module._Measurement.together
     monkeypatch.setattr(
-        evaluator_module._Bench,
+        evaluator_module._Measurement,
         "together",
         lambda self, points: sizes.append(len(points["0.bias"])) or together(self, points),
     )

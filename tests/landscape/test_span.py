@@ -70,8 +70,8 @@ def test_points_are_drawn_uniformly():
     ("shape", "position", "message"),
     [
         (Shape("simplex", 2), 1.5, "from 0 to 1, got 1.5"),
-        (Shape("simplex", 3), 0.5, "is 3 numbers, got 0.5"),
-        (Shape("simplex", 3), (0.5, 0.5), "is 3 numbers"),
+        (Shape("simplex", 3), 0.5, "is 3 values, got 0.5"),
+        (Shape("simplex", 3), (0.5, 0.5), "is 3 values"),
         (Shape("simplex", 3), (0.5, 0.6, -0.1), "not be negative and sum to 1"),
         (Shape("bezier", 3), (0.5, 0.5, 0.0), "is one number"),
     ],

@@ -176,7 +176,7 @@ class ComplexityMeter:
         inputs = given[0] if given else None
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise ValueError(
-                "Complexity needs a model whose first argument is a tensor of floating numbers: "
+                "Complexity needs a model whose first argument is a floating-point tensor: "
                 f"there is no gradient by {getattr(inputs, 'dtype', type(inputs).__name__)}."
             )
         if not self._examined:

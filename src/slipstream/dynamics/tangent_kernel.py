@@ -189,7 +189,7 @@ def outputs_over(network: Network, data: Iterable[Batch]) -> tuple[Tensor, Tenso
 
 
 def check_memory(examples: int, outputs: int, *, kind: Outputs, itemsize: int, memory: int) -> None:
-    """Raise if a kernel is too large, and say what would do.
+    """Raise if a kernel is too large, and say what would fit.
 
     Args:
         examples: Number of examples.

@@ -1,7 +1,7 @@
 """A curve of low loss between two solutions: its ends are held, its bends trained."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,6 +13,7 @@ from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.line import Barrier, LossLine, learned
 from slipstream.landscape.span import Calibration, Shape, Span, evaluate_span
 from slipstream.storage.fingerprints import batch_digest
+from slipstream.storage.plan_fields import option
 from slipstream.storage.resumable_state import ResumableState
 from slipstream.training.plan import BEFORE, TrainingPlan
 from slipstream.weights import (
@@ -33,10 +34,14 @@ CurveName = Literal["bezier", "polyline"]
 class CurvePlan:
     """What is fitted between two solutions, and how, as plain data."""
 
-    shape: CurveName = "bezier"
-    bends: int = 1  # control weights between the ends; 1 of a bezier curve makes it quadratic
-    descent: TrainingPlan = field(default_factory=lambda: TrainingPlan.cosine(50, lr=0.05))
-    points: int = 11  # where the loss is measured in the end
+    shape: CurveName = option("bezier", "Of the curve.")
+    bends: int = option(
+        1, "Control weights between the ends; 1 of a bezier curve makes it quadratic.", minimum=1
+    )
+    descent: TrainingPlan = option(
+        factory=lambda: TrainingPlan.cosine(50, lr=0.05), help="How the bends are trained."
+    )
+    points: int = option(11, "Evaluations of the curve, both ends included.", minimum=2)
 
     def __post_init__(self) -> None:
         if self.shape not in get_args(CurveName):
@@ -167,7 +172,7 @@ def barrier_along(
         progress: Called with the number of points done, and of all.
 
     Returns:
-        Loss and metrics at evenly spread positions, with the length of the way there.
+        Loss and metrics at evenly spread positions, with the path length up to there.
 
     Raises:
         ValueError: If the span is not a line or curve, there is no data, or `points` is below 2.
@@ -182,7 +187,7 @@ def barrier_along(
 
 
 def _distances(span: Span, table: Tensor) -> Tensor:
-    """The length of the way from point to point, from the inner products of the corners."""
+    """The path length up to each point, from the inner products of the corners."""
     corners = [learned(corner) for corner in span.corners]
     sides = [difference(corner, corners[0]) for corner in corners[1:]]
     gram = torch.tensor([[inner(a, b) for b in sides] for a in sides], dtype=torch.float64)

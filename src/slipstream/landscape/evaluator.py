@@ -90,29 +90,31 @@ def evaluate_points(
     _check_coefficients(coefficients, list(named.values()))
     check_corners(named)
     table = coefficients.double()
-    bench = _Bench(task, task.measured if metrics is None else metrics)
+    measured = _Measurement(task, task.measured if metrics is None else metrics)
     with torch.no_grad(), eval_mode(task.model):
-        inputs = {} if resume is None else bench.fingerprints(list(named.values()), table)
+        inputs = {} if resume is None else measured.fingerprints(list(named.values()), table)
         path = None if resume is None else Path(resume)
-        store = PointStore(path, metrics=bench.metrics, count=len(table), inputs=inputs)
+        store = PointStore(path, metrics=measured.metrics, count=len(table), inputs=inputs)
         if store.done < len(table):
-            _fill(store, bench, Corners(task.model, list(named.values())), table, memory, progress)
+            _fill(
+                store, measured, Corners(task.model, list(named.values())), table, memory, progress
+            )
     return store.values
 
 
 def _fill(
     store: PointStore,
-    bench: "_Bench",
+    measured: "_Measurement",
     corners: Corners,
     table: Tensor,
     memory: int | None,
     progress: Progress | None,
 ) -> None:
-    bench.probe(corners.at(table[:1]))
-    size = bench.chunk_size(corners.nbytes, memory)
-    measure: Callable[[Weights], dict[str, Tensor]] = bench.together
-    if size < _WORTH_BATCHING or not bench.can_batch(corners.at(table[:size])):
-        measure, size = bench.one_by_one, 1
+    measured.probe(corners.at(table[:1]))
+    size = measured.chunk_size(corners.nbytes, memory)
+    measure: Callable[[Weights], dict[str, Tensor]] = measured.together
+    if size < _WORTH_BATCHING or not measured.can_batch(corners.at(table[:size])):
+        measure, size = measured.one_by_one, 1
     try:
         # Chunks begin at multiples of their size, so that resumed ones are rounded alike.
         for start in range(store.done, len(table), size):
@@ -123,7 +125,7 @@ def _fill(
         store.save()
 
 
-class _Bench(nn.Module):
+class _Measurement(nn.Module):
     """Model, metrics and batches; called on a batch it gives all metrics of it."""
 
     def __init__(self, task: Task, metrics: Mapping[str, Metric]) -> None:
@@ -231,7 +233,7 @@ class _Bench(nn.Module):
         return values
 
     def _activation_bytes(self) -> int:
-        """What the layers give out on the largest batch, together."""
+        """Bytes of the outputs of all layers on the largest batch."""
         sizes: list[int] = []
 
         def hook(_: nn.Module, __: Any, output: Any) -> None:

@@ -22,8 +22,8 @@ LOSS = "loss"
 class LossLine:
     """Result of `loss_along`."""
 
-    positions: Tensor  # (points,) from 0; whole numbers are the given weights
-    distances: Tensor  # (points,) Euclidean length of the way to each point
+    positions: Tensor  # (points,) from 0; integers are the given weights
+    distances: Tensor  # (points,) Euclidean path length up to each point
     values: Mapping[str, Tensor]  # name of the metric to (points,), float64; "loss" is one
 
     @property

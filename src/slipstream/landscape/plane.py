@@ -46,7 +46,7 @@ class Plane:
     reach: float = 0.0  # how far from the origin there is something to see, if nothing is marked
 
     def weights_at(self, x: float, y: float) -> dict[str, Tensor]:
-        """Return the weights at a position, whole-number tensors as at the origin."""
+        """Return the weights at a position, integer tensors as at the origin."""
         return mix([self.origin, *self.directions], [1.0, x, y])
 
     @property

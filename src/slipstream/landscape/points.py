@@ -17,12 +17,12 @@ from slipstream.weights import (
 def mix(corners: Sequence[Weights], coefficients: Sequence[float] | Tensor) -> dict[str, Tensor]:
     """Return the point `sum_k coefficients[k] * corners[k]`.
 
-    Tensors of whole numbers (a count of batches) cannot be mixed: they come from the corner that
+    Tensors of integers (a count of batches) cannot be mixed: they come from the corner that
     counts most.
 
     Args:
         corners: Weights, or directions, of the same layout.
-        coefficients: A number for each corner.
+        coefficients: A value for each corner.
 
     Returns:
         New tensors of the dtype of the first corner; a corner with the only coefficient that is
@@ -38,7 +38,7 @@ def mix(corners: Sequence[Weights], coefficients: Sequence[float] | Tensor) -> d
     row = torch.as_tensor(coefficients, dtype=torch.float64)
     if row.shape != (len(corners),):
         raise ValueError(
-            f"coefficients must be {len(corners)} numbers, one for each corner, got shape "
+            f"coefficients must be {len(corners)} values, one for each corner, got shape "
             f"{tuple(row.shape)}."
         )
     for corner in corners[1:]:

@@ -84,7 +84,7 @@ def prediction_agreement(
 def representation_similarity(
     weights: Mapping[str, Weights], task: Task, *, layers: Sequence[str] | None = None
 ) -> dict[str, Tensor]:
-    """Return for each layer and each two networks how alike the layer's outputs are: linear CKA.
+    """Return for each layer and each two networks how similar the layer's outputs are: linear CKA.
 
     `CKA = HSIC(X X', Y Y') / sqrt(HSIC(X X', X X') HSIC(Y Y', Y Y'))`, where X and Y are what the
     layer returns for a batch in two networks, a row for each example. Each HSIC is the unbiased

@@ -17,7 +17,7 @@ from slipstream.landscape.points import mix
 from slipstream.weights import Weights, check_same_layout
 
 ShapeName = Literal["simplex", "bezier", "polyline"]
-Position = float | Sequence[float] | Tensor  # a tensor of one number, or of one for each corner
+Position = float | Sequence[float] | Tensor  # a tensor of one value, or of one for each corner
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Shape:
 
         Args:
             position: A number from 0 to 1; on a simplex of more than two corners, as many
-                numbers as there are corners, none negative, that sum to 1.
+                values as there are corners, none negative, that sum to 1.
 
         Returns:
             A coefficient for each corner.
@@ -69,7 +69,7 @@ class Shape:
         if not isinstance(position, int | float):
             return self._barycentric(position)
         if self.name == "simplex" and self.corners > 2:
-            raise ValueError(f"A position in a simplex is {self.corners} numbers, got {position}.")
+            raise ValueError(f"A position in a simplex is {self.corners} values, got {position}.")
         if not 0 <= position <= 1:
             raise ValueError(f"A position must be from 0 to 1, got {position}.")
         last, t = self.corners - 1, float(position)
@@ -127,11 +127,9 @@ class Shape:
         if self.name != "simplex":
             raise ValueError(f"A position on a {self.name} is one number, got {numbers}.")
         if len(numbers) != self.corners:
-            raise ValueError(
-                f"A position in this simplex is {self.corners} numbers, got {numbers}."
-            )
+            raise ValueError(f"A position in this simplex is {self.corners} values, got {numbers}.")
         if min(numbers) < 0 or abs(sum(numbers) - 1) > 1e-6:
-            raise ValueError(f"The numbers must not be negative and sum to 1, got {numbers}.")
+            raise ValueError(f"The values must not be negative and sum to 1, got {numbers}.")
         return numbers
 
 
@@ -229,8 +227,8 @@ def evaluate_span(
     """Measure metrics at evenly spread positions of a span.
 
     Args:
-        span: Where to measure; BatchNorm's statistics are recalibrated as the span says, or the
-            task if it says nothing.
+        span: Where to measure; BatchNorm's statistics are recalibrated as the span says, or
+            as the task does if it has no calibration.
         task: The model, left as it was, the data, the loss and metrics.
         metrics: What to measure instead of the task's loss and metrics, as of `evaluate_points`.
         points: How many positions; see `Shape.positions`.

@@ -27,7 +27,7 @@ def curve(
     lr: Annotated[float, typer.Option(help="Learning rate, before it falls to 0.")] = 0.05,
     weight_decay: Annotated[float, typer.Option(help="Of the bends.")] = 1e-4,
     seed: Annotated[int, typer.Option(help="Of the random positions.")] = 0,
-    points: networks.Points = 25,
+    points: networks.Points = 11,
     split: networks.Split = "test",
     metric: networks.Metric = "loss",
     out: networks.Outputs = None,
