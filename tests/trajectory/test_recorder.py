@@ -77,6 +77,16 @@ def test_metrics_stay_with_the_weights_they_were_measured_at(tmp_path, caplog):
     assert "accuracy: logged only at steps that were not recorded" in caplog.text
 
 
+def test_the_step_of_0_1_still_says_where_to_resume(tmp_path):
+    model, optimizer = setup()
+    with Recorder(tmp_path / "run", model, schedule=Schedule.every(2)).attach(optimizer):
+        train(model, optimizer, 6)
+    with pytest.warns(DeprecationWarning, match=r"is now Recorder\(..., resume=20\)"):
+        recorder = Recorder(tmp_path / "run", model, resume=True, step=4)
+    assert (recorder.step, recorder.last_kept) == (4, 4)
+    recorder.close()
+
+
 def test_another_optimizer_continues_the_count(tmp_path, caplog):
     model, optimizer = setup()
     with Recorder(tmp_path / "run", model, schedule=Schedule.every(2)).attach(
@@ -153,13 +163,11 @@ def test_resuming_from_an_earlier_checkpoint_drops_what_came_after(tmp_path):
     with Recorder(tmp_path / "run", model, schedule=schedule).attach(optimizer):
         train(model, optimizer, 8)
     load_weights_(model, Trajectory.open(tmp_path / "run").at(4).weights)
-    with Recorder(tmp_path / "run", model, schedule=schedule, resume=True, step=4).attach(
-        optimizer
-    ):
+    with Recorder(tmp_path / "run", model, schedule=schedule, resume=4).attach(optimizer):
         train(model, optimizer, 3)
     assert Trajectory.open(tmp_path / "run").steps == [0, 2, 4, 6, 7]
     with pytest.raises(ValueError, match=r"The model to resume .* with: the tensor 'weight'"):
-        Recorder(tmp_path / "run", nn.Linear(2, 2), resume=True, step=0)
+        Recorder(tmp_path / "run", nn.Linear(2, 2), resume=0)
     assert Trajectory.open(tmp_path / "run").steps == [0, 2, 4, 6, 7]
     assert check_run(tmp_path / "run") == []
 

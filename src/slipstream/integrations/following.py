@@ -61,9 +61,9 @@ class FollowingRecorder:
             configuration=configuration,
             seed=seed,
             overwrite=overwrite,
-            resume=step > 0 and Path(path, "run.json").is_file(),
-            step=step,
+            resume=step if step > 0 and Path(path, "run.json").is_file() else False,
         )
+        self._recorder.step = step
         self._seen = step - 1
 
     def log(self, numbers: Mapping[str, Any]) -> None:

@@ -83,8 +83,7 @@ def recorded(
         configuration={**configuration, **({options.under: dict(plan)} if options.under else plan)},
         seed=training.plan.seed,
         overwrite=new.overwrite or new.resume,  # nothing is lost: see `_state`
-        resume=state is not None,
-        step=training.step,
+        resume=False if state is None else training.step,
     )
 
     def current() -> dict[str, Any]:

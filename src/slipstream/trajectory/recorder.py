@@ -7,8 +7,10 @@ that are used again and again: when all are waiting to be written, the loop wait
 import logging
 import queue
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +27,27 @@ from slipstream.weights import Weights, is_continuous, weights_of
 
 _log = logging.getLogger(__name__)
 _BUFFERS = 2  # one is filled while the other is written
+
+
+def _takes_step(start: Callable[..., None]) -> Callable[..., None]:
+    """Let `step=` be given as in 0.1, where `resume` was a flag."""
+
+    @wraps(start)
+    def begin(self: "Recorder", *args: Any, **given: Any) -> None:
+        if "step" not in given:
+            return start(self, *args, **given)
+        warnings.warn(
+            "Recorder(..., resume=True, step=20) is now Recorder(..., resume=20).",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        step = given.pop("step")
+        if given.get("resume") and step is not None:
+            given["resume"] = step
+        start(self, *args, **given)
+        self.step = self.step if step is None else step
+
+    return begin
 
 
 class Recorder:
@@ -50,6 +73,7 @@ class Recorder:
         [0, 4, 8, 10]
     """
 
+    @_takes_step
     def __init__(
         self,
         path: str | Path,
@@ -59,8 +83,7 @@ class Recorder:
         configuration: Mapping[str, Any] | None = None,
         seed: int | None = None,
         overwrite: bool = False,
-        resume: bool = False,
-        step: int | None = None,
+        resume: bool | int = False,
     ) -> None:
         """Make or reopen the run folder; nothing is recorded before `attach` or `record`.
 
@@ -71,9 +94,8 @@ class Recorder:
             configuration: What makes the run, as plain data; kept in `run.json`.
             seed: The seed of the run; kept in `run.json`.
             overwrite: Whether to delete the snapshots of a run that is already there.
-            resume: Whether to append to a run that is already there; what made it stays noted.
-            step: Steps the optimiser has done so far; by default 0 or, when resuming, those of the
-                last snapshot. When resuming, snapshots after it are dropped.
+            resume: Whether to append to a run that is already there; what made it stays noted. A
+                number says how many steps the optimiser has done: snapshots after it are dropped.
 
         Raises:
             FileExistsError: If the folder is not empty.
@@ -82,10 +104,10 @@ class Recorder:
         self.schedule = schedule or Schedule.every(100)
         self._model = model
         layout = Layout.of(model)
-        if resume:
+        if resume is not False:
             before = read_run(path).layout  # compared before any snapshot is dropped
             before.check(layout.tensors, where=f"The model to resume {path} with")
-            writer = reopen_run(path, keep_through=step)
+            writer = reopen_run(path, keep_through=None if resume is True else resume)
         else:
             writer = create_run(
                 path,
@@ -95,7 +117,7 @@ class Recorder:
                 provenance={"recorded": {"schedule": self.schedule.to_json()}},
                 overwrite=overwrite,
             )
-        self.step = step if step is not None else writer.last_step or 0
+        self.step = (writer.last_step or 0) if isinstance(resume, bool) else resume
         self._last_kept = writer.last_step
         self._layout = writer.layout
         self._epoch: float | None = None
