@@ -56,6 +56,10 @@ MODULES = {
     "slipstream.recipes.ticket": "slipstream.recipes.masks.ticket",
     "slipstream.recipes.ticket_file": "slipstream.recipes.masks.ticket_file",
     "slipstream.recipes.unlearning": "slipstream.recipes.lure.unlearning",
+    "slipstream.report.dynamics": "slipstream.report.figures",
+    "slipstream.report.landscape": "slipstream.report.figures",
+    "slipstream.report.modes": "slipstream.report.figures",
+    "slipstream.report.training_time": "slipstream.report.figures",
     "slipstream.testbed.changes": "slipstream.testbed.corruptions",
     "slipstream.testbed.recording": "slipstream.training.old_calls",
     "slipstream.testbed.setup": "slipstream.named_task",
@@ -123,6 +127,10 @@ NAMES = {
     "slipstream.recipes": {
         "descend": "slipstream.training",
         "fresh_weights": "slipstream.training",
+    },
+    "slipstream.report.static": {
+        "Kind": "slipstream.report.figures",
+        "plot_runs": "slipstream.report.figures",
     },
     "slipstream.testbed": {
         "Experiment": "slipstream.evaluation:Task",

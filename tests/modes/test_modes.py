@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from cases import CASES
 from slipstream.evaluation import weights_in
 from slipstream.modes import Modes, fit_modes
-from slipstream.report.modes import plot_correlations, plot_references
+from slipstream.report.figures import plot_correlations, plot_references
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups

@@ -14,7 +14,7 @@ from slipstream.cli.masks import lost_mask, share_of_zeros
 from slipstream.evaluation import accuracy, evaluate
 from slipstream.named_task import rebuild
 from slipstream.recipes import load_subspace, load_ticket
-from slipstream.report.content import Lines
+from slipstream.report.content import Lines, Table
 from slipstream.report.recorded_run import RecordedRun, shown
 from slipstream.report.sections import Extras, build_section
 from slipstream.symmetry.permutation import Permutation
@@ -110,8 +110,8 @@ def test_a_page_names_the_recipe_and_not_that_of_a_source(runs, tmp_path):
     pages = RUNS[:3]
     given = [runs / name for name in (*pages, "transferred")]
     slipstream("report", *given, "-o", tmp_path / "page.html", "--no-landscape", "--modes", 2)
-    assert b"share of the masked weights that fell" in (tmp_path / "page.html").read_bytes()
-    table, *_ = build_section("run", shown(list(map(RecordedRun.open, given))), Extras()).items
+    assert b"share of the masked weights that were pruned" in (tmp_path / "page.html").read_bytes()
+    *_, table = build_section("run", shown(list(map(RecordedRun.open, given))), Extras()).items
     rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
     assert rows["recipe"] == [*pages, "-"]
     assert rows["pruned"] == ["0.75", "-", "-", "-"]
@@ -128,7 +128,8 @@ def test_metrics_of_several_data_sets_share_a_chart(runs):
         "accuracy": ["validation 1", "validation 2"],
         "objective": ["objective"],
     }
-    best = {row[1].text: row[4].text for row in items[-1].rows}
+    (values,) = (item for item in items if isinstance(item, Table) and item.title == "Metrics")
+    best = {row[1].text: row[4].text for row in values.rows}
     assert best["validation accuracy 2"] != "-"
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 import sys
 import urllib.error
@@ -93,7 +94,7 @@ def test_a_taken_port_and_a_missing_folder_are_told(tmp_path):
     assert f"Port {port} is taken" in done.output
     done = CliRunner().invoke(app, ["view", str(tmp_path / "nothing")])
     assert done.exit_code == 2
-    assert "is no folder" in " ".join(done.output.split())
+    assert "is not a folder" in " ".join(done.output.split())
 
 
 def test_a_missing_package_is_told_with_its_install_line(tmp_path, monkeypatch):
@@ -144,7 +145,7 @@ def test_the_view_in_a_browser(folder):
 
         row = page.locator("#runs tbody tr", has_text=NAME)
         row.get_by_role("checkbox").check()
-        page.get_by_role("heading", name="Configurations, side by side").wait_for()
+        page.locator("summary", has_text="Settings, side by side").wait_for()
         assert page.locator("h1").inner_text() == f"group/first and {NAME}"
         assert page.locator("b").count() == 0
         page.locator("#legend input").first.uncheck()
@@ -158,6 +159,7 @@ def test_the_view_in_a_browser(folder):
         assert page.locator("#runs tbody tr").first.inner_text().strip().startswith(NAME)
 
         page.get_by_role("link", name="group/first").click()
+        page.locator("summary", has_text=re.compile(r"^Settings$")).click()
         with reopen_run(folder / "group" / "first") as writer:
             weights = {n: torch.zeros(f.shape) for n, f in writer.layout.tensors.items()}
             writer.append(step=12345, weights=weights)

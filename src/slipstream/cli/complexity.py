@@ -45,7 +45,7 @@ def complexity(
     from slipstream.cli.loading import open_experiment
     from slipstream.dynamics import complexity_of_run
     from slipstream.evaluation import batches_of_epoch
-    from slipstream.report.dynamics import plot_complexity
+    from slipstream.report.figures import plot_complexity
     from slipstream.trajectory import Trajectory
 
     experiment = open_experiment(

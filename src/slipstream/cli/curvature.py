@@ -48,7 +48,7 @@ def curvature(
     from slipstream.cli.loading import open_experiment
     from slipstream.evaluation import Task
     from slipstream.landscape import CurvaturePlan, curvature_along
-    from slipstream.report.dynamics import plot_curvature
+    from slipstream.report.figures import plot_curvature
     from slipstream.trajectory import Trajectory
 
     experiment = open_experiment(

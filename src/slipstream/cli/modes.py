@@ -35,7 +35,7 @@ def modes(
     Example: slipstream modes run --modes 5 --compare --save modes.safetensors --figure modes.png
     """
     from slipstream.modes import compare_modes, fit_modes
-    from slipstream.report.modes import plot_modes
+    from slipstream.report.figures import plot_modes
     from slipstream.trajectory import Trajectory
 
     how: Any = {"modes": modes, "samples": samples, "grouping": grouping, "seed": seed}

@@ -33,7 +33,7 @@ def motion(
     Example: slipstream motion run -o motion.png
     """
     from slipstream.dynamics import find_phases, measure_motion, principal_path
-    from slipstream.report.dynamics import plot_motion
+    from slipstream.report.figures import plot_motion
     from slipstream.trajectory import Trajectory
 
     trajectory = Trajectory.open(run)

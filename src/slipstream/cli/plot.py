@@ -39,10 +39,11 @@ def plot(
     Example: slipstream plot path run -o path.pdf
     """
     from slipstream.cli.loading import landscapes_of, open_comparison
+    from slipstream.report.figures import plot_runs
     from slipstream.report.recorded_run import shown
     from slipstream.report.report import open_runs
     from slipstream.report.sections import Extras
-    from slipstream.report.static import plot_runs, save_figure
+    from slipstream.report.static import save_figure
 
     how = landscapes_of(
         seconds, model=model, data=data, loss=loss, width=width, option=option, device=device

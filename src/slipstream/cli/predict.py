@@ -62,7 +62,7 @@ def predict(
     """
     from slipstream.cli.loading import open_experiment, open_weights
     from slipstream.dynamics import PredictionPlan, predict_training_time
-    from slipstream.report.training_time import plot_training_time
+    from slipstream.report.figures import plot_training_time
 
     experiment = open_experiment(
         run, model=model, data=data, loss=loss, width=width, option=option, device=device

@@ -1,4 +1,4 @@
-"""What a report shows, as plain data: drawn by a browser, by matplotlib, or written as CSV.
+"""What is shown, as plain data: drawn by the page's script, by matplotlib, or written as CSV.
 
 A section answers one question with charts, tables and notes. None of them knows how it is drawn.
 """
@@ -6,11 +6,12 @@ A section answers one question with charts, tables and notes. None of them knows
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
-Numbers = Sequence[float | None]
+Numbers = Sequence[float | None]  # None leaves a gap
+Scale = Literal["linear", "log", "root"]
 _DIGITS = 6  # significant; float32 holds seven
 
 
@@ -20,13 +21,22 @@ class Series:
 
     name: str  # written beside the end of the line
     x: Numbers
-    y: Numbers  # None leaves a gap
+    y: Numbers
     colour: str
     low: Numbers = ()  # the band around it
     high: Numbers = ()
     dashed: bool = False
-    steps: Sequence[int] = ()  # of the points, where x is none
-    run: int | None = None  # whose line it is, by its number
+    steps: Sequence[int] = ()  # of the points, where x is not a step
+    run: int | None = None  # the number of its run on the page
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A named point."""
+
+    name: str
+    x: float
+    y: float
 
 
 @dataclass(frozen=True)
@@ -41,7 +51,10 @@ class Lines:
     series: Sequence[Series]
     log: bool = False  # the y axis
     square: bool = False  # x and y in the same units: a path
-    run: int | None = None  # whose chart it is; None if it is of several
+    borders: Numbers = ()  # vertical lines
+    marks: Sequence[Mark] = ()
+    y_range: tuple[float, float] | None = None  # as far as the data reach if None
+    run: int | None = None  # None if it is of several
     kind: str = "lines"
 
 
@@ -58,30 +71,35 @@ class Panels:
 
 
 @dataclass(frozen=True)
+class Colours:
+    """What the colours of a chart mean: brighter is more."""
+
+    label: str
+    low: float  # the darkest; what is below has its colour
+    high: float
+    ticks: Sequence[float]  # values, far enough apart for their labels
+    scale: Scale = "linear"  # root: of the distance from `low`, finer near it
+
+
+@dataclass(frozen=True)
 class HeatMap:
-    """Numbers as colours: a row for each thing, a column for each place."""
+    """A matrix of values as colours."""
 
     key: str
     title: str
     reading: str
     x_label: str
     y_label: str
-    label: str  # what the colours mean
+    colours: Colours
     columns: Sequence[float | str]
-    rows: Sequence[str]  # from the top
+    rows: Sequence[str]  # from the top; an empty name is not written
     values: Sequence[Numbers]  # [row][column]
-    log: bool = False  # the colours
+    written: bool = False  # whether the values stand in the cells
+    square: bool = False  # whether rows and columns are the same things
+    borders: Numbers = ()  # vertical lines
+    row_borders: Numbers = ()  # horizontal ones, by the number of the row
     run: int | None = None
     kind: str = "heatmap"
-
-
-@dataclass(frozen=True)
-class Mark:
-    """A named place in a plane."""
-
-    name: str
-    x: float
-    y: float
 
 
 @dataclass(frozen=True)
@@ -93,23 +111,24 @@ class Contours:
     reading: str
     x_label: str
     y_label: str
-    label: str
+    colours: Colours
     x: Numbers
     y: Numbers
-    values: Sequence[Numbers]  # [y][x]
+    values: Sequence[Numbers]  # [y][x]; what is not finite has the brightest colour
     path: Sequence[tuple[float, float]] = ()
     steps: Sequence[int] = ()  # of the path
     marks: Sequence[Mark] = ()
+    square: bool = False  # x and y in the same units
     run: int | None = None
     kind: str = "contours"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a table shows in one place, and by what it is sorted."""
+    """A cell of a table, and what it is sorted by."""
 
     text: str
-    value: float | None = None  # a number; None sorts by the text
+    value: float | None = None  # None sorts by the text
 
 
 @dataclass(frozen=True)
@@ -120,16 +139,18 @@ class Table:
     reading: str
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    folded: bool = False  # whether a reader opens it first
     run: int | None = None
     kind: str = "table"
 
 
 @dataclass(frozen=True)
 class Note:
-    """A sentence, where there is nothing to draw."""
+    """A sentence: a summary, or why there is nothing to draw."""
 
     text: str
     command: str = ""  # what to type to get it
+    lead: bool = False  # whether it sums up what follows
     run: int | None = None
     kind: str = "note"
 
@@ -148,7 +169,7 @@ class Section:
 
 
 def plain(value: Any) -> Any:
-    """Return content as data for JSON: numbers rounded to six digits, NaN and infinity as None.
+    """Return content as data for JSON: floats rounded to six digits, NaN and infinity as None.
 
     Args:
         value: Content, tensors, or sequences of them.

@@ -1,13 +1,185 @@
-"""Result objects to figures, with matplotlib."""
+"""Results to figures with matplotlib, one function for each kind of result."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from slipstream.report.palette import METHODS
-from slipstream.transfer.comparison import TARGET_START, TRAINED_TARGET, Comparison
+from slipstream.dynamics import Motion, Phases, PrincipalPath, TrainingComplexity, TrainingTime
+from slipstream.landscape import (
+    AlignedBarriers,
+    Barrier,
+    CurvatureAlong,
+    LandscapeStudy,
+    LossLine,
+    LossPlane,
+)
+from slipstream.modes import ModePlane, Modes
+from slipstream.report.charts import landscape, motion, transfer
+from slipstream.report.charts import modes as mode_charts
+from slipstream.report.charts.complexity import complexity_charts
+from slipstream.report.charts.curvature import curvature_charts
+from slipstream.report.charts.subject import Subject
+from slipstream.report.charts.training_time import training_time_chart
+from slipstream.report.content import Chart, Contours, HeatMap, Lines, Note, Panels
+from slipstream.report.palette import run_colour
+from slipstream.report.recorded_run import Shown
+from slipstream.report.sections import Extras, build_section
+from slipstream.report.static import figure_of, save_figure
+from slipstream.transfer import Comparison
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from slipstream.report.static import Figure
+
+Kind = Literal[
+    "loss", "metrics", "path", "motion", "speed", "distance",
+    "modes", "shares", "transfer", "line", "barrier", "plane",
+]  # fmt: skip
+_SECTIONS = {
+    "run": ("loss", "metrics"),
+    "motion": ("path", "motion", "speed", "distance"),
+    "modes": ("modes", "shares"),
+    "transfer": ("transfer",),
+    "end": ("line", "barrier", "plane"),
+}
+
+
+def plot_runs(kind: Kind, runs: Sequence[Shown], *, extras: Extras | None = None) -> "Figure":
+    """Draw one kind of chart of some runs, as their report has it, without the words around it.
+
+    Args:
+        kind: What to draw; `metrics` are all curves of the runs, `loss` that of the loss.
+        runs: One or several.
+        extras: What is needed besides: how to measure the loss, for `line`, `barrier` and `plane`.
+
+    Returns:
+        The figure; `savefig` writes it.
+
+    Raises:
+        ValueError: If there is nothing of that kind to draw, and why.
+    """
+    section = next(key for key, kinds in _SECTIONS.items() if kind in kinds)
+    items = build_section(section, runs, extras or Extras()).items
+    charts = [i for i in items if isinstance(i, Lines | Panels | HeatMap | Contours)]
+    wanted = [chart for chart in charts if kind == "metrics" or chart.key.split(" ")[0] == kind]
+    if not wanted:
+        reasons = [item.text for item in items if isinstance(item, Note) and not item.lead]
+        names = ", ".join(shown.name for shown in runs)
+        raise ValueError(" ".join([f"There is no {kind} of {names} to draw.", *reasons]))
+    return figure_of(wanted)
+
+
+def plot_motion(
+    found: Motion, *, phases: Phases | None = None, path: PrincipalPath | None = None
+) -> "Figure":
+    """Draw speed and direction of a whole run, the speed of its parts, and its path.
+
+    Args:
+        found: What `measure_motion` returned, or its `by_layer()`: a row of the map for each part.
+        phases: What `find_phases` returned; their borders are drawn.
+        path: What `principal_path` returned; a chart of its own.
+
+    Returns:
+        The figure; `savefig` writes it.
+    """
+    whole, subject = [(found, Subject())], Subject()
+    speed, turns = motion.speed_chart(whole, phases), motion.turn_chart(whole, phases)
+    charts: list[Chart] = [speed, turns, motion.speed_map(found, subject, phases)]
+    return figure_of([*charts, *([motion.path_chart(path, subject)] if path else [])])
+
+
+def plot_curvature(found: CurvatureAlong) -> "Figure":
+    """Draw how the loss bends along a run: loss, gradient, Hessian, sharpness and noise scale."""
+    return figure_of(curvature_charts(found), columns=3, width=3.8)
+
+
+def plot_complexity(found: TrainingComplexity) -> "Figure":
+    """Draw how far the first layer's bias moved, and the slope of the function in its bounds."""
+    return figure_of(complexity_charts(found), columns=1)
+
+
+def plot_training_time(found: TrainingTime) -> "Figure":
+    """Draw the predicted loss, the thresholds, and what real steps gave."""
+    return figure_of([training_time_chart(found)])
+
+
+def plot_loss_line(
+    lines: Barrier | LossLine | Mapping[str, Barrier | LossLine], *, metric: str = "loss"
+) -> "Figure":
+    """Draw a metric along lines; a dashed chord under each barrier.
+
+    Args:
+        lines: What `loss_along` or `loss_barrier` measured, or several of them by name.
+        metric: Which metric.
+
+    Returns:
+        The figure; `savefig` writes it.
+    """
+    named = dict(lines) if isinstance(lines, Mapping) else {"": lines}
+    subjects = [(one, Subject(n, run_colour(at))) for at, (n, one) in enumerate(named.items())]
+    return figure_of([landscape.line_chart(subjects, metric=metric)])
+
+
+def plot_aligned(found: AlignedBarriers, *, metric: str = "loss") -> "Figure":
+    """Draw the barriers before and after matching."""
+    return plot_loss_line({"as they are": found.before, "matched": found.after}, metric=metric)
+
+
+def plot_loss_plane(found: LossPlane, *, metric: str = "loss") -> "Figure":
+    """Draw a metric over a plane, with what is marked on it and the path of the run."""
+    return figure_of([landscape.plane_chart(found, metric=metric)])
+
+
+def plot_study(study: LandscapeStudy, *, metric: str = "loss", falls: bool = False) -> "Figure":
+    """Draw a study: the barriers, what networks have in common, and the plane.
+
+    Args:
+        study: What `landscape_study` measured.
+        metric: Which metric the barriers and the plane are of.
+        falls: Whether its barriers are falls below the chord, as for an accuracy.
+
+    Returns:
+        The figure; `savefig` writes it.
+    """
+    charts = landscape.study_charts(study, metric=metric, falls=falls)
+    return figure_of(charts, columns=3, width=max(3.6, 2.0 + 0.42 * len(study.names)))
+
+
+def plot_modes(modes: Modes) -> "Figure":
+    """Draw the references, the shares of the motion and the correlations of a decomposition.
+
+    Args:
+        modes: With their samples.
+
+    Returns:
+        The figure; `savefig` writes it.
+
+    Raises:
+        ValueError: If the modes were saved without samples.
+    """
+    subject = Subject()
+    shares = mode_charts.share_map(modes, subject)
+    correlations = mode_charts.correlation_map(modes)
+    return figure_of([mode_charts.reference_panels(modes, subject), shares, correlations])
+
+
+def plot_references(modes: Modes) -> "Figure":
+    """Draw the reference of each mode, with a band where four fifths of its members are."""
+    return figure_of([mode_charts.reference_panels(modes, Subject())])
+
+
+def plot_shares(modes: Modes) -> "Figure":
+    """Draw how much of the motion of each tensor each mode explains."""
+    return figure_of([mode_charts.share_map(modes, Subject())])
+
+
+def plot_correlations(modes: Modes) -> "Figure":
+    """Draw the absolute correlations of the sampled weights, sorted by mode."""
+    return figure_of([mode_charts.correlation_map(modes)])
+
+
+def plot_plane(plane: ModePlane) -> "Figure":
+    """Draw the loss over the values of two references, and the path of the run through it."""
+    return figure_of([landscape.mode_plane_chart(plane)])
 
 
 def plot_along(comparison: Comparison, path: str | Path, *, metric: str = "accuracy") -> None:
@@ -20,60 +192,14 @@ def plot_along(comparison: Comparison, path: str | Path, *, metric: str = "accur
         comparison: What to draw.
         path: The file to write: PNG, SVG or PDF by its ending.
         metric: Which metric.
+
+    Raises:
+        ValueError: If no stage has that metric.
     """
-    from matplotlib.figure import Figure  # slow to import, and only needed here
-
-    figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.subplots()
-    labels: list[tuple[float, str, str]] = []
-    last = 0
-    for name in comparison.names:
-        series = [[stage[metric] for stage in o.along] for o in comparison.of(name) if o.along]
-        colour = METHODS.get(name)
-        if series:
-            stages = list(zip(*series, strict=True))
-            means = [sum(values) / len(values) for values in stages]
-            last = len(means) - 1
-            axes.plot(means, color=colour, linewidth=2)
-            lows, highs = [min(v) for v in stages], [max(v) for v in stages]
-            axes.fill_between(range(len(means)), lows, highs, color=colour, alpha=0.12, linewidth=0)
-            labels.append((means[-1], name, colour or "black"))
-    for name in (TARGET_START, TRAINED_TARGET):
-        if name in comparison.names:
-            level, _ = comparison.mean(name, lambda outcome: outcome.metrics[metric])
-            axes.axhline(level, color=METHODS[name], linewidth=1, linestyle="--")
-            labels.append((level, f"{name} (test)", METHODS[name]))
-    _label(axes, labels, x=last)
-    axes.set_xlabel("stage of the transfer")
-    axes.set_ylabel(f"{metric} on validation data")
-    axes.set_title(
-        f"{metric} along the transfer, without training; mean and range of the targets",
-        fontsize=10,
-        loc="left",
+    charts = {chart.key: chart for chart in transfer.comparison_charts(comparison)}
+    if f"transfer {metric}" not in charts:
+        known = ", ".join(key.removeprefix("transfer ") for key in charts) or "none"
+        raise ValueError(f"metric must be one of those along the stages ({known}), got {metric!r}.")
+    save_figure(
+        lambda: figure_of([charts[f"transfer {metric}"]], width=7.5), Path(path), overwrite=True
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(0, max(last, 1))
-    figure.savefig(path, dpi=150)
-
-
-def _label(axes: "Axes", labels: list[tuple[float, str, str]], *, x: float) -> None:
-    """Write each name beside the end of its line, moved apart where lines end close together."""
-    low, high = axes.get_ylim()
-    gap = (high - low) * 0.055
-    ordered = sorted(labels)
-    heights: list[float] = []
-    for level, _, _ in ordered:
-        heights.append(max(level, heights[-1] + gap) if heights else level)
-    for above, position in enumerate(reversed(range(len(heights)))):
-        heights[position] = min(heights[position], high - above * gap)
-    for height, (_, name, colour) in zip(heights, ordered, strict=True):
-        axes.annotate(
-            name,
-            (x, height),
-            xytext=(6, 0),
-            textcoords="offset points",
-            color=colour,
-            va="center",
-            fontsize=9,
-            annotation_clip=False,
-        )

@@ -10,9 +10,9 @@ from typing import Any
 
 from slipstream.report.number_format import measured
 from slipstream.report.page import section_html
-from slipstream.report.recorded_run import MODES, RecordedRun, fingerprint, shown
+from slipstream.report.recorded_run import MODES, RecordedRun, change_stamp, shown
 from slipstream.report.sections import Extras, build_section
-from slipstream.report.sections.identity import last_metrics
+from slipstream.report.sections.outcome import last_metrics
 from slipstream.trajectory import is_being_written
 from slipstream.trajectory.run_files import DESCRIPTION
 
@@ -47,7 +47,7 @@ class Gallery:
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
-            raise FileNotFoundError(f"{self.root} is no folder: name one with run folders in it.")
+            raise FileNotFoundError(f"{self.root} is not a folder: name one with runs in it.")
 
     def listed(self) -> list[Listed]:
         """Return what is in the folder now, by name; only what changed is read again."""
@@ -105,7 +105,7 @@ class Gallery:
             run = self._run(identity)
         except ValueError as error:
             return Listed(identity, "damaged", 0, None, "", changed, mark, str(error))
-        entries = run.folder.entries
+        entries = run.entries
         state = "recording" if run.growing else "complete" if entries else "empty"
         metrics = ", ".join(f"{n} {measured(v)}" for n, v in last_metrics(entries).items())
         step = entries[-1].step if entries else None
@@ -131,7 +131,7 @@ class Gallery:
         inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(self.root))
         if not inside or not (path / DESCRIPTION).is_file():
             raise KeyError(f"There is no run {identity!r} below {self.root}.")
-        return fingerprint(path) + ("+" if is_being_written(path) else "")
+        return change_stamp(path) + ("+" if is_being_written(path) else "")
 
 
 def _runs_below(root: Path) -> Iterator[str]:

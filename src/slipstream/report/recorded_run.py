@@ -1,14 +1,18 @@
 """One run as a report sees it: what its folder says, and what is measured of it when asked for."""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from slipstream.dynamics import Motion, PrincipalPath, measure_motion, principal_path
 from slipstream.modes import Modes, fit_modes
+from slipstream.report.charts.subject import Subject
+from slipstream.report.palette import run_colour
 from slipstream.trajectory import RunFolder, Trajectory, is_being_written, read_run
+from slipstream.trajectory.run_index import Entry
 from slipstream.transfer import TransferResult, load_transfer
 from slipstream.transfer.stage_log import SUMMARY
 
@@ -65,6 +69,17 @@ class RecordedRun:
         return "stage" if self.is_transfer else "step"
 
     @cached_property
+    def entries(self) -> tuple[Entry, ...]:
+        """The snapshots in the index, their metrics by the names that training records.
+
+        Transferred runs of 0.1 recorded `loss` for what is `validation_loss` in trained ones.
+        """
+        entries = self.folder.entries
+        if not self.is_transfer:
+            return entries
+        return tuple(replace(entry, metrics=of_validation(entry.metrics)) for entry in entries)
+
+    @cached_property
     def trajectory(self) -> Trajectory:
         """All snapshots."""
         return Trajectory.open(self.path)[: len(self.folder.entries)]
@@ -108,6 +123,12 @@ class Shown:
     number: int  # from 0: decides its colour
     alone: bool  # on the page
 
+    @property
+    def subject(self) -> Subject:
+        """Whose charts these are."""
+        name = "" if self.alone else self.name
+        return Subject(name, run_colour(self.number), self.run.clock, self.number)
+
 
 def shown(runs: list[RecordedRun]) -> list[Shown]:
     """Name and number the runs of a page.
@@ -147,7 +168,21 @@ def short_names(paths: list[Path]) -> list[str]:
     return ["/".join(parts[-depth:]) for parts, depth in zip(whole, depths, strict=True)]
 
 
-def fingerprint(path: Path) -> str:
+def of_validation(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of a stage by the names that training records: `validation_loss`.
+
+    Example:
+        >>> of_validation({"loss": 0.5, "validation_accuracy": 0.9})
+        {'validation_loss': 0.5, 'validation_accuracy': 0.9}
+    """
+    prefixes = ("validation_", "train_", "test_")
+    return {
+        name if name.startswith(prefixes) else f"validation_{name}": value
+        for name, value in metrics.items()
+    }
+
+
+def change_stamp(path: Path) -> str:
     """Return a text that changes whenever one of the files changes that say what a run holds."""
     found = []
     for name in _FILES:

@@ -37,7 +37,7 @@ def barrier(
 
     Example: slipstream landscape barrier run other --match weights -o barrier.png
     """
-    from slipstream.report.landscape import plot_loss_line
+    from slipstream.report.figures import plot_loss_line
 
     files = networks.check_outputs(out)
     opened = networks.open_networks(

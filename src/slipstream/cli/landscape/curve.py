@@ -47,7 +47,7 @@ def curve(
     Example: slipstream landscape curve run other -o curve.png --save midpoint.safetensors
     """
     from slipstream.landscape import CurvePlan, fit_curve
-    from slipstream.report.landscape import plot_loss_line
+    from slipstream.report.figures import plot_loss_line
     from slipstream.training import Descent
 
     files = networks.check_outputs(out)

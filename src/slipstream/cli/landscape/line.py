@@ -31,7 +31,7 @@ def line(
     Example: slipstream landscape line run@0 run averaged.safetensors -o line.png
     """
     from slipstream.landscape import loss_along
-    from slipstream.report.landscape import plot_loss_line
+    from slipstream.report.figures import plot_loss_line
 
     files = networks.check_outputs(out)
     opened = networks.open_networks(

@@ -12,9 +12,8 @@ from slipstream.cli.average import BATCHES
 from slipstream.cli.output import json_text
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from slipstream.evaluation import Batch, Task
+    from slipstream.report.static import Figure
     from slipstream.weights import Weights
 
 PLACES = "Run folders (the last snapshot, or RUN@STEP) and .safetensors files; NAME=PATH names one."

@@ -43,7 +43,7 @@ def plane(
     Example: slipstream landscape plane run -o plane.png -o plane.json --resume plane.points
     """
     from slipstream.landscape import PlaneGrid, loss_plane
-    from slipstream.report.landscape import plot_loss_plane
+    from slipstream.report.figures import plot_loss_plane
 
     files = networks.check_outputs(out)
     opened = networks.open_networks(

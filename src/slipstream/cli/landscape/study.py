@@ -46,7 +46,7 @@ def study(
     """
     from slipstream.landscape import StudyPlan, landscape_study
     from slipstream.landscape.similarity import predicted_classes
-    from slipstream.report.landscape import plot_study
+    from slipstream.report.figures import plot_study
 
     files = networks.check_outputs(out)
     opened = networks.open_networks(

@@ -6,7 +6,6 @@ const Page = (() => {
   const hidden = new Set(); // numbers of the runs that are switched off
   const light = { ink: "#1d2329", quiet: "#5b6570", grid: "#e8ecef", panel: "#ffffff", hover: "#ffffff" };
   const dark = { ink: "#e7ebee", quiet: "#9aa6b1", grid: "#2a3239", panel: "#181d22", hover: "#242c33" };
-  const blues = [["#f1f5f8", "#9cc9e6", "#0072b2", "#00314d"], ["#1f262d", "#1b4f72", "#3d97d0", "#d5ecfb"]];
   const fonts = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica Neue, Arial, sans-serif";
   const coarse = matchMedia("(pointer: coarse)").matches;
   let printing = false;
@@ -23,7 +22,6 @@ const Page = (() => {
     const [r, g, b] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
     return `rgba(${r},${g},${b},${opacity})`;
   };
-  const blueScale = () => blues[isDark() ? 1 : 0].map((colour, n, all) => [n / (all.length - 1), colour]);
 
   /* ---- text ---- */
 
@@ -66,6 +64,10 @@ const Page = (() => {
   const usual = (width) => (printing ? 250 : width < 520 ? 290 : 350);
   const visible = (chart) => chart.series.filter((one) => one.run === null || !hidden.has(one.run));
 
+  const rule = (where) => ({ type: "line", line: { color: palette().quiet, width: 1, dash: "dot" }, ...where });
+  const column = (x) => rule({ x0: x, x1: x, y0: 0, y1: 1, yref: "paper" });
+  const row = (y) => rule({ y0: y, y1: y, x0: 0, x1: 1, xref: "paper" });
+
   function lines(chart, width, size = {}) {
     if (chart.square) return path(chart, width);
     const traces = [];
@@ -94,8 +96,15 @@ const Page = (() => {
     if (chart.log) Object.assign(drawn.yaxis, { type: "log", dtick: decadesOf(series) > 3 ? 1 : "D2" });
     const places = series.flatMap((one) => one.x);
     if (places.length > 1) drawn.xaxis.range = [Math.min(...places), Math.max(...places)];
-    if (size.range) drawn.yaxis.range = size.range;
+    const range = size.range || chart.y_range;
+    if (range) drawn.yaxis.range = range;
+    drawn.shapes = chart.borders.map(column);
     label(chart, series, drawn, width, height);
+    if (chart.marks.length) {
+      const [x, y] = [chart.marks.map((m) => m.x), chart.marks.map((m) => m.y)];
+      const named = { text: chart.marks.map((m) => plain(m.name)), textposition: "top left", hoverinfo: "skip" };
+      traces.push({ x, y, mode: "markers+text", marker: { size: 7, color: palette().ink }, ...named });
+    }
     return { traces, drawn };
   }
 
@@ -163,78 +172,74 @@ const Page = (() => {
     return { traces, drawn };
   }
 
-  function logged(values) {
-    const flat = values.flat().filter((v) => v !== null && v > 0);
-    return { low: Math.log10(Math.min(...flat)), z: values.map((row) => row.map((v) => (v > 0 ? Math.log10(v) : null))) };
-  }
+  /* ---- colours that mean a value: brighter is more ---- */
 
-  /* Ticks of a colour bar whose colours are logarithms. */
-  function decades(z) {
-    const flat = z.flat().filter((v) => v !== null);
-    const [low, high] = [Math.min(...flat), Math.max(...flat)];
-    const steps = high - low > 2.5 ? [1] : high - low > 1 ? [1, 3] : [1, 2, 5];
-    const ticks = [];
-    for (let decade = Math.floor(low); decade <= high; decade++)
-      for (const step of steps) {
-        const at = decade + Math.log10(step);
-        if (at >= low && at <= high) ticks.push([at, short(step * 10 ** decade)]);
-      }
-    return { tickvals: ticks.map((t) => t[0]), ticktext: ticks.map((t) => t[1]) };
-  }
+  const scales = { linear: (v) => v, log: (v) => Math.log10(v), root: (v, low) => Math.sqrt(Math.max(v - low, 0)) };
 
-  const bar = (title, width, extra = {}) => ({
-    title: { text: plain(title), side: width < 520 ? "top" : "right", font: { size: 11, color: palette().quiet } },
-    thickness: 10, outlinewidth: 0, tickfont: { size: 11, color: palette().quiet }, len: 1, ypad: 0, ...extra,
-    ...(width < 520 ? { orientation: "h", y: 1.02, yanchor: "bottom", len: 1, xpad: 0, thickness: 8 } : {}),
-  });
+  /* What Plotly colours by, and the bar beside it with the ticks that the chart brings. */
+  function coloured(colours, values, empty, width) {
+    const at = (v) => scales[colours.scale](v, colours.low);
+    const [low, high] = [at(colours.low), at(colours.high)];
+    const shown = (v) => (v === null ? empty && high : colours.scale === "log" && v <= 0 ? null : at(v));
+    const narrow = width < 520; // the bar lies above, with room for a label every 45 pixels
+    const every = narrow ? Math.ceil((colours.ticks.length * 45) / (width * 0.7)) : 1;
+    const ticks = colours.ticks.filter((_, n) => n % every === 0);
+    const bar = {
+      title: { text: plain(colours.label), side: narrow ? "top" : "right", font: { size: 11, color: palette().quiet } },
+      thickness: narrow ? 8 : 10, outlinewidth: 0, tickfont: { size: 11, color: palette().quiet }, len: 1,
+      tickvals: ticks.map(at), ticktext: ticks.map(short),
+      ...(narrow ? { orientation: "h", y: 1.02, yanchor: "bottom", xpad: 0 } : { ypad: 0 }),
+    };
+    const z = values.map((line) => line.map(shown));
+    return { z, zmin: low, zmax: high, zauto: false, colorscale: "Viridis", colorbar: bar };
+  }
 
   function heatmap(chart, width) {
     const numeric = typeof chart.columns[0] === "number";
     const most = Math.max(8, Math.floor((width * 0.3) / 6.2));
-    const { z } = chart.log ? logged(chart.values) : { z: chart.values };
     const rows = chart.rows.map((_, n) => n);
-    const every = Math.ceil(rows.length / 45);
+    const named = rows.filter((n) => chart.rows[n]);
+    const ticks = named.filter((_, n) => n % Math.ceil(named.length / 45) === 0);
     const traces = [{
-      type: "heatmap", x: chart.columns, y: rows, z, colorscale: chart.log ? "Viridis" : blueScale(),
-      ...(chart.log ? {} : { zmin: 0 }), hoverongaps: false,
-      xgap: numeric ? 0 : 1, ygap: rows.length < 45 ? 1 : 0,
-      text: chart.values.map((row, n) => row.map((v) => `${plain(chart.rows[n])}<br>${short(v)}`)),
-      hovertemplate: `${plain(chart.x_label)} %{x}<br>%{text}<extra></extra>`,
-      colorbar: bar(chart.label, width, chart.log ? decades(z) : { tickformat: ".0%" }),
+      type: "heatmap", x: chart.columns, y: rows, ...coloured(chart.colours, chart.values, null, width),
+      hoverongaps: false, xgap: numeric ? 0 : 1, ygap: rows.length < 45 ? 1 : 0,
+      customdata: chart.values.map((line, n) => line.map((v) => `${plain(chart.rows[n])}<br>${short(v)}`)),
+      text: chart.values.map((line) => line.map((v) => (v === null ? "" : v.toFixed(2)))),
+      texttemplate: chart.written ? "%{text}" : "", showscale: !chart.written,
+      hovertemplate: `${plain(chart.x_label)} %{x}<br>%{customdata}<extra></extra>`,
     }];
-    const drawn = layout(Math.min(900, Math.max(90 + rows.length * 20, usual(width))), {
+    const drawn = layout(chart.square ? Math.min(width, 560) : Math.min(900, Math.max(90 + rows.length * 20, usual(width))), {
       hovermode: "closest",
+      shapes: [...chart.borders.map(column), ...chart.row_borders.map(row)],
       xaxis: axis(chart.x_label, { showgrid: false, ...(numeric ? {} : { type: "category" }) }),
-      yaxis: axis("", {
-        showgrid: false, autorange: "reversed",
-        tickvals: rows.filter((n) => n % every === 0),
-        ticktext: chart.rows.filter((_, n) => n % every === 0).map((name) => plain(shorten(name, most)) + " "),
+      yaxis: axis(chart.square ? chart.y_label : "", {
+        showgrid: false, range: [rows.length - 0.5, -0.5], tickvals: ticks, // from the top
+        ticktext: ticks.map((n) => plain(shorten(chart.rows[n], most)) + " "),
       }),
     });
     return { traces, drawn };
   }
 
   function contours(chart, width) {
-    const flat = chart.values.flat().filter((v) => v !== null);
-    const log = Math.min(...flat) > 0 && Math.max(...flat) > 20 * Math.min(...flat);
-    const { z } = log ? logged(chart.values) : { z: chart.values };
     const traces = [{
-      type: "contour", x: chart.x, y: chart.y, z, colorscale: "Viridis", ncontours: 24,
+      type: "contour", x: chart.x, y: chart.y, ...coloured(chart.colours, chart.values, true, width), ncontours: 24,
       contours: { coloring: "heatmap" }, line: { width: 0.5, color: "rgba(255,255,255,.35)" },
-      text: chart.values.map((row) => row.map(short)),
-      hovertemplate: `${plain(chart.label)} %{text}<extra></extra>`,
-      colorbar: bar(chart.label, width, log ? decades(z) : {}),
+      text: chart.values.map((line) => line.map(short)),
+      hovertemplate: `${plain(chart.colours.label)} %{text}<extra></extra>`,
     }];
     if (chart.path.length) {
       const [x, y] = [chart.path.map((p) => p[0]), chart.path.map((p) => p[1])];
       traces.push({ x, y, mode: "lines", line: { color: "#000", width: 4 }, opacity: 0.35, hoverinfo: "skip" });
       traces.push({
         x, y, mode: "lines+markers", line: { color: "#fff", width: 2 }, marker: { size: 4, color: "#fff" },
-        customdata: chart.steps, hovertemplate: "%{customdata}<extra></extra>",
+        customdata: chart.steps.length ? chart.steps : x.map((_, n) => n), hovertemplate: "%{customdata}<extra></extra>",
       });
     }
+    const ends = (values) => [values[0], values[values.length - 1]];
     const drawn = layout(usual(width) + 20, {
-      hovermode: "closest", xaxis: axis(chart.x_label, { showgrid: false }), yaxis: axis(chart.y_label, { showgrid: false }),
+      hovermode: "closest",
+      xaxis: axis(chart.x_label, { showgrid: false, range: ends(chart.x), constrain: "domain" }),
+      yaxis: axis(chart.y_label, { showgrid: false, range: ends(chart.y), ...(chart.square ? { scaleanchor: "x", constrain: "domain" } : {}) }),
     });
     traces.push({
       x: chart.marks.map((m) => m.x), y: chart.marks.map((m) => m.y), mode: "markers", hoverinfo: "skip",
@@ -267,7 +272,8 @@ const Page = (() => {
       const inside = printing && chart.kind === "panels" ? 140 : width;
       const { traces, drawn } = makers[one.kind](one, inside, size);
       if (printing) Object.assign(drawn, { width: inside, autosize: false });
-      Plotly.react(place, traces, drawn, {
+      // Not `react`: it forgets the ranges of axes where nothing but a colour has changed.
+      Plotly.newPlot(place, traces, drawn, {
         displaylogo: false, responsive: false, displayModeBar: chart.kind === "panels" ? false : "hover",
         modeBarButtons: [["toImage", "zoomIn2d", "zoomOut2d", "resetScale2d"]],
         toImageButtonOptions: { format: "svg", filename: fileName(chart.title) },
@@ -306,11 +312,11 @@ const Page = (() => {
   function rowsOf(chart) {
     if (chart.kind === "heatmap") {
       const cells = chart.rows.flatMap((name, n) => chart.columns.map((x, m) => [name, x, chart.values[n][m]]));
-      return [[chart.y_label, chart.x_label, chart.label], ...cells];
+      return [[chart.y_label, chart.x_label, chart.colours.label], ...cells];
     }
     if (chart.kind === "contours") {
-      const cells = chart.y.flatMap((y, n) => chart.x.map((x, m) => [chart.label, x, y, chart.values[n][m]]));
-      return [["what", "x", "y", chart.label], ...cells, ...chart.path.map((p, n) => [`path ${chart.steps[n]}`, ...p, ""])];
+      const cells = chart.y.flatMap((y, n) => chart.x.map((x, m) => ["", x, y, chart.values[n][m]]));
+      return [["path", "x", "y", chart.colours.label], ...cells, ...chart.path.map((p, n) => [chart.steps[n] ?? n, ...p, ""])];
     }
     const parts = chart.kind === "panels" ? chart.panels : [chart];
     const points = parts.flatMap((part) => part.series.flatMap((one) => one.x.map((x, n) => [
@@ -416,6 +422,7 @@ const Page = (() => {
   function print(on) {
     printing = on;
     document.documentElement.dataset.theme = isDark() ? "dark" : "light";
+    for (const folded of document.querySelectorAll("details")) folded.open = on;
     figures().filter((figure) => on || "drawn" in figure.dataset).forEach(draw);
   }
   addEventListener("beforeprint", () => print(true));

@@ -128,6 +128,8 @@
     const holder = document.createElement("template");
     holder.innerHTML = html;
     const fresh = holder.content.firstElementChild;
+    const unfolded = [...section.querySelectorAll("details")].map((one) => one.open);
+    fresh.querySelectorAll("details").forEach((one, n) => { one.open = unfolded[n] || false; });
     section.replaceWith(fresh);
     Page.adopt(fresh);
     Page.settle(fresh);

@@ -16,17 +16,9 @@ from slipstream.landscape import (
     trajectory_plane,
 )
 from slipstream.named_task import rebuild
-from slipstream.report.content import (
-    Cell,
-    Contours,
-    Item,
-    Lines,
-    Mark,
-    Note,
-    Series,
-    Table,
-    plain,
-)
+from slipstream.report.charts.landscape import line_chart, plane_chart
+from slipstream.report.charts.subject import Subject
+from slipstream.report.content import Cell, Contours, Item, Lines, Note, Table
 from slipstream.report.number_format import measured
 from slipstream.report.palette import run_colour
 from slipstream.report.recorded_run import RecordedRun, Shown
@@ -91,14 +83,7 @@ class Landscapes:
         )
 
 
-@dataclass(frozen=True)
-class _Way:
-    """A straight line that was measured."""
-
-    name: str
-    colour: str
-    barrier: Barrier
-    run: int | None
+Measured = tuple[Barrier, Subject]  # a straight line, and whose it is
 
 
 def ending(runs: Sequence[Shown], *, landscapes: Landscapes | None) -> list[Item]:
@@ -127,121 +112,80 @@ def ending(runs: Sequence[Shown], *, landscapes: Landscapes | None) -> list[Item
             experiments[shown.number] = experiment
     known = [shown for shown in runs if shown.number in experiments]
     pairs = [
-        _Way(
-            f"{a.name} to {b.name}",
-            run_colour(number),
+        (
             landscapes.barrier(experiments[a.number], _end(a), _end(b)),
-            None,
+            Subject(f"{a.name} to {b.name}", run_colour(number)),
         )
         for number, (a, b) in enumerate(_pairs(known))
     ]
     planes = [_plane(shown, experiments[shown.number], landscapes) for shown in known]
-    return [*items, *lines(own, pairs), *planes, *([barriers(own, pairs)] if own else [])]
+    return [*items, *_lines(own, pairs), *planes, *([barriers(own, pairs)] if own else [])]
 
 
-def own_line(shown: Shown, experiment: Task, landscapes: Landscapes) -> _Way:
+def own_line(shown: Shown, experiment: Task, landscapes: Landscapes) -> Measured:
     """Measure the straight line from the start of a run to its end."""
     start = shown.run.trajectory[0].weights
-    barrier = landscapes.barrier(experiment, start, _end(shown))
-    return _Way(shown.name, run_colour(shown.number), barrier, shown.number)
+    return landscapes.barrier(experiment, start, _end(shown)), shown.subject
 
 
-def lines(own: Sequence[_Way], pairs: Sequence[_Way] = ()) -> list[Lines]:
-    """Return lines as charts: those from start to end, and those between ends."""
+def barriers(own: Sequence[Measured], pairs: Sequence[Measured] = ()) -> Table:
+    """Return the heights of the barriers on lines."""
+    kinds = {"start to end": own, "between ends": pairs}
+    accuracy = any("accuracy" in barrier.line.values for barrier, _ in (*own, *pairs))
+    rows = [
+        [
+            Cell(kind),
+            Cell(subject.name),
+            Cell(measured(barrier.height), barrier.height),
+            *([_drop(barrier)] if accuracy else []),
+        ]
+        for kind, lines in kinds.items()
+        for barrier, subject in lines
+    ]
+    reading = "How far the loss rises above the line between its two ends, and the accuracy falls."
+    header = ["line", "run", "height of the barrier", *(["fall in accuracy"] if accuracy else [])]
+    return Table("Barriers", reading, header, rows)
+
+
+def _lines(own: Sequence[Measured], pairs: Sequence[Measured]) -> list[Lines]:
     charts = []
     if own:
         charts.append(
-            _lines(
-                "line",
-                "From start to end in a straight line",
-                "The validation loss on the way from the first snapshot (0) to the last (1); a "
-                "hill above the line between the two is a barrier that the run went around.",
+            line_chart(
                 own,
+                title="From start to end in a straight line",
+                reading="The validation loss from the first snapshot (0) to the last (1); a hill "
+                "above the dashed chord is a barrier that the run went around.",
+                y_label="validation loss",
             )
         )
     if pairs:
         charts.append(
-            _lines(
-                "barrier",
-                "Between the ends",
-                "The validation loss on the way from the end of one run (0) to that of another "
-                "(1); without a hill they lie in the same valley.",
+            line_chart(
                 pairs,
+                key="barrier",
+                title="Between the ends",
+                reading="The validation loss from the end of one run (0) to that of another (1); "
+                "without a hill above the dashed chord they lie in the same valley.",
+                y_label="validation loss",
             )
         )
     return charts
 
 
-def barriers(own: Sequence[_Way], pairs: Sequence[_Way] = ()) -> Table:
-    """Return the heights of the barriers on lines."""
-    rows = [
-        [
-            Cell(kind),
-            Cell(way.name),
-            Cell(measured(way.barrier.height), way.barrier.height),
-            *_drop(way.barrier),
-        ]
-        for kind, ways in (("start to end", own), ("between ends", pairs))
-        for way in ways
-    ]
-    accuracy = ["fall in accuracy"] if "accuracy" in own[0].barrier.line.values else []
-    reading = "How far the loss rises above the line between its two ends, and the accuracy falls."
-    header = ["line", "run", "height of the barrier", *accuracy]
-    return Table("Barriers", reading, header, rows)
-
-
-def plane(shown: Shown, found: LossPlane) -> Contours:
-    """Return a measured plane as a chart, with the path of the run in it."""
-    path = found.plane.path
-    places = [] if path is None else plain(path)
-    inside = f" The plane holds {sum(found.plane.shares):.0%} of it." if found.plane.shares else ""
-    marks = [Mark("start", *places[0]), Mark("end", *places[-1])] if places else []
-    return Contours(
-        "plane",
-        "The loss around the path" if shown.alone else f"The loss around the path: {shown.name}",
-        "Colours are the validation loss in the plane through the end that holds most of the "
-        f"motion; the line is the path of the run.{inside}",
-        found.plane.labels[0],
-        found.plane.labels[1],
-        "loss",
-        plain(found.x),
-        plain(found.y),
-        plain(found.losses.T),
-        [(x, y) for x, y in places],
-        shown.run.sampled.steps,
-        marks,
-        run=shown.number,
-    )
-
-
-def _plane(shown: Shown, experiment: Task, landscapes: Landscapes) -> Item:
+def _plane(shown: Shown, experiment: Task, landscapes: Landscapes) -> Contours | Note:
     try:
-        return plane(shown, landscapes.plane(experiment, shown.run))
+        found = landscapes.plane(experiment, shown.run)
     except ValueError as error:
         return Note(f"{shown.name} has no plane: {error}", run=shown.number)
+    return plane_chart(found, steps=shown.run.sampled.steps, subject=shown.subject)
 
 
-def _lines(key: str, title: str, reading: str, ways: Sequence[_Way]) -> Lines:
-    series = [
-        Series(
-            way.name if len(ways) > 1 else "",
-            plain(way.barrier.line.positions),
-            plain(way.barrier.line.losses),
-            way.colour,
-            run=way.run,
-        )
-        for way in ways
-    ]
-    values = [value for line in series for value in line.y if value is not None]
-    log = bool(values) and min(values) > 0 and max(values) > 20 * min(values)
-    return Lines(key, title, reading, "position on the line", "validation loss", series, log=log)
-
-
-def _drop(barrier: Barrier) -> list[Cell]:
+def _drop(barrier: Barrier) -> Cell:
     if "accuracy" not in barrier.line.values:
-        return []
+        return Cell("-")
     drop = barrier.drop("accuracy")
-    return [Cell(measured(drop), drop)]
+    return Cell(measured(drop), drop)
 
 
 def _pairs(runs: Sequence[Shown]) -> list[tuple[Shown, Shown]]:

@@ -8,12 +8,12 @@ from slipstream.report.recorded_run import Shown
 from slipstream.report.sections.decomposition import decomposition
 from slipstream.report.sections.ending import Landscapes, ending
 from slipstream.report.sections.gain import gain
-from slipstream.report.sections.identity import identity
 from slipstream.report.sections.movement import movement
+from slipstream.report.sections.outcome import outcome
 from slipstream.transfer import Comparison
 
 QUESTIONS = {
-    "run": "What was this run?",
+    "run": "What was learned?",
     "motion": "How did the weights move?",
     "modes": "What are its modes?",
     "transfer": "What did a transfer gain?",
@@ -48,7 +48,7 @@ def build_section(key: str, runs: Sequence[Shown], extras: Extras) -> Section:
 
 def _items(key: str, runs: Sequence[Shown], extras: Extras) -> Iterable[Item]:
     if key == "run":
-        return identity(runs)
+        return outcome(runs)
     if key == "transfer":
         return gain(runs, comparison=extras.comparison, landscapes=extras.landscapes)
     filled = [shown for shown in runs if shown.run.folder.entries]

@@ -1,4 +1,6 @@
+import ast
 import json
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -7,14 +9,39 @@ from typer.testing import CliRunner
 from report.recorded import walk
 from slipstream.cli import plot as command
 from slipstream.cli.app import app
-from slipstream.report import static
-from slipstream.report.content import Contours, HeatMap, Lines, Mark, Series
+from slipstream.report import figures, static
+from slipstream.report.content import Colours, Contours, HeatMap, Lines, Mark, Panels, Series
+from slipstream.report.figures import plot_runs
 from slipstream.report.recorded_run import RecordedRun, shown
-from slipstream.report.static import draw, plot_runs
+from slipstream.report.static import figure_of
+
+SOURCE = Path(static.__file__).parents[1]
 
 
 def axes_of(chart):
-    return draw([chart]).subfigs[0].axes[0]
+    return figure_of([chart]).subfigs[0].axes[0]
+
+
+def test_no_other_module_knows_matplotlib():
+    importing = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+        if name.split(".")[0] == "matplotlib"
+    }
+    assert importing == {"report/static.py"}
+
+
+def test_the_name_of_version_one_is_found(tmp_path):
+    with pytest.warns(DeprecationWarning, match=r"is now slipstream\.report\.figures"):
+        assert static.plot_runs is plot_runs
 
 
 def lines(*series, **options):
@@ -34,7 +61,7 @@ def test_lines_bands_and_names_are_drawn():
     assert len(axes.collections) == 1
     assert [text.get_text() for text in axes.texts] == ["train", "test"]
     heights = [text.xyann[1] for text in axes.texts]  # both end at the same place
-    assert heights[1] - heights[0] == pytest.approx(static._GAP)
+    assert abs(heights[1] - heights[0]) == pytest.approx(10)  # points
 
 
 def test_a_path_has_equal_scales_and_named_ends():
@@ -44,8 +71,8 @@ def test_a_path_has_equal_scales_and_named_ends():
 
 
 def test_a_heat_map_has_its_rows_from_the_top():
-    values = [[1.0, 10.0], [0.0, None]]
-    chart = HeatMap("motion", "Speed", "", "step", "layer", "speed", [5, 10], ["in", "out"], values)
+    values, colours = [[1.0, 10.0], [0.0, None]], Colours("speed", 0.0, 10.0, (0, 5, 10))
+    chart = HeatMap("motion", "Speed", "", "step", "layer", colours, [5, 10], ["in", "out"], values)
     axes = axes_of(chart)
     shown = axes.collections[0].get_array()
     assert shown.tolist() == [[1.0, 10.0], [0.0, None]]
@@ -55,12 +82,44 @@ def test_a_heat_map_has_its_rows_from_the_top():
 
 def test_contours_hold_the_path_and_the_marks():
     chart = Contours(
-        "plane", "Plane", "", "x", "y", "loss", [0, 1], [0, 1, 2], [[1, 2], [3, 4], [5, 6]],
+        "plane", "Plane", "", "x", "y", Colours("loss", 1, 6, (1, 3, 6), "root"),
+        [0, 1], [0, 1, 2], [[1, 2], [3, 4], [5, 6]],
         path=[(0, 0), (1, 2)], steps=[0, 9], marks=[Mark("start", 0, 0), Mark("end", 1, 2)],
     )  # fmt: skip
     axes = axes_of(chart)
     assert list(axes.lines[0].get_xdata()) == [0, 1]
     assert [text.get_text() for text in axes.texts] == ["start", "end"]
+
+
+def test_a_colour_bar_has_the_ticks_of_its_chart():
+    colours = Colours("speed", 0.001, 100.0, (0.01, 1.0, 100.0), "log")
+    values = [[0.001, 0.0], [None, 100.0]]
+    chart = HeatMap("motion", "", "", "step", "layer", colours, [5, 10], ["in", "out"], values)
+    figure = figure_of([chart])
+    labels = [text.get_text() for text in figure.axes[1].get_yticklabels()]
+    assert labels == ["0.01", "1", "100"]
+    assert figure.axes[0].collections[0].get_array().mask.tolist() == [[False, True], [True, False]]
+
+
+def test_values_are_written_into_cells_and_borders_drawn():
+    colours = Colours("", 0.0, 1.0, (0, 1))
+    chart = HeatMap(
+        "m", "", "", "", "", colours, ["a", "b"], ["a", ""], [[0.0, 1.0], [0.25, None]],
+        written=True, square=True, borders=[0.5], row_borders=[0.5],
+    )  # fmt: skip
+    axes = axes_of(chart)
+    assert [text.get_text() for text in axes.texts] == ["0.00", "1.00", "0.25"]
+    assert [text.get_color() for text in axes.texts] == ["white", "black", "white"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]
+    assert (axes.get_aspect(), len(axes.lines)) == (1, 2)
+
+
+def test_panels_take_a_row_of_their_own():
+    small = Panels("modes", "Modes", "", [lines(Series("", [0, 1], [0, 1], "#0072B2"))] * 2)
+    chart = lines(Series("", [0, 1], [0, 1], "#0072B2"))
+    places = [p.bbox for p in figure_of([chart, small, chart, chart]).subfigs]
+    assert places[0].y0 > places[1].y0 > places[2].y0 == places[3].y0
+    assert places[1].width == pytest.approx(2 * places[2].width)
 
 
 @pytest.mark.parametrize(
@@ -81,8 +140,8 @@ def test_what_cannot_be_drawn_says_why(tmp_path):
 
 
 def test_the_command_knows_every_kind():
-    assert command.Kind == static.Kind
-    kinds = [kind for kinds in static._SECTIONS.values() for kind in kinds]
+    assert command.Kind == figures.Kind
+    kinds = [kind for kinds in figures._SECTIONS.values() for kind in kinds]
     assert sorted(kinds) == sorted(command.Kind.__args__)
 
 

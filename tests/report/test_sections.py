@@ -9,10 +9,17 @@ from report.recorded import walk
 from slipstream.evaluation import evaluate
 from slipstream.landscape import trajectory_plane
 from slipstream.named_task import NamedTask, rebuild
+from slipstream.report.charts.transfer import Way, along_charts
 from slipstream.report.content import Contours, HeatMap, Lines, Note, Panels, Table, plain
-from slipstream.report.recorded_run import RecordedRun, fingerprint, short_names, shown
+from slipstream.report.recorded_run import (
+    RecordedRun,
+    change_stamp,
+    of_validation,
+    short_names,
+    shown,
+)
 from slipstream.report.sections import QUESTIONS, Extras, Landscapes, build_section
-from slipstream.report.sections.gain import Way, along, compared, costs, gain
+from slipstream.report.sections.gain import compared, costs, gain
 from slipstream.storage.new_run import NewRun
 from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory, create_run, is_being_written
@@ -50,15 +57,17 @@ def trained(tmp_path_factory):
     return folder
 
 
-def test_the_configuration_stands_side_by_side(tmp_path):
+def test_the_settings_stand_side_by_side_folded_at_the_end(tmp_path):
     first = walk(tmp_path / "a", configuration={"training": {"lr": 0.1, "momentum": None}})
     second = walk(tmp_path / "b", steps=3, configuration={"training": {"lr": 0.25}, "note": "x"})
-    (table, _) = items("run", on_page(first, second), Table)
+    section = build_section("run", on_page(first, second), Extras())
+    table = section.items[-1]
+    assert table.folded
     rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
-    assert table.header == ["what", "a", "b"]
+    assert table.header == ["setting", "a", "b"]
     assert rows["lr"] == ["0.1", "0.25"]
     assert rows["note"] == ["-", "x"]
-    assert rows["weights"] == ["43 in 4 tensors"] * 2
+    assert rows["parameters"] == ["43 in 4 tensors"] * 2
     assert rows["snapshots"] == ["8, step 0 to 70, epoch 3.5", "3, step 0 to 20, epoch 1"]
     assert "momentum" not in rows
 
@@ -75,14 +84,88 @@ def test_a_curve_for_each_metric_and_a_line_for_each_part(tmp_path):
 
 
 def test_first_last_and_best_of_each_metric(tmp_path):
-    table = items("run", on_page(walk(tmp_path / "a")), Table)[-1]
+    table = items("run", on_page(walk(tmp_path / "a")), Table)[0]
     rows = {row[1].text: [cell.text for cell in row[2:]] for row in table.rows}
     assert rows["train loss"] == ["1", "0.007812", "0.007812", "step 70"]
     assert rows["validation accuracy"] == ["0", "0.875", "0.875", "step 70"]
 
 
+def test_a_sentence_says_first_what_was_learned(tmp_path):
+    configuration = {"setup": {"model": "mlp", "data": "digits"}}
+    with create_run(
+        tmp_path / "a", model=torch.nn.Linear(2, 2), configuration=configuration
+    ) as writer:
+        weights = {n: v.detach() for n, v in torch.nn.Linear(2, 2).named_parameters()}
+        for step, accuracy in enumerate((0.1, 0.9, 0.8)):
+            metrics = {"train_loss": 1.0, "validation_loss": 2.0, "validation_accuracy": accuracy}
+            writer.append(step=step, weights=weights, metrics=metrics)
+        writer.append(step=3, weights=weights)
+    note = build_section("run", on_page(tmp_path / "a"), Extras()).items[0]
+    assert note.lead
+    assert note.text == (
+        "a: mlp on digits, 6 parameters. Validation accuracy is 0.8 at step 2, from 0.1 at step 0; "
+        "the best was 0.9 at step 1."
+    )
+
+
+def test_a_run_that_diverged_says_so(tmp_path):
+    weights = {n: v.detach() for n, v in torch.nn.Linear(2, 2).named_parameters()}
+    with create_run(tmp_path / "a", model=torch.nn.Linear(2, 2)) as writer:
+        for step, loss in enumerate((1.0, math.inf)):
+            writer.append(step=step, weights=weights, metrics={"loss": loss})
+    (note,) = items("run", on_page(tmp_path / "a"), Note)
+    assert note.text == "a: Linear, 6 parameters. Loss is not finite at step 1: the run diverged."
+
+
+def test_a_run_without_a_metric_is_named_where_it_is_missing(tmp_path):
+    runs = on_page(walk(tmp_path / "a"), walk(tmp_path / "b", metrics=False))
+    loss, accuracy = items("run", runs, Lines)
+    assert [line.name for line in loss.series] == ["a train"]
+    assert loss.reading.endswith(" Not recorded by b.")
+    assert accuracy.reading.endswith(" Not recorded by b.")
+
+
+def test_old_and_new_transfers_have_the_same_names_of_metrics(trained):
+    run = on_page(trained / "target")[0].run
+    assert set(run.entries[-1].metrics) == {"validation_loss", "validation_accuracy"}
+    (table,) = [t for t in items("run", on_page(trained / "target"), Table) if not t.folded]
+    assert [row[1].text for row in table.rows] == ["validation accuracy", "validation loss"]
+    assert of_validation({"train_loss": 1.0, "loss": 2.0}) == {
+        "train_loss": 1.0, "validation_loss": 2.0,
+    }  # fmt: skip
+
+
+def test_the_whole_of_a_run_and_its_phases_have_rows_of_their_own(tmp_path):
+    runs = on_page(walk(tmp_path / "a", steps=30))
+    (table,) = items("motion", runs, Table)
+    motion = runs[0].run.motion.combined()
+    whole, *phases = table.rows
+    assert (whole[1].text, whole[2].text) == ("all", "0 to 290")
+    assert whole[5].value == pytest.approx(float(motion.path_lengths[0]))
+    assert whole[6].value == pytest.approx(float(motion.straightness[0]))
+    assert len(phases) > 1
+    assert sum(row[5].value for row in phases) == pytest.approx(whole[5].value)
+    assert {row[6].text for row in phases} == {"-"}
+
+
+def test_a_transfer_without_validation_data_says_so(tmp_path, trained):
+    source = Trajectory.open(trained / "source")
+    experiment = rebuild(source.description["configuration"])
+    transfer_trajectory(
+        source,
+        weights_of(experiment.model),
+        model=experiment.model,
+        loss=experiment.loss,
+        data=experiment.train,
+        plan=TransferPlan("naive", stages=2),
+        run_folder=tmp_path / "unmeasured",
+    )
+    (note,) = items("transfer", on_page(tmp_path / "unmeasured"), Note)
+    assert "without validation data" in note.text
+
+
 def test_a_long_curve_is_thinned_but_keeps_its_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("slipstream.report.sections.identity._POINTS", 3)
+    monkeypatch.setattr("slipstream.report.sections.outcome._POINTS", 3)
     (line,) = items("run", on_page(walk(tmp_path / "long")), Lines)[0].series
     assert list(line.x) == [0, 30, 60, 70]
 
@@ -142,7 +225,12 @@ def test_empty_short_still_and_broken_runs_say_so(tmp_path):
                 writer.append(step=step, weights=weights)
     runs = on_page(tmp_path / "empty", one, still, tmp_path / "broken")
     notes = {key: [note.text for note in items(key, runs, Note)] for key in QUESTIONS}
-    assert notes["run"] == ["empty holds no snapshot; nothing can be drawn yet."]
+    assert notes["run"] == [
+        "empty holds no snapshot; nothing can be drawn yet.",
+        "one: Sequential, 43 parameters. Validation accuracy is 0 at step 0.",
+        "still: Linear, 6 parameters. No metrics were recorded.",
+        "broken: Linear, 6 parameters. No metrics were recorded.",
+    ]
     assert notes["motion"][0] == "empty holds no snapshot yet."
     assert "motion needs at least 2" in notes["motion"][1]
     assert notes["motion"][2] == "still: no weight ever moves."
@@ -154,12 +242,12 @@ def test_empty_short_still_and_broken_runs_say_so(tmp_path):
 
 def test_a_run_that_is_being_recorded_says_so(tmp_path):
     writer = create_run(tmp_path / "run", model=torch.nn.Linear(2, 2))
-    before = fingerprint(tmp_path / "run")
+    before = change_stamp(tmp_path / "run")
     assert is_being_written(tmp_path / "run")
     assert not is_being_written(tmp_path / "nothing")
     weights = {n: v.detach() for n, v in torch.nn.Linear(2, 2).named_parameters()}
     writer.append(step=0, weights=weights)
-    assert fingerprint(tmp_path / "run") != before
+    assert change_stamp(tmp_path / "run") != before
     (table,) = items("run", on_page(tmp_path / "run"), Table)
     assert ["state", "being recorded"] in [[cell.text for cell in row] for row in table.rows]
     writer.close()
@@ -180,7 +268,7 @@ def test_ways_of_one_method_become_a_mean_and_a_range():
         Way("fgmt", ({"accuracy": 0.3}, {"accuracy": 0.8}), 4, 3.0, run=1),
         Way("naive", ({"accuracy": 0.1}, {"accuracy": 0.4}), 0, 0.0, run=2),
     ]
-    (chart,) = along(ways)
+    (chart,) = along_charts(ways, {})
     fgmt, naive = chart.series
     assert list(fgmt.y) == pytest.approx([0.2, 0.7])
     assert (list(fgmt.low), list(fgmt.high)) == ([0.1, 0.6], [0.3, 0.8])
@@ -191,12 +279,23 @@ def test_ways_of_one_method_become_a_mean_and_a_range():
     assert rows[1] == ["naive", "1", "0.1", "0.4", "0", "0.0"]
 
 
+def test_a_method_without_a_metric_is_named_where_it_is_missing():
+    ways = [
+        Way("fgmt", ({"accuracy": 0.1, "loss": 1.0}, {"accuracy": 0.6, "loss": 0.5}), 4, 1.0),
+        Way("naive", ({"loss": 1.0}, {"loss": 0.7}), 0, 0.0),
+    ]
+    accuracy, loss = along_charts(ways, {})
+    assert accuracy.reading.endswith(" Not measured for naive.")
+    assert "Not measured" not in loss.reading
+    assert costs(ways).rows[1][3].value is None
+
+
 def test_transfers_of_other_lengths_are_not_averaged():
     short = Way("fgmt in 1 stages along the line path", ({"loss": 2.0}, {"loss": 1.0}), 2, 1.0)
     long = Way("fgmt in 2 stages along the line path", ({"loss": 2.0},) * 3, 4, 1.0)
-    (chart,) = along([short, long])
+    (chart,) = along_charts([short, long], {})
     assert [line.name for line in chart.series] == [short.name, long.name]
-    (chart,) = along([long])
+    (chart,) = along_charts([long], {})
     assert [line.name for line in chart.series] == ["fgmt"]
 
 
@@ -235,8 +334,10 @@ def test_a_comparison_shows_stages_test_data_and_the_trained_target():
         Outcome("trained target", 0, {"accuracy": 0.9}, {}),
     ]
     chart, table = compared(Comparison(tuple(outcomes)))
-    assert [line.name for line in chart.series] == ["naive", "trained target (test)"]
-    assert list(chart.series[1].y) == [0.9, 0.9]
+    assert [line.name for line in chart.series] == [
+        "naive", "target start (test)", "trained target (test)",
+    ]  # fmt: skip
+    assert list(chart.series[2].y) == [0.9, 0.9]
     assert [row[1].value for row in table.rows] == [0.1, 0.5, 0.9]
 
 

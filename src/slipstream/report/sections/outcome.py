@@ -1,58 +1,82 @@
-"""What was this run? Its configuration, and the curves of its loss and metrics."""
+"""What was learned? A sentence on each run, its curves, and the settings that made it."""
 
 import math
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any
-
-from rich.filesize import decimal
+from collections.abc import Sequence
 
 from slipstream.report.content import Cell, Item, Lines, Note, Series, Table
 from slipstream.report.number_format import measured
 from slipstream.report.palette import BLACK, SPLITS, run_colour
 from slipstream.report.recorded_run import Shown
+from slipstream.report.sections.settings import flat_settings, parameters, settings_table
 from slipstream.trajectory.run_index import Entry
 
 _POINTS = 1000  # of a curve
 _LOW = ("loss", "error", "perplexity")  # metrics that are good when they are small
 _HIGH = ("accuracy",)
 _MEANINGS = {  # of what recipes record
-    "churn": "the share of the masked weights that fell or came back since the one before",
-    "pruned": "the share of the masked weights that had fallen",
+    "churn": "the share of the masked weights that were pruned or restored since the one before",
+    "pruned": "the share of the masked weights that are pruned",
     "blend": "how much the base counts beside the side network",
     "cosine": "that of the angle between the corners",
     "objective": "all that is minimised, on the training data",
 }
 
 
-def identity(runs: Sequence[Shown]) -> list[Item]:
-    """Return configuration, curves, and first, best and last values.
+def outcome(runs: Sequence[Shown]) -> list[Item]:
+    """Return what each run reached, the first, best and last values, curves, and settings.
 
     Args:
         runs: The runs of the page.
 
     Returns:
-        Tables and charts, and a note for each run without snapshots.
+        A sentence for each run, tables and charts.
     """
-    items: list[Item] = [facts(runs)]
-    for shown in runs:
-        if not shown.run.folder.entries:
-            text = "is being recorded" if shown.run.growing else "holds no snapshot"
-            items.append(Note(f"{shown.name} {text}; nothing can be drawn yet.", run=shown.number))
-    items += curves([shown for shown in runs if not shown.run.is_transfer])
+    items: list[Item] = [summary(shown) for shown in runs]
     if (values := _values(runs)).rows:
         items.append(values)
-    return items
+    items += curves([s for s in runs if not s.run.is_transfer and s.run.entries])
+    return [*items, settings_table(runs)]
 
 
-def facts(runs: Sequence[Shown]) -> Table:
-    """Return what made each run, a column for each; what is the same for all is not repeated."""
-    columns = [_described(shown) for shown in runs]
-    names = list(dict.fromkeys(name for column in columns for name in column))
-    rows = [[Cell(n), *(Cell(column.get(n, "-")) for column in columns)] for n in names]
-    title = "Configuration" if len(runs) == 1 else "Configurations, side by side"
-    reading = "What the run keeps of how it was made: with it, it can be made again."
-    return Table(title, reading, ["what", *(shown.name for shown in runs)], rows)
+def summary(shown: Shown) -> Note:
+    """Return what a run is and what it reached, in one or two sentences."""
+    run = shown.run
+    if not run.entries:
+        text = "is being recorded" if run.growing else "holds no snapshot"
+        return Note(f"{shown.name} {text}; nothing can be drawn yet.", run=shown.number)
+    known = flat_settings(run.configuration)
+    network = known.get("model", (run.folder.layout.model or "network").rpartition(".")[2])
+    data = f" on {known['data']}" if "data" in known else ""
+    made = ", transferred to another start without training" if run.is_transfer else ""
+    state = ", being recorded" if run.growing else ""
+    text = f"{shown.name}: {network}{data}, {parameters(shown):,} parameters{made}{state}."
+    return Note(f"{text} {_reached(shown)}", lead=True, run=shown.number)
+
+
+def _reached(shown: Shown) -> str:
+    names = sorted(_metric_names(shown.run.entries), key=_preference)
+    if not names:
+        return "No metrics were recorded."
+    name = names[0]
+    entries = [entry for entry in shown.run.entries if name in entry.metrics]
+    first, last = entries[0], entries[-1]
+    end = last.metrics[name]
+    words, at = name.replace("_", " ").capitalize(), f"{shown.run.clock} {last.step}"
+    if not math.isfinite(end):
+        return f"{words} is not finite at {at}: the run diverged."
+    text = f"{words} is {measured(end)} at {at}"
+    if last is not first:
+        text += f", from {measured(first.metrics[name])} at {shown.run.clock} {first.step}"
+    best = _best(name, entries)
+    if best is not None and best.metrics[name] != end:
+        text += f"; the best was {measured(best.metrics[name])} at {shown.run.clock} {best.step}"
+    return f"{text}."
+
+
+def _preference(name: str) -> tuple[bool, bool, bool, str]:
+    """Accuracy before loss before others, each on validation data first."""
+    part, kind = _split(name)
+    return kind not in _HIGH, kind != "loss", not part.startswith("validation"), name
 
 
 def last_metrics(entries: Sequence[Entry]) -> dict[str, float]:
@@ -64,17 +88,22 @@ def last_metrics(entries: Sequence[Entry]) -> dict[str, float]:
 
 def curves(runs: Sequence[Shown]) -> list[Lines]:
     """Return a chart for each metric, its parts of the data and all runs in it."""
-    named = [(shown, name) for shown in runs for name in _metric_names(shown.run.folder.entries)]
-    kinds = sorted({_split(name)[1] for _, name in named}, key=_order)
-    return [_curve(kind, [(s, n) for s, n in named if _split(n)[1] == kind]) for kind in kinds]
+    named = [(shown, name) for shown in runs for name in _metric_names(shown.run.entries)]
+    charts = []
+    for kind in sorted({_split(name)[1] for _, name in named}, key=_order):
+        having = [(shown, name) for shown, name in named if _split(name)[1] == kind]
+        numbers = {shown.number for shown, _ in having}
+        without = [shown.name for shown in runs if shown.number not in numbers]
+        charts.append(_curve(kind, having, without))
+    return charts
 
 
-def _curve(kind: str, named: Sequence[tuple[Shown, str]]) -> Lines:
-    several = len({shown.number for shown, _ in named}) > 1
+def _curve(kind: str, named: Sequence[tuple[Shown, str]], without: Sequence[str]) -> Lines:
+    several = len({shown.number for shown, _ in named}) > 1 or bool(without)
     series = []
     for shown, name in named:
         part, _ = _split(name)
-        points = [(e.step, e.metrics[name]) for e in shown.run.folder.entries if name in e.metrics]
+        points = [(e.step, e.metrics[name]) for e in shown.run.entries if name in e.metrics]
         points = points[: -1 : math.ceil(len(points) / _POINTS)] + points[-1:]
         label = " ".join(filter(None, [shown.name if several else "", part])) or kind
         colour = run_colour(shown.number) if several else SPLITS.get(part.split(" ")[0], BLACK)
@@ -95,6 +124,8 @@ def _curve(kind: str, named: Sequence[tuple[Shown, str]]) -> Lines:
     reading = f"The {words} at the snapshots that have it, {good}."
     if several and any(line.dashed for line in series):
         reading += " Dashed: on the training data."
+    if without:
+        reading += f" Not recorded by {', '.join(without)}."
     above = [value for line in series for value in line.y if value is not None]
     # Losses fall over decades; where one is 0 or below, there is no logarithm.
     log = low and bool(above) and min(above) > 0 and max(above) > 20 * min(above)
@@ -104,8 +135,8 @@ def _curve(kind: str, named: Sequence[tuple[Shown, str]]) -> Lines:
 def _values(runs: Sequence[Shown]) -> Table:
     rows = []
     for shown in runs:
-        for name in _metric_names(shown.run.folder.entries):
-            entries = [e for e in shown.run.folder.entries if name in e.metrics]
+        for name in sorted(_metric_names(shown.run.entries), key=_preference):
+            entries = [e for e in shown.run.entries if name in e.metrics]
             best = _best(name, entries)
             ends = [entries[0].metrics[name], entries[-1].metrics[name]]
             found = [*ends, best.metrics[name] if best else None]
@@ -125,69 +156,6 @@ def _best(name: str, entries: Sequence[Entry]) -> Entry | None:
     if not known or not (kind in _HIGH or kind in _LOW):
         return None
     return (max if kind in _HIGH else min)(known, key=lambda entry: entry.metrics[name])
-
-
-def _described(shown: Shown) -> dict[str, str]:
-    run = shown.run
-    forms = run.folder.layout.tensors.values()
-    entries, description = run.folder.entries, run.folder.description
-    found = {
-        "folder": str(run.path),
-        "kind": "transferred" if run.is_transfer else "recorded",
-        "recipe": (run.recipe or "").replace("_", "-"),
-        "state": "being recorded" if run.growing else "complete",
-        "network": (run.folder.layout.model or "weights").rpartition(".")[2],
-        "weights": f"{sum(math.prod(form.shape) for form in forms):,} in {len(forms)} tensors",
-        "snapshots": _snapshots(entries, run.clock),
-        "size": decimal(sum(entry.bytes for entry in entries)),
-        "created": _when(description.get("created")),
-    }
-    if run.is_transfer:
-        of_source = ("training", "recipe")
-        setup = {n: v for n, v in run.configuration.items() if n not in of_source}
-        plan = {n: v for n, v in description["provenance"]["transfer"].items() if n != "signs"}
-        found |= _flat(setup) | _flat(plan)
-    else:
-        found |= _flat(run.configuration)
-    if description.get("seed") is not None:
-        found.setdefault("seed", str(description["seed"]))
-    versions = description.get("versions") or {}
-    found["made with"] = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return {name: text for name, text in found.items() if text}
-
-
-def _snapshots(entries: Sequence[Entry], clock: str) -> str:
-    if not entries:
-        return "none"
-    last = entries[-1]
-    epochs = f", epoch {measured(last.epoch)}" if last.epoch is not None else ""
-    return f"{len(entries):,}, {clock} {entries[0].step} to {last.step}{epochs}"
-
-
-def _when(created: Any) -> str:
-    try:
-        return datetime.fromisoformat(str(created)).strftime("%Y-%m-%d %H:%M %Z")
-    except ValueError:
-        return ""
-
-
-def _flat(configuration: Mapping[str, Any]) -> dict[str, str]:
-    """The leaves of a configuration by their own names; what was left open is not shown."""
-    found: dict[str, str] = {}
-    for name, value in configuration.items():
-        if isinstance(value, Mapping):
-            found |= _flat(value)
-        elif value is not None:
-            found[name.replace("_", " ")] = _text(value)
-    return found
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(_text, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return measured(value) if isinstance(value, float) else str(value)
 
 
 def _metric_names(entries: Sequence[Entry]) -> list[str]:

@@ -1,11 +1,5 @@
 import statistics
 
-import pytest
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-from slipstream.report import figures
-from slipstream.report.figures import plot_along
 from slipstream.report.tables import comparison_rows
 from slipstream.transfer import Comparison, Outcome
 
@@ -39,34 +33,3 @@ def test_a_row_for_each_way_with_mean_and_spread_over_the_targets():
     assert (mean, deviation) == (0.8, statistics.stdev([0.9, 0.7]))
     alone = Comparison(COMPARISON.outcomes[:1])
     assert alone.mean("target start", lambda o: o.metrics["accuracy"]) == (0.1, 0.0)
-
-
-def test_lines_are_means_over_the_targets_and_bands_their_range(tmp_path, monkeypatch):
-    drawn = {"plot": [], "fill_between": [], "axhline": [], "annotate": []}
-    for name, calls in drawn.items():
-        monkeypatch.setattr(Axes, name, recording(getattr(Axes, name), calls))
-    plot_along(COMPARISON, tmp_path / "along.svg")
-    assert (tmp_path / "along.svg").read_text(encoding="utf-8").startswith("<?xml")
-    assert drawn["plot"] == [([pytest.approx(v) for v in (0.2, 0.5, 0.7)],)]
-    places, lows, highs = drawn["fill_between"][0]
-    assert (list(places), lows, highs) == ([0, 1, 2], [0.1, 0.4, 0.6], [0.3, 0.6, 0.8])
-    assert [level for (level,) in drawn["axhline"]] == pytest.approx([0.15, 0.9])
-    names = [text for text, _ in drawn["annotate"]]
-    assert names == ["target start (test)", "fgmt", "trained target (test)"]
-
-
-def test_names_of_lines_that_end_together_are_set_apart_inside_the_figure(monkeypatch):
-    places = []
-    axes = Figure().subplots()
-    axes.set_ylim(0, 1)
-    monkeypatch.setattr(axes, "annotate", lambda _, place, **__: places.append(place[1]))
-    figures._label(axes, [(0.99, "a", "red"), (0.98, "b", "red"), (1.0, "c", "red")], x=1)
-    assert places == pytest.approx([1 - 2 * 0.055, 1 - 0.055, 1.0])
-
-
-def recording(method, calls):
-    def call(self, *arguments, **options):
-        calls.append(arguments)
-        return method(self, *arguments, **options)
-
-    return call

@@ -1,0 +1,118 @@
+"""Metrics along the stages of transfers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from slipstream.report.content import Lines, Series
+from slipstream.report.palette import method_colour
+from slipstream.transfer import Comparison
+from slipstream.transfer.comparison import TARGET_START, TRAINED_TARGET
+from slipstream.transfer.plan import Method
+
+BASELINES: tuple[Method, ...] = ("naive", "random")  # that take no gradient
+
+
+@dataclass(frozen=True)
+class Way:
+    """A transfer of a run to one target."""
+
+    name: str  # the method
+    along: Sequence[Mapping[str, float]]  # metrics on the validation data, stage by stage
+    gradients: int
+    seconds: float
+    run: int | None = None  # the run on the page that it is of
+
+
+def along_charts(ways: Sequence[Way], levels: Mapping[str, Sequence[Series]]) -> list[Lines]:
+    """Return a chart for each metric: a line for each method, a band over its targets.
+
+    Args:
+        ways: Of one method several, if there were several targets.
+        levels: Further lines, by metric.
+
+    Returns:
+        Accuracy first; nothing for metrics that no stage has.
+    """
+    names = {name for way in ways for stage in way.along for name in stage}
+    return [_along(name, ways, levels.get(name, ())) for name in sorted(names)]
+
+
+def comparison_charts(comparison: Comparison) -> list[Lines]:
+    """Return the metrics along the stages, beside the test data of the target's own training."""
+    ways = [
+        Way(o.name, [without_split(s) for s in o.along], o.gradient_evaluations, o.seconds)
+        for o in comparison.outcomes
+        if o.along
+    ]
+    levels = {
+        metric: [
+            _level(comparison, name, metric, max(len(way.along) for way in ways) - 1)
+            for name in (TARGET_START, TRAINED_TARGET)
+            if name in comparison.names
+        ]
+        for metric in (comparison.outcomes[0].metrics if ways else ())
+    }
+    return along_charts(ways, levels)
+
+
+def by_name(ways: Sequence[Way]) -> dict[str, list[Way]]:
+    """Return the transfers of each method, called no longer than is needed to tell them apart."""
+    groups: dict[str, list[Way]] = {}
+    for way in ways:
+        groups.setdefault(way.name, []).append(way)
+    short = [name.split(" ")[0] for name in groups]
+    return {
+        (brief if short.count(brief) == 1 else name): same
+        for brief, (name, same) in zip(short, groups.items(), strict=True)
+    }
+
+
+def without_split(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics of a stage by their bare names, as transfers of 0.1 recorded them."""
+    return {name.removeprefix("validation_"): value for name, value in metrics.items()}
+
+
+def _along(metric: str, ways: Sequence[Way], levels: Sequence[Series]) -> Lines:
+    series, without = [], []
+    for name, same in by_name(ways).items():
+        stages = [
+            [stage[metric] for stage in found if metric in stage]
+            for found in zip(*(way.along for way in same), strict=True)
+        ]
+        if not all(stages):
+            without.append(name)
+            continue
+        several = len(same) > 1
+        series.append(
+            Series(
+                name,
+                list(range(len(stages))),
+                [sum(values) / len(values) for values in stages],
+                method_colour(name.split(" ")[0]),
+                [min(values) for values in stages] if several else (),
+                [max(values) for values in stages] if several else (),
+                dashed=name.split(" ")[0] in BASELINES,
+                run=None if several else same[0].run,
+            )
+        )
+    words = metric.replace("_", " ")
+    reading = (
+        f"{words.capitalize()} on validation data along the transfer, without training; dashed are "
+        "the simple baselines. A band is the range over several targets."
+    )
+    if without:
+        reading += f" Not measured for {', '.join(without)}."
+    return Lines(
+        f"transfer {metric}",
+        f"{words.capitalize()} along the transfer",
+        reading,
+        "stage of the transfer",
+        f"{words} on validation data",
+        [*series, *levels],
+    )
+
+
+def _level(comparison: Comparison, name: str, metric: str, last: int) -> Series:
+    value, _ = comparison.mean(name, lambda outcome: outcome.metrics[metric])
+    ends = [0.0, float(max(last, 1))]
+    return Series(f"{name} (test)", ends, [value, value], method_colour(name), dashed=True)
