@@ -1,7 +1,7 @@
 """What does a report of a large run cost, and how quick is the live view with many runs?
 
 The run has 100 snapshots of a network of a million weights, of a short training. The view shows 50
-runs; a run is clicked, and the time is taken until its configuration and its curves are drawn.
+runs; a run is clicked, and the time is taken until its curves are drawn.
 """
 
 import argparse
@@ -176,7 +176,7 @@ def text_of(report: list[dict[str, Any]], clicks: dict[str, Any], facts: dict[st
             "## A click in the view",
             f"{clicks['runs']} runs, {len(taken)} clicks in a headless Chromium. Answered: from a "
             "click until the run is marked, its name stands above, and the frame is painted. "
-            "Drawn: until its configuration and all its curves are there. Motion and modes follow "
+            "Drawn: until its settings and all its curves are there. Motion and modes follow "
             "and may still be computed for the run before. Browser, server and all else "
             f"(load {load} at the start) share the machine.",
             table(first, timed),

@@ -1,11 +1,13 @@
 import json
 import math
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from report.recorded import walk
+from slipstream.cli.loading import landscapes_of
 from slipstream.evaluation import evaluate
 from slipstream.landscape import trajectory_plane
 from slipstream.named_task import NamedTask, rebuild
@@ -156,7 +158,7 @@ def test_a_transfer_without_validation_data_says_so(tmp_path, trained):
         weights_of(experiment.model),
         model=experiment.model,
         loss=experiment.loss,
-        data=experiment.train,
+        data=experiment.data,
         plan=TransferPlan("naive", stages=2),
         run_folder=tmp_path / "unmeasured",
     )
@@ -378,6 +380,18 @@ def test_a_run_whose_model_is_unknown_says_how_to_give_it(tmp_path):
     runs = on_page(walk(tmp_path / "a"))
     notes = items("end", runs, Note, Extras(landscapes=Landscapes(seconds=0)))
     assert "give both, model and data" in notes[0].text
+
+
+def test_code_that_only_the_run_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "hostile.py").write_text("raise SystemError('imported')", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"model": "hostile:model", "data": "hostile:data"}
+    run = walk(tmp_path / "a", configuration={"setup": names})
+    (note,) = items("end", on_page(run), Note, Extras(landscapes=Landscapes(seconds=0)))
+    assert "--model hostile:model --data hostile:data" in note.text
+    (note,) = items("end", on_page(run), Note, Extras(landscapes=landscapes_of(0)))
+    assert "--model hostile:model --data hostile:data" in note.text
+    assert "hostile" not in sys.modules
 
 
 def test_a_run_that_ends_in_a_nan_has_a_sentence_for_its_end(tmp_path, trained):

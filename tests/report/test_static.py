@@ -64,6 +64,14 @@ def test_lines_bands_and_names_are_drawn():
     assert abs(heights[1] - heights[0]) == pytest.approx(10)  # points
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_names_stay_at_the_ends_of_their_lines(log):
+    chart = lines(Series("train", [0, 1], [4e3, 1e3], "#0072B2"), log=log)
+    (text,) = axes_of(chart).texts
+    assert text.xyann == (5, pytest.approx(0))
+    assert text.xy == (1, 1e3)
+
+
 def test_a_path_has_equal_scales_and_named_ends():
     axes = axes_of(lines(Series("step 2", [0, 1, 2], [0, 5, 0], "#0072B2"), square=True))
     assert axes.get_aspect() == 1

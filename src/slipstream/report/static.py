@@ -166,6 +166,7 @@ def _ends(series: Sequence[Series], axes: "Axes") -> None:
 
 def _names(series: Sequence[Series], axes: "Axes") -> None:
     """Write each name beside the end of its line, moved apart where lines end close together."""
+    axes.autoscale_view()  # or the ends are not where they will be
     points = axes.figure.dpi / 72
     ends = []
     for one in series:

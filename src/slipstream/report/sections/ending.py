@@ -15,7 +15,7 @@ from slipstream.landscape import (
     loss_plane,
     trajectory_plane,
 )
-from slipstream.named_task import rebuild
+from slipstream.named_task import code_in, rebuild, recorded_names
 from slipstream.report.charts.landscape import line_chart, plane_chart
 from slipstream.report.charts.subject import Subject
 from slipstream.report.content import Cell, Contours, Item, Lines, Note, Table
@@ -30,7 +30,13 @@ _FEWEST = 5
 
 
 def from_configuration(run: RecordedRun) -> Task:
-    """Rebuild model, data and loss from what `slipstream train` kept in the run."""
+    """Build the task that `slipstream train` named in a run; code is not imported for it."""
+    if code := code_in(recorded_names(run.configuration) or {}):
+        parts = " ".join(f"--{part} {name}" for part, name in code.items())
+        raise ValueError(
+            "The run names code, which is imported only if you name it yourself: write the page "
+            f"with `slipstream report` and {parts}, or give Landscapes(open=...)."
+        )
     return rebuild(run.configuration)
 
 

@@ -31,15 +31,15 @@ def outcome(runs: Sequence[Shown]) -> list[Item]:
     Returns:
         A sentence for each run, tables and charts.
     """
-    items: list[Item] = [summary(shown) for shown in runs]
+    items: list[Item] = [_summary(shown) for shown in runs]
     if (values := _values(runs)).rows:
         items.append(values)
     items += curves([s for s in runs if not s.run.is_transfer and s.run.entries])
     return [*items, settings_table(runs)]
 
 
-def summary(shown: Shown) -> Note:
-    """Return what a run is and what it reached, in one or two sentences."""
+def _summary(shown: Shown) -> Note:
+    """What a run is and what it reached, in one or two sentences."""
     run = shown.run
     if not run.entries:
         text = "is being recorded" if run.growing else "holds no snapshot"

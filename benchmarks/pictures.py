@@ -1,0 +1,78 @@
+"""The pictures of the README and the documentation, drawn again.
+
+`transfer.png` is what `slipstream demo` draws; the others show pages of its runs in a headless
+Chromium.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from slipstream.demo import run_demo
+from slipstream.report.report import write_report
+from slipstream.report.sections import Landscapes
+
+PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
+MOST = 200_000  # bytes of a picture
+FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run")
+SHOTS = {  # what is seen of the report, and how high
+    "report.png": ("body", 980),
+    "report-motion.png": ("#motion", 820),
+}
+
+
+def main() -> None:
+    """Draw, and write them beside the pages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=PICTURES)
+    output = parser.parse_args().output
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        demo = run_demo(folder)
+        shutil.copyfile(demo.figure, output / "transfer.png")
+        transferred = transfer(demo.run, folder / "transferred")
+        page = folder / "report.html"
+        write_report([demo.run, transferred], page, landscapes=Landscapes(seconds=20))
+        shoot(page, output)
+    for picture in sorted(output.glob("*.png")):
+        size = picture.stat().st_size
+        print(f"{picture}: {size / 1e3:.0f} kB")
+        if size > MOST:
+            raise SystemExit(f"{picture} is larger than {MOST / 1e3:.0f} kB.")
+
+
+def transfer(run: Path, to: Path) -> Path:
+    """Transfer a run to one new start."""
+    code = "from slipstream.cli import main; main()"
+    words = ["transfer", run, "--target-seed", "7", "--method", "fgmt-signed", "--out", to]
+    subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)
+    return to
+
+
+def shoot(page: Path, output: Path) -> None:
+    """Take pictures of parts of a page."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        path = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = driver.chromium.launch(executable_path=path, args=list(FLAGS))
+        tab = browser.new_page(viewport={"width": 1060, "height": 900})
+        tab.goto(page.as_uri())
+        for name, (part, height) in SHOTS.items():
+            tab.locator(part).scroll_into_view_if_needed()
+            tab.wait_for_timeout(1500)  # charts are drawn when they come near the screen
+            box = tab.locator(part).bounding_box()
+            assert box is not None
+            clip = {"x": 0, "y": box["y"] + tab.evaluate("scrollY"), "width": 1060}
+            tab.screenshot(
+                path=output / name, full_page=True, clip={**clip, "height": height},
+            )  # fmt: skip
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
