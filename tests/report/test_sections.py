@@ -156,9 +156,7 @@ def test_a_transfer_without_validation_data_says_so(tmp_path, trained):
     transfer_trajectory(
         source,
         weights_of(experiment.model),
-        model=experiment.model,
-        loss=experiment.loss,
-        data=experiment.data,
+        replace(experiment, validation=None),
         plan=TransferPlan("naive", stages=2),
         run_folder=tmp_path / "unmeasured",
     )
