@@ -76,7 +76,7 @@ def test_models_that_a_recipe_cannot_take(tmp_path):
         (("lure", f"{HERE}:parametrised", *ALONE), "has parameters, but no reset_parameters"),
         (("lure", f"{HERE}:pruned", *ALONE), "a weight that it computes from others"),
         (("aggregation", f"{HERE}:parametrised", *ALONE), "but no reset_parameters"),
-        (("aggregation", f"{HERE}:pruned", *ALONE), "'1.weight_orig' is not drawn anew"),
+        (("aggregation", f"{HERE}:pruned", *ALONE), "'1.weight_orig' is not re-initialised"),
     ]:
         said = slipstream("recipe", *given, "--out", tmp_path / "run", code=2).stderr
         assert message in said

@@ -302,7 +302,7 @@ def test_a_layer_that_draws_nothing_new_is_noticed():
         def reset_parameters(self):
             nn.init.eye_(self.weight)
 
-    with pytest.raises(ValueError, match="'weight' is not drawn anew by its layer"):
+    with pytest.raises(ValueError, match="'weight' is not re-initialised by its layer"):
         fresh_weights(Still(2, 2), seed=0)
 
 

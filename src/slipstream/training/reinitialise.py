@@ -1,4 +1,4 @@
-"""Where recipes start: a model at other weights, or at new initial ones, drawn by its layers."""
+"""Where a training starts: at given weights, or at new ones as the model's layers make them."""
 
 import copy as copying
 
@@ -30,7 +30,7 @@ def fresh_weights(model: nn.Module, *, seed: int) -> dict[str, Tensor]:
         Weights for every tensor of the model.
 
     Raises:
-        ValueError: If a layer cannot draw its parameters anew.
+        ValueError: If a layer cannot re-initialise its parameters.
 
     Example:
         >>> model = nn.Linear(2, 2)
@@ -47,7 +47,7 @@ def fresh_weights(model: nn.Module, *, seed: int) -> dict[str, Tensor]:
         other = _drawn(model, seed + 1)
         for name in same:
             if torch.equal(other[name], own[name]):
-                raise ValueError(f"{name!r} is not drawn anew by its layer. {_REPAIR}")
+                raise ValueError(f"{name!r} is not re-initialised by its layer. {_REPAIR}")
     return {name: drawn[name] if name in trained else value for name, value in own.items()}
 
 
@@ -68,7 +68,7 @@ def model_at(model: nn.Module, weights: Weights | None, *, name: str = "initial"
     """
     try:
         network = copying.deepcopy(model)
-    except RuntimeError as error:  # of a tensor that is no leaf of the graph
+    except RuntimeError as error:  # of a tensor that is not a leaf of the graph
         raise ValueError(
             "The model cannot be copied: a layer keeps a weight that it computes from others, as "
             "under torch.nn.utils.prune. Make it permanent first (torch.nn.utils.prune.remove)."
