@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -85,3 +86,21 @@ def test_data_of_unknown_length_are_taken_and_generators_run_out():
     assert training.step == 6
     with pytest.raises(ValueError, match=r"data is empty in epoch 2: .* generator runs out"):
         run(Loop(network(), TrainingPlan.cosine(epochs=2)), iter(batches()))
+
+
+def test_every_epoch_has_a_stream_of_its_own():
+    drawn = []
+
+    class Drawing(Loop):
+        def update(self, loss, batch):
+            drawn.append((self.generator.random(), torch.rand(()).item()))
+            return super().update(loss, batch)
+
+    run(Drawing(network(), TrainingPlan(epochs=2, seed=5)), batches()[:1])
+    for epoch, (own, global_) in enumerate(drawn):
+        stream = np.random.default_rng((5, epoch))
+        with torch.random.fork_rng():
+            torch.manual_seed(int(stream.integers(2**62)))
+            assert global_ == torch.rand(()).item()
+        assert own == stream.random()
+    assert drawn[0] != drawn[1]
