@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import Task, accuracy, classification_loss, evaluate
+from slipstream.evaluation import Task, accuracy, evaluate
 from slipstream.recipes import IterandPlan, ticket_size, train_iterand
 from slipstream.testbed import load_data, mlp
 from slipstream.testbed.datasets import DataSplit
@@ -173,7 +173,7 @@ def run(case: Case, way: Way, *, width: float, seed: int, lr: float) -> Result:
             initial=way.initial, redrawn=way.redrawn, every=every, seed=seed,
             descent=how,
         )  # fmt: skip
-        found = train_iterand(model, classification_loss, data=batches, plan=plan)
+        found = train_iterand(Task(model, batches), plan=plan)
         weights, size = found.ticket.weights, ticket_size(found.ticket)
         told = {"churn": found.churn, "bytes": size.file, "weights": size.weights}
     seconds = time.perf_counter() - began

@@ -29,9 +29,9 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import TaskBatch, accuracy, classification_loss, squared_loss
+from slipstream.evaluation import Task, TaskBatch, accuracy, classification_loss, squared_loss
 from slipstream.recipes import MetaPlan, judge_tasks, ticket_size, train_meta
-from slipstream.recipes.few_shot.adaptation import AfterAdaptation
+from slipstream.recipes.few_shot import AfterAdaptation
 from slipstream.testbed import build_network
 from slipstream.testbed import tasks as testbed_tasks
 from slipstream.testbed.datasets import DataSpec
@@ -125,10 +125,10 @@ def run(
     regression = case.data == "sinusoid"
     loss = squared_loss if regression else classification_loss
     model = network(split.spec, width, seed)
-    found = train_meta(model, loss, data=split.train, plan=plan)
+    found = train_meta(Task(model, split.train, loss), plan=plan)
     inner = replace(plan.adaptation, steps=TEST_STEPS, sparse=plan.masked)
     judge = AfterAdaptation(inner, loss, None if regression else accuracy)
-    scores = judge_tasks(model, judge, weights=found.weights, data=getattr(split, part))
+    scores = judge_tasks(judge, Task(model, getattr(split, part)), weights=found.weights)
     size = ticket_size(found.ticket) if found.ticket else None
     return Result(
         method, width, seed, scores.mean, found.losses[-1], (0.0, *found.pruned)[-1],

@@ -27,12 +27,13 @@ import torch
 from torch import Tensor, nn
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.evaluation import Task, accuracy, evaluate, recalibrate_batchnorm
 from slipstream.recipes import (
     ConditionalGenerator,
     DistilPlan,
     PretrainPlan,
     PseudoPlan,
+    PseudoSource,
     QualityPlan,
     distil_source,
     generator_quality,
@@ -42,7 +43,7 @@ from slipstream.recipes import (
 from slipstream.testbed import Batches, DataSpec, Examples, build_network, load_data
 from slipstream.testbed.conditional_vae import ConditionalVAE, train_conditional_vae
 from slipstream.testbed.omniglot import read_omniglot
-from slipstream.training import Descent, descend
+from slipstream.training import TrainingPlan, trained_copy
 from slipstream.weights import Weights
 
 TARGET_STEPS, BATCH, RATE = 240, 30, 0.05
@@ -66,40 +67,32 @@ PAIRS = (("PP", "scratch"), ("PP", "longer"), ("PP", "distilled"), ("P-SSL", "sc
 
 
 @dataclass(frozen=True)
-class Source:
-    """What is left of the source: no data, a generator and a classifier."""
-
-    generator: ConditionalGenerator
-    classifier: Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
 class Case:
     """A target task, and the source brought to the shape of its inputs."""
 
     words: str
     shape: tuple[int, ...]
     classes: int
-    source: Source
+    source: PseudoSource
     split: Callable[[int, int], dict[str, Examples]]  # labels of a class and seed to parts
     labels: tuple[int, ...]
     pretrained: dict[int, Weights] = field(default_factory=dict)  # by seed
 
 
-def source_of(mnist: str) -> tuple[Source, dict[str, float]]:
+def source_of(mnist: str) -> tuple[PseudoSource, dict[str, float]]:
     """Train generator and classifier on MNIST, and say how good they are."""
     data = load_data(f"mnist:{mnist}")
     batches = data.train.batches(128, seed=0)
     vae = ConditionalVAE((1, 28, 28), classes=10, width=400)
     train_conditional_vae(vae, batches, epochs=GENERATOR_EPOCHS)
     fresh = build_network("mlp", data=data.spec, width=256)
-    how = Descent(CLASSIFIER_EPOCHS, lr=RATE)
-    classifier = descend(fresh, classification_loss, data=batches, descent=how).eval()
+    how = TrainingPlan.cosine(CLASSIFIER_EPOCHS, lr=RATE)
+    classifier = trained_copy(Task(fresh, batches), how).eval()
     generator = ConditionalGenerator(vae.sample, classes=10)
-    test = data.test.batches(500)
+    source = PseudoSource(generator, classifier)
     plan = QualityPlan(len(batches), 128, how)
-    quality = generator_quality(fresh, generator, real=test, plan=plan, classifier=classifier)
-    return Source(generator, classifier), {
+    quality = generator_quality(source, Task(fresh, data.test.batches(500)), plan=plan)
+    return source, {
         "trained on samples": 100 * quality.accuracy,
         "trained on real data": percent(classifier, None, data.test),
         "agreement": 100 * (quality.agreement or 0.0),
@@ -150,7 +143,7 @@ def cases(mnist: str, omniglot: str, cifar10: str) -> tuple[dict[str, Case], dic
     def greyed(inputs: Tensor) -> Tensor:
         return source.classifier(inputs.mean(1, keepdim=True)[..., 2:-2, 2:-2])
 
-    onto_photos = Source(ConditionalGenerator(coloured, 10), greyed)
+    onto_photos = PseudoSource(ConditionalGenerator(coloured, 10), greyed)
     return {
         "Greek": Case(
             "24 Greek characters of Omniglot", (1, 28, 28), len(characters), source,
@@ -180,13 +173,13 @@ def percent(model: nn.Module, weights: Weights | None, examples: Examples) -> fl
 def pretrained(case: Case, seed: int, data: Batches) -> Weights:
     """Return the network after PP, which is the same for any number of labels but for statistics.
 
-    That is what `target=data` does at the end of each epoch.
+    That is what a task with data does at the end of each epoch.
     """
     model = network(case, seed)
     if seed not in case.pretrained:
         epochs, batches, size = PRETRAIN
-        plan = PretrainPlan(batches, size, Descent(epochs, lr=RATE, seed=seed))
-        found = pseudo_pretrain(model, case.source.generator, head="head", plan=plan)
+        plan = PretrainPlan(batches, size, TrainingPlan.cosine(epochs, lr=RATE, seed=seed))
+        found = pseudo_pretrain(case.source, Task(model), head="head", plan=plan)
         case.pretrained[seed] = found.weights
     weights = case.pretrained[seed]
     return {**weights, **recalibrate_batchnorm(model, weights=weights, data=data)}
@@ -196,28 +189,22 @@ def learned(
     case: Case, way: str, *, seed: int, data: Batches, weight: float
 ) -> tuple[Weights, dict[str, float]]:
     """Return the weights after a way of learning, and what it cost."""
-    model, source = network(case, seed), case.source
+    task, source = Task(network(case, seed), data), case.source
     before = PRETRAIN[0] * PRETRAIN[1]
     total = TARGET_STEPS + (before if way == "longer" else 0)
-    how = Descent(math.ceil(total / len(data)), lr=RATE, seed=seed)
+    how = TrainingPlan.cosine(math.ceil(total / len(data)), lr=RATE, seed=seed)
     initial = pretrained(case, seed, data) if way in ("PP", "both") else None
     cost = {"steps": how.epochs * len(data), "pretraining": before if initial else 0}
     if way == "distilled":
-        found = distil_source(
-            model, classification_loss, classifier=source.classifier,
-            classes=source.generator.classes, head="head", data=data,
-            plan=DistilPlan(weight, descent=how),
-        )  # fmt: skip
+        plan = DistilPlan(weight, descent=how)
+        found = distil_source(source, task, head="head", plan=plan)
         return found.weights, cost
     # Without a weight P-SSL is plain training, to the bit.
     uniform, plain = way == "P-SSL uniform", way in ("scratch", "longer", "PP")
-    plan = PseudoPlan(
+    own = PseudoPlan(
         0.0 if plain else weight, conditioning="uniform" if uniform else "soft", descent=how
     )
-    trained = pseudo_semi_supervised(
-        model, classification_loss, generator=source.generator, classifier=source.classifier,
-        data=data, plan=plan, initial=initial,
-    )  # fmt: skip
+    trained = pseudo_semi_supervised(source, task, plan=own, initial=initial)
     return trained.weights, cost | {
         "confident": trained.confident[-1], "synthetic": trained.synthetic,
     }  # fmt: skip

@@ -22,7 +22,7 @@ from scipy import stats
 from torch import nn
 
 from common import machine, machine_line, table, write
-from slipstream.evaluation import accuracy, classification_loss, evaluate
+from slipstream.evaluation import Task, accuracy, evaluate
 from slipstream.recipes import (
     AggregationPlan,
     LurePlan,
@@ -38,8 +38,8 @@ from slipstream.recipes import (
 )
 from slipstream.testbed import Examples, load_data, mlp
 from slipstream.testbed.clients import split_among_clients
-from slipstream.training import Descent, descend
-from slipstream.weights import Weights, copy, weights_of
+from slipstream.training import TrainingPlan, trained_copy
+from slipstream.weights import Weights, clone, weights_of
 
 PARTS = ("lure", "side-tuning", "aggregation")
 TASKS = ("turned", "inverted", "permuted")
@@ -64,36 +64,29 @@ def lure(seed: int) -> dict[str, float]:
     data = load_data("digits")
     chunks = [part.batches(32, seed=seed) for part in split_among_clients(data.train, 4, seed=seed)]
     model = network(seed)
-    plan = LurePlan(share=0.2, descent=Descent(epochs=15, lr=0.05, seed=seed))
+    plan = LurePlan(share=0.2, descent=TrainingPlan.cosine(epochs=15, lr=0.05, seed=seed))
     found = {}
     for choice in ("saliency", "random", "none"):
-        way = train_lure(
-            model, classification_loss, chunks=chunks, plan=replace(plan, choice=choice)
-        )
+        way = train_lure(Task(model), chunks=chunks, plan=replace(plan, choice=choice))
         found[choice] = right(model, way.weights, data.test)
         found[f"resets {choice}"] = sum(stage.reset for stage in way.stages)
     train = data.train.batches(32, seed=seed)
     for name, epochs in (("scratch", 15), ("longer", 38)):  # 15 (1 + 2 + 3 + 4) / 4 is 37.5
         how = replace(plan.descent, epochs=epochs)
-        found[name] = right(
-            descend(model, classification_loss, data=train, descent=how), None, data.test
-        )
+        found[name] = right(trained_copy(Task(model, train), how), None, data.test)
     return found
 
 
 def side_tuning(seed: int) -> dict[str, float]:
     """Learn three tasks one after another beside a network for digits, and in it."""
     data = load_data("digits")
-    how = Descent(epochs=60, optimizer="adamw", lr=0.005, seed=seed)
-    old = descend(
-        network(seed), classification_loss, data=data.train.batches(64, seed=seed),
-        descent=replace(how, epochs=20, lr=0.003),
-    )  # fmt: skip
+    how = TrainingPlan.cosine(epochs=60, optimizer="adamw", lr=0.005, seed=seed)
+    train = data.train.batches(64, seed=seed)
+    old = trained_copy(Task(network(seed), train), replace(how, epochs=20, lr=0.003))
     base = features_of(old, head="head")
     small = small_side(base, data.train.inputs[:1], width=32, seed=seed)
-    train = data.train.batches(64, seed=seed)
-    side = distil_side(base, small, data=train, descent=how).side
-    before, weights = right(old, None, data.test), copy(weights_of(old))
+    side = distil_side(small, Task(base, train), descent=how).side
+    before, weights = right(old, None, data.test), clone(weights_of(old))
     found: dict[str, float] = {"base": before, "examples": EXAMPLES}
     learned, body = [], weights
     for number, task in enumerate(TASKS):
@@ -102,22 +95,13 @@ def side_tuning(seed: int) -> dict[str, float]:
         part = Examples(split.train.inputs[chosen], split.train.labels[chosen]).take(EXAMPLES)
         few = part.batches(25, seed=seed)
         model = network(1000 + 10 * seed + number)
-        beside = side_tune(
-            base, classification_loss, side=side, head=model.get_submodule("head"), data=few,
-            plan=SidePlan(how),
-        )  # fmt: skip
-        others = side_controls(
-            model, classification_loss, base=base, weights=body, head="head", data=few, descent=how
-        )
+        head, own = model.get_submodule("head"), Task(base, few)
+        beside = side_tune(own, side=side, head=head, plan=SidePlan(how))
+        whole = Task(model, few)
+        others = side_controls(whole, base=base, weights=body, head="head", descent=how)
         fresh = small_side(base, data.train.inputs[:1], width=32, seed=500 + seed)
-        undistilled = side_tune(
-            base, classification_loss, side=fresh, head=model.get_submodule("head"), data=few,
-            plan=SidePlan(how),
-        )  # fmt: skip
-        alone = descend(
-            nn.Sequential(side, model.get_submodule("head")), classification_loss, data=few,
-            descent=how,
-        )  # fmt: skip
+        undistilled = side_tune(own, side=fresh, head=head, plan=SidePlan(how))
+        alone = trained_copy(Task(nn.Sequential(side, head), few), how)
         body = others.overwritten
         learned.append((beside.network, others.fine_tuned, split.test))
         found |= {
@@ -164,10 +148,10 @@ def with_groupnorm(seed: int, *, width: int = 64) -> nn.Module:
 def aggregation(seed: int) -> dict[str, float]:
     """Train specialists for digits and for digits with permuted pixels, jointly and apart."""
     splits = [load_data("digits"), load_data("digits+permuted")]
-    data = [split.train.batches(64, seed=seed) for split in splits]
-    model, how = with_groupnorm(seed), Descent(epochs=20, lr=0.02, seed=seed)
-    joint = train_aggregation(model, classification_loss, data=data, plan=AggregationPlan(1.0, how))
-    others = aggregation_controls(model, classification_loss, data=data, descent=how)
+    model, how = with_groupnorm(seed), TrainingPlan.cosine(epochs=20, lr=0.02, seed=seed)
+    tasks = [Task(model, split.train.batches(64, seed=seed)) for split in splits]
+    joint = train_aggregation(tasks, plan=AggregationPlan(1.0, how))
+    others = aggregation_controls(tasks, descent=how)
     ways = {
         "sum": joint.sum,
         "aggregate": joint.aggregate,

@@ -186,9 +186,7 @@ def subspaces(bench: Bench) -> Iterator[tuple[str, dict[str, float]]]:
         }
         for name, plan in plans.items():
             found = train_subspace(
-                bench.model,
-                classification_loss,
-                data=bench.train,
+                Task(bench.model, bench.train),
                 plan=replace(plan, descent=replace(bench.case.descent, seed=bench.seed)),
                 initial=[
                     weights_of(bench.network(bench.seed + corner * OTHER))

@@ -10,6 +10,7 @@ from typing import Any
 
 # Modules of 0.1 that users import, or whose names their own files hold, and where they are now.
 MODULES = {
+    "slipstream.evaluation.adaptation": "slipstream.recipes.few_shot",
     "slipstream.integrations.federated_training": "slipstream.federated.training",
     "slipstream.integrations.flower": "slipstream.federated.flower",
     "slipstream.integrations.flower_api": "slipstream.federated.flower_api",
@@ -41,7 +42,7 @@ MODULES = {
     "slipstream.recipes.iterand_training": "slipstream.recipes.masks.training",
     "slipstream.recipes.keeping": "slipstream.training.recorded_training",
     "slipstream.recipes.meta_plan": "slipstream.recipes.few_shot.plan",
-    "slipstream.recipes.meta_ticket": "slipstream.recipes.few_shot.meta_training",
+    "slipstream.recipes.meta_ticket": "slipstream.recipes.few_shot",
     "slipstream.recipes.other_head": "slipstream.recipes.pseudo_transfer.other_head",
     "slipstream.recipes.pseudo_controls": "slipstream.recipes.pseudo_transfer.controls",
     "slipstream.recipes.pseudo_pretraining": "slipstream.recipes.pseudo_transfer.pretraining",
@@ -50,8 +51,8 @@ MODULES = {
     "slipstream.recipes.scored_weights": "slipstream.recipes.masks.scored_weights",
     "slipstream.recipes.selection": "slipstream.recipes.masks.selection",
     "slipstream.recipes.side_controls": "slipstream.recipes.side_tuning.controls",
-    "slipstream.recipes.subspace": "slipstream.recipes.subspaces.subspace",
-    "slipstream.recipes.subspace_folder": "slipstream.recipes.subspaces.folder",
+    "slipstream.recipes.subspace": "slipstream.recipes.subspaces",
+    "slipstream.recipes.subspace_folder": "slipstream.recipes.subspaces.stored",
     "slipstream.recipes.subspace_training": "slipstream.recipes.subspaces.training",
     "slipstream.recipes.ticket": "slipstream.recipes.masks.ticket",
     "slipstream.recipes.ticket_file": "slipstream.recipes.masks.ticket_file",
@@ -96,10 +97,10 @@ MODULES = {
 NAMES = {
     "slipstream": {"recalibrate_batchnorm": "slipstream.evaluation"},
     "slipstream.evaluation": {
-        "Adaptation": "slipstream.recipes.few_shot.adaptation",
-        "AfterAdaptation": "slipstream.recipes.few_shot.adaptation",
-        "adapt": "slipstream.recipes.few_shot.adaptation",
-        "head_of": "slipstream.recipes.few_shot.adaptation",
+        "Adaptation": "slipstream.recipes.few_shot",
+        "AfterAdaptation": "slipstream.recipes.few_shot",
+        "adapt": "slipstream.recipes.few_shot",
+        "head_of": "slipstream.recipes.few_shot",
     },
     "slipstream.landscape": {
         "Curve": "slipstream.landscape:FittedCurve",

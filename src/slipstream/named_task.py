@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from slipstream.evaluation import Batch, Loss, Metric, Task
-    from slipstream.recipes.few_shot.adaptation import Adaptation
+    from slipstream.recipes.few_shot import Adaptation
     from slipstream.testbed.datasets import DataSpec
     from slipstream.testbed.tasks import TaskForm
 
@@ -33,7 +33,7 @@ class FewShot:
         """Return it from plain data, as `dataclasses.asdict` makes them."""
         if isinstance(given, FewShot):
             return given
-        from slipstream.recipes.few_shot.adaptation import Adaptation
+        from slipstream.recipes.few_shot import Adaptation
         from slipstream.testbed.tasks import TaskForm
 
         form, adaptation = TaskForm(**given["form"]), Adaptation(**given["adaptation"])
@@ -172,7 +172,7 @@ class NamedTask:
         model = self._model(getattr(data, "spec", None), self.seed if seed is None else seed)
         loss, metrics = self.base_loss, self._metrics()
         if self.few_shot:
-            from slipstream.recipes.few_shot.adaptation import AfterAdaptation
+            from slipstream.recipes.few_shot import AfterAdaptation
 
             inner = self.few_shot.adaptation
             judged = AfterAdaptation(replace(inner, steps=self.few_shot.test_steps), loss)

@@ -91,7 +91,7 @@ def test_it_resumes_and_refuses_other_tasks(tmp_path):
         (["--pruned", 1], "at least 0 and below 1; got 1.0"),
         (["--lr", 0], "lr must be above 0, got 0.0"),
         (["--head", "tail.*"], "'tail.*' matches no parameter"),
-        (["--threshold", "top-k"], "needs the share that falls"),
+        (["--threshold", "top-k"], "needs a share to prune"),
     ],
 )
 def test_mistakes_are_one_line_and_leave_nothing(given, message, tmp_path):

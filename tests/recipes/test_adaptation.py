@@ -9,6 +9,7 @@ from torch import nn
 
 from oracles.plain_meta import plain_objective
 from slipstream.evaluation import (
+    Task,
     TaskBatch,
     accuracy,
     batch_statistics,
@@ -18,7 +19,7 @@ from slipstream.evaluation import (
     inputs_of,
     recalibrate_batchnorm,
 )
-from slipstream.recipes.few_shot.adaptation import Adaptation, AfterAdaptation, adapt, head_of
+from slipstream.recipes.few_shot import Adaptation, AfterAdaptation, adapt, head_of
 
 TASKS, EXAMPLES = 4, 6
 NETWORKS = {
@@ -146,7 +147,7 @@ def test_the_gradient_of_a_mask_is_the_slope_of_the_loss():
 def test_vmap_with_wrong_second_derivatives_is_refused():
     """PyTorch's vmap takes batch statistics as constants in second derivatives: noticed."""
     model, batch = network("layernorm"), tasks()
-    with pytest.raises(ValueError, match="batching='vmap' does not give the numbers"):
+    with pytest.raises(ValueError, match="batching='vmap' does not give the values"):
         AfterAdaptation(Adaptation(batching="vmap"))(model, batch)
 
 
@@ -198,9 +199,7 @@ def test_each_task_and_their_mean():
         torch.testing.assert_close(each.mean(), after(model, batch).to(each), rtol=1e-6, atol=1e-9)
         for t in range(TASKS):
             support, query = ([part[t] for part in parts] for parts in batch)
-            weights = adapt(
-                model, classification_loss, support=support, adaptation=after.adaptation
-            )
+            weights = adapt(Task(model), support=support, adaptation=after.adaptation)
             twin = copy.deepcopy(model)
             twin.load_state_dict(weights)
             with batch_statistics(twin):
@@ -223,12 +222,10 @@ def test_pruned_weights_stay_zero():
         model[1].weight[:, ::2] = 0
         model[3].weight.zero_()
     support = tuple(part[0] for part in batch.support)
-    weights = adapt(
-        model, classification_loss, support=support, adaptation=Adaptation(0.4, sparse=True)
-    )
+    weights = adapt(Task(model), support=support, adaptation=Adaptation(0.4, sparse=True))
     assert not weights["1.weight"][:, ::2].any()
     assert weights["3.weight"].any()  # a whole matrix of zeros is no mask
-    dense = adapt(model, classification_loss, support=support, adaptation=Adaptation(0.4))
+    dense = adapt(Task(model), support=support, adaptation=Adaptation(0.4))
     torch.testing.assert_close(
         dense["3.weight"], weights["3.weight"]
     )  # the head does not know of the mask yet

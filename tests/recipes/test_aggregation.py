@@ -6,6 +6,7 @@ from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
 from slipstream.evaluation import (
+    Task,
     accuracy,
     classification_loss,
     evaluate,
@@ -13,14 +14,15 @@ from slipstream.evaluation import (
     recalibrate_batchnorm,
 )
 from slipstream.recipes import AggregationPlan, train_aggregation
-from slipstream.recipes.aggregation.training import Together, _Family
+from slipstream.recipes.aggregation.specialists import Family, Together
 from slipstream.storage import resumable_state as checkpoint
+from slipstream.storage.new_run import NewRun
 from slipstream.storage.tensor_file import map_tensors
-from slipstream.training import Descent, fresh_weights
+from slipstream.training import TrainingPlan, fresh_weights
 from slipstream.trajectory import Trajectory, check_run
-from slipstream.weights import copy, parameter_names, weights_of
+from slipstream.weights import clone, parameter_names, weights_of
 
-SHORT = AggregationPlan(descent=Descent(epochs=3, lr=0.02))
+SHORT = AggregationPlan(descent=TrainingPlan.cosine(epochs=3, lr=0.02))
 DATA = (batches(40, seed=1), batches(20, seed=2, along=1))
 
 
@@ -31,16 +33,20 @@ def plain(seed=0):
         return nn.Sequential(*layers)
 
 
+def tasks(model, data=DATA, **given):
+    return [Task(model, part, validation=part, **given) for part in data]
+
+
 def test_the_objective_in_closed_form():
     model = plain().double()
-    starts = [copy(weights_of(plain(seed).double())) for seed in (0, 1)]
-    family = _Family(model, starts)
+    starts = [clone(weights_of(plain(seed).double())) for seed in (0, 1)]
+    family = Family(model, starts)
     with torch.no_grad():
         for parameter in family.aggregate.parameters():
             parameter += 0.1
     drawn = [[t.double() if t.is_floating_point() else t for t in part[0]] for part in DATA]
     drawn[1] = [tensor[:4] for tensor in drawn[1]]  # unequal: 8 and 4 examples
-    found = family.objective(classification_loss, drawn, 0.7)
+    found = family.objective([Task(model)] * 2, drawn, 0.7)
 
     def at(weights, batch):
         return evaluate(model, {"loss": classification_loss}, weights=weights, data=[batch])["loss"]
@@ -63,8 +69,8 @@ def test_the_objective_in_closed_form():
 
 def test_all_sums_are_sums():
     model = plain()
-    before = copy(weights_of(model))
-    found = train_aggregation(model, classification_loss, data=DATA, plan=SHORT)
+    before = clone(weights_of(model))
+    found = train_aggregation(tasks(model), plan=SHORT)
     assert same(before, weights_of(model))
     first, second = found.specialists
     for name in before:
@@ -78,9 +84,7 @@ def test_all_sums_are_sums():
 
 
 def test_three_data_sets_add_up_too():
-    found = train_aggregation(
-        plain(), classification_loss, data=[*DATA, batches(10, seed=5)], plan=SHORT
-    )
+    found = train_aggregation(tasks(plain(), [*DATA, batches(10, seed=5)]), plan=SHORT)
     name = "3.weight"
     torch.testing.assert_close(found.sum[name], sum(own[name] for own in found.specialists))
     assert len(found.remainders) == 3
@@ -106,7 +110,7 @@ def test_data_that_run_out_are_an_error():
             return [] if number else list(self)
 
     with pytest.raises(ValueError, match="one of the data sets has no batch any more"):
-        train_aggregation(plain(), classification_loss, data=[DATA[0], Once(DATA[1])], plan=SHORT)
+        train_aggregation(tasks(plain(), [DATA[0], Once(DATA[1])]), plan=SHORT)
 
 
 def test_the_sum_masters_both_and_a_remainder_forgets():
@@ -122,8 +126,8 @@ def test_the_sum_masters_both_and_a_remainder_forgets():
     data = [flipped(0, 2.0), flipped(1, -2.0)]
     model = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Linear(16, 2))
     model.load_state_dict(fresh_weights(model, seed=0))
-    plan = AggregationPlan(descent=Descent(epochs=60, optimizer="adamw", lr=0.02))
-    found = train_aggregation(model, classification_loss, data=data, plan=plan)
+    plan = AggregationPlan(descent=TrainingPlan.cosine(epochs=60, optimizer="adamw", lr=0.02))
+    found = train_aggregation(tasks(model, data), plan=plan)
 
     def right(weights):
         return [evaluate(model, {"a": accuracy}, weights=weights, data=part)["a"] for part in data]
@@ -136,7 +140,7 @@ def test_the_sum_masters_both_and_a_remainder_forgets():
 
 def test_sums_of_batchnorm_get_statistics_of_their_own():
     model = network()
-    found = train_aggregation(model, classification_loss, data=DATA, plan=SHORT)
+    found = train_aggregation(tasks(model), plan=SHORT)
     names = parameter_names(model)
     for weights, data in [
         (found.sum, [*DATA[0], *DATA[1]]),
@@ -158,7 +162,7 @@ def test_constants_in_buffers_are_not_added_up():
         def forward(self, x):
             return self.layer(x - self.shift)
 
-    found = train_aggregation(Shifted(), classification_loss, data=DATA, plan=SHORT)
+    found = train_aggregation(tasks(Shifted(), DATA), plan=SHORT)
     for weights in (found.sum, *found.remainders, *found.specialists):
         assert weights["shift"].tolist() == [5.0] * 3
 
@@ -166,28 +170,24 @@ def test_constants_in_buffers_are_not_added_up():
 @pytest.mark.parametrize("stop_at", [1, 7, 15])
 def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every epoch
-    given = {"data": DATA, "plan": SHORT}
-    whole = train_aggregation(plain(), classification_loss, **given, run_folder=tmp_path / "whole")
+    given = {"plan": SHORT}
+    whole = train_aggregation(tasks(plain()), **given, run_folder=tmp_path / "whole")
     given["run_folder"] = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train_aggregation(plain(), classification_loss, **given, progress=Interrupt(stop_at))
+        train_aggregation(tasks(plain()), **given, progress=Interrupt(stop_at))
     assert not (tmp_path / "run" / "specialists").exists()
-    resumed = train_aggregation(plain(), classification_loss, **given, resume=True)
+    given["run_folder"] = NewRun(tmp_path / "run", resume=True)
+    resumed = train_aggregation(tasks(plain()), **given)
     assert same(resumed.sum, whole.sum)
     assert resumed.losses == whole.losses
     assert same_runs(tmp_path / "whole", tmp_path / "run")
-    again = train_aggregation(
-        plain(), classification_loss, **given, resume=True, progress=lambda *_: 1 / 0
-    )
+    again = train_aggregation(tasks(plain()), **given, progress=lambda *_: 1 / 0)
     assert same(again.sum, whole.sum)
 
 
 def test_aggregate_and_specialists_are_kept(tmp_path):
     model, folder = plain(), tmp_path / "run"
-    found = train_aggregation(
-        model, classification_loss, data=DATA, plan=SHORT, validation=DATA,
-        metrics={"accuracy": accuracy}, run_folder=folder,
-    )  # fmt: skip
+    found = train_aggregation(tasks(model), plan=SHORT, run_folder=folder)
     assert check_run(folder) == []
     run = Trajectory.open(folder)
     assert run.steps == [0, 5, 10, 15]
@@ -199,20 +199,16 @@ def test_aggregate_and_specialists_are_kept(tmp_path):
         assert run[-1].metrics[f"validation_accuracy_{number}"] == there
     # Overwriting with fewer data sets leaves no specialist of the other run.
     three = [*DATA, batches(10, seed=5)]
-    train_aggregation(
-        model, classification_loss, data=three, plan=SHORT, run_folder=folder, overwrite=True
-    )
+    train_aggregation(tasks(model, three), plan=SHORT, run_folder=NewRun(folder, overwrite=True))
     assert len(list((folder / "specialists").iterdir())) == 3
-    train_aggregation(
-        model, classification_loss, data=DATA, plan=SHORT, run_folder=folder, overwrite=True
-    )
+    train_aggregation(tasks(model), plan=SHORT, run_folder=NewRun(folder, overwrite=True))
     assert len(list((folder / "specialists").iterdir())) == 2
 
 
 def test_it_starts_at_given_weights():
-    starts = [copy(weights_of(plain(seed))) for seed in (3, 4)]
-    still = AggregationPlan(descent=Descent(epochs=1, lr=1e-60))
-    found = train_aggregation(plain(), classification_loss, data=DATA, plan=still, initial=starts)
+    starts = [clone(weights_of(plain(seed))) for seed in (3, 4)]
+    still = AggregationPlan(descent=TrainingPlan.cosine(epochs=1, lr=1e-60))
+    found = train_aggregation(tasks(plain(), DATA), plan=still, initial=starts)
     assert all(same(a, b) for a, b in zip(found.specialists, starts, strict=True))
     assert found.gap == 0
 
@@ -228,7 +224,10 @@ def test_it_starts_at_given_weights():
             {"initial": [weights_of(plain()), {"0.weight": torch.ones(1)}]},
             r"the model and initial\[1\] differ in the shape of '0.weight'",
         ),
-        ({"plan": AggregationPlan(descent=Descent(lr=1e30))}, "is (nan|inf): try a smaller lr"),
+        (
+            {"plan": AggregationPlan(descent=TrainingPlan(lr=1e30))},
+            "is (nan|inf): try a smaller lr",
+        ),
         ({"model": nn.ReLU()}, "no parameter that requires a gradient"),
         ({"model": plain().requires_grad_(False)}, "'0.weight' requires no gradient"),
     ],
@@ -236,7 +235,7 @@ def test_it_starts_at_given_weights():
 def test_bad_input_says_what_is_wrong(given, message):
     given = {"model": plain(), "data": DATA, "plan": SHORT, **given}
     with pytest.raises(ValueError, match=message):
-        train_aggregation(given.pop("model"), classification_loss, **given)
+        train_aggregation(tasks(given.pop("model"), given.pop("data")), **given)
 
 
 def test_a_pull_must_not_push():

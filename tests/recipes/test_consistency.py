@@ -137,7 +137,7 @@ def test_a_square_of_at_most_a_quarter_of_the_area_is_cut():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"kind": "vat"}, "must be uda, fixmatch, pseudo-label, entropy, got 'vat'"),
+        ({"kind": "vat"}, "must be uda, fixmatch, pseudo-label or entropy, got 'vat'"),
         ({"temperature": 0.0}, "temperature must be above 0, got 0.0"),
         ({"threshold": 1.0}, "threshold must be at least 0 and below 1, got 1.0"),
         ({"kind": "entropy", "threshold": 0.5}, "entropy has no threshold"),

@@ -14,7 +14,7 @@ from slipstream.evaluation import classification_loss, squared_loss
 from slipstream.recipes import Iterand, IterandPlan, churn, select
 from slipstream.recipes.masks.random_weights import counted_generator, draw, redraw
 from slipstream.trajectory import Recorder, Schedule, Trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 UNTIED = [name for name in CASES if name != "tied_autoencoder"]
 KINDS = ("kaiming-uniform", "signed-constant", "kaiming-normal")
@@ -121,7 +121,7 @@ def test_the_gradient_goes_straight_through_the_mask(name, ranking):
 
 
 def copy_of_buffers(model):
-    return copy(dict(model.named_buffers()))
+    return clone(dict(model.named_buffers()))
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -154,7 +154,7 @@ def test_training_is_that_of_a_plain_second_program(absolute):
 def test_randomising_changes_fallen_values_and_no_weight(initial):
     model = nn.Linear(100, 50)
     iterand = Iterand(model, IterandPlan(pruned=0.6, redrawn=0.1, initial=initial))
-    before, weights = iterand.ticket(), copy(weights_of(model))
+    before, weights = iterand.ticket(), clone(weights_of(model))
     iterand.randomize()
     after = iterand.ticket()
     assert all(torch.equal(after.weights[n], value) for n, value in weights.items())
@@ -199,7 +199,7 @@ def test_any_module_holds_the_pruned_weights(name):
     model = CASES[name].model()
     iterand = Iterand(model, IterandPlan(pruned=0.25, every=1))
     optimizer = torch.optim.SGD(iterand.parameters(), lr=30.0)
-    start = copy(iterand.masks)
+    start = clone(iterand.masks)
     with iterand.attach(optimizer):
         for batch in CASES[name].batches():
             optimizer.zero_grad()
@@ -217,7 +217,7 @@ def test_any_module_holds_the_pruned_weights(name):
 def test_biases_are_zero_and_gains_one_or_stay():
     model = network()
     nn.init.normal_(model[1].weight)
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     kept = Iterand(network(), IterandPlan(biases="frozen")).ticket()
     assert torch.equal(kept.others["0.bias"], before["0.bias"])
     ticket = Iterand(model, IterandPlan()).ticket()
@@ -231,7 +231,7 @@ def test_biases_are_zero_and_gains_one_or_stay():
 def test_what_is_excluded_may_train_beside():
     model = network()
     iterand = Iterand(model, IterandPlan(exclude=("3.*",)))
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     optimizer = torch.optim.SGD([*iterand.parameters(), *model[3].parameters()], lr=0.1)
     with iterand.attach(optimizer):
         classification_loss(model, batches()[0]).backward()
@@ -294,7 +294,7 @@ def test_state_goes_on_bit_for_bit():
     resumed.load_state_dict(copied(iterand.state_dict()))
     again = torch.optim.SGD(resumed.parameters(), lr=0.1, momentum=0.9)
     again.load_state_dict(copied(optimizer.state_dict()))
-    other.load_state_dict(copy(model.state_dict()))
+    other.load_state_dict(clone(model.state_dict()))
     for which, one, trained in ((optimizer, iterand, model), (again, resumed, other)):
         with one.attach(which):
             for batch in batches():
@@ -322,7 +322,7 @@ def test_a_recorder_beside_it_sees_the_pruned_network(tmp_path):
         iterand.attach(optimizer),
         Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(optimizer),
     ):
-        seen.append(copy(weights_of(model)))
+        seen.append(clone(weights_of(model)))
         for batch in batches():
             optimizer.zero_grad()
             classification_loss(model, batch).backward()
@@ -343,7 +343,7 @@ def test_randomisations_are_spread_over_a_known_length():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"pruned": 1.0}, "pruned is the share of the weights that fall, .* below 1; got 1.0"),
+        ({"pruned": 1.0}, "pruned is the share of the weights to prune, .* below 1; got 1.0"),
         ({"pruned": -0.1}, "got -0.1"),
         ({"pruned": math.nan}, "got nan"),
         ({"pruned_in": {"0.*": 1.5}}, r"pruned_in\['0.\*'\] is the share .* got 1.5"),
@@ -351,7 +351,7 @@ def test_randomisations_are_spread_over_a_known_length():
         ({"every": 0}, "every must be at least 1 step, got 0"),
         ({"selection": "local"}, "selection must be layer or global, got 'local'"),
         ({"ranking": "abs"}, "ranking must be raw or absolute, got 'abs'"),
-        ({"initial": "zeros"}, "initial must be kaiming-uniform or .* got 'zeros'"),
+        ({"initial": "zeros"}, "initial must be kaiming-uniform, .* got 'zeros'"),
         ({"biases": "none"}, "biases must be zero or frozen, got 'none'"),
         ({"exclude": "head.*"}, r"write exclude=\('head.\*',\)"),
         ({"seed": -1}, "seed must not be negative, got -1"),
@@ -368,9 +368,9 @@ def test_models_without_a_weight_to_mask():
     for model in (nn.ReLU(), nn.BatchNorm1d(3), frozen):
         with pytest.raises(ValueError, match=f"{type(model).__name__} has no weight to mask"):
             Iterand(model)
-    with pytest.raises(ValueError, match=r"'head.*' matches no parameter of Sequential"):
+    with pytest.raises(ValueError, match=r"'head.*' matches no parameter; there are 0.weight"):
         Iterand(network(), IterandPlan(exclude=("head.*",)))
-    with pytest.raises(ValueError, match=r"'5.*' matches no masked weight; there are 0.weight"):
+    with pytest.raises(ValueError, match=r"'5.*' matches no parameter; there are 0.weight"):
         Iterand(network(), IterandPlan(pruned_in={"5.*": 0.2}))
 
 

@@ -5,7 +5,7 @@ import torch
 from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
-from slipstream.evaluation import accuracy, classification_loss, evaluate
+from slipstream.evaluation import Task, accuracy, classification_loss, evaluate
 from slipstream.recipes import (
     LurePlan,
     least_salient,
@@ -16,14 +16,14 @@ from slipstream.recipes import (
 )
 from slipstream.recipes.lure.training import _Joined, _unlearn_
 from slipstream.storage import resumable_state as checkpoint
-from slipstream.training import Descent, fresh_weights
-from slipstream.training.loop import Descending
+from slipstream.storage.new_run import NewRun
+from slipstream.training import Loop, TrainingPlan, fresh_weights
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.weights import copy, weights_of
 
-SHORT = Descent(epochs=2, lr=0.05)
+SHORT = TrainingPlan.cosine(epochs=2, lr=0.05)
 CHUNKS = (batches(seed=1), batches(seed=2), batches(seed=4))
-STILL = Descent(epochs=1, lr=1e-60, weight_decay=0.0)  # which is 0 in float32
+STILL = TrainingPlan.cosine(epochs=1, lr=1e-60, weight_decay=0.0)  # which is 0 in float32
 
 
 def test_saliency_is_gradient_times_weight_over_all_examples():
@@ -35,7 +35,7 @@ def test_saliency_is_gradient_times_weight_over_all_examples():
         return (model(batch[0]).squeeze(-1) - batch[1]).square().mean()
 
     uneven = [(x[:7], y[:7]), (x[7:], y[7:])]
-    found = weight_saliency(model, loss, data=uneven)
+    found = weight_saliency(Task(model, uneven, loss))
     w, b = model.weight.detach().squeeze(), model.bias.detach()
     residual = x @ w + b - y
     torch.testing.assert_close(found["weight"][0], (2 * residual @ x / 10 * w).abs())
@@ -71,7 +71,7 @@ def test_the_least_of_all_tensors_together_are_chosen():
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_resetting_changes_what_is_masked_and_nothing_else(kind):
     model = network()
-    optimizer = Descent(optimizer=kind).build(list(model.parameters()))
+    optimizer = TrainingPlan(optimizer=kind).build(list(model.parameters()))
     for inputs, labels in batches():
         nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
@@ -113,7 +113,7 @@ def test_normalisation_layers_and_frozen_weights_are_left_alone():
 def test_a_stage_resets_its_share_and_keeps_all_other_bits(choice):
     model = network()
     plan = LurePlan(share=0.3, choice=choice, slice_batches=1, descent=STILL)
-    found = train_lure(model, classification_loss, chunks=CHUNKS[:2], plan=plan)
+    found = train_lure(Task(model), chunks=CHUNKS[:2], plan=plan)
     candidates = 24 + 8 + 16 + 2
     expected = 0 if choice == "none" else math.floor(0.3 * candidates)
     assert [stage.reset for stage in found.stages] == [0, expected]
@@ -125,17 +125,17 @@ def test_a_stage_resets_its_share_and_keeps_all_other_bits(choice):
     assert not changed["1.weight"].any()
     if choice == "saliency":  # of the first batch of the new chunk, where the network stands
         at = {n: v for n, v in found.weights.items() if "running" in n or "tracked" in n}
-        first = train_lure(model, classification_loss, chunks=CHUNKS[:1], plan=plan).weights
+        first = train_lure(Task(model), chunks=CHUNKS[:1], plan=plan).weights
         assert not same(at, {n: first[n] for n in at})
-        saliency = weight_saliency(model, classification_loss, weights=first, data=CHUNKS[1][:1])
+        saliency = weight_saliency(Task(model, CHUNKS[1][:1]), weights=first)
         masks = least_salient({n: saliency[n] for n in resettable(model)}, share=0.3)
         assert all(torch.equal(masks[n], changed[n]) for n in masks)
 
 
 def test_the_memory_of_what_is_reset_becomes_zero():
-    training = Descending(network(), SHORT, rounds=2)
+    training = Loop(network(), SHORT, rounds=2)
     training.run(lambda batch: classification_loss(training.module, batch), data=CHUNKS[0])
-    masks = _unlearn_(training, classification_loss, LurePlan(share=0.4), CHUNKS[1], 1, None)
+    masks = _unlearn_(training, Task(training.module, CHUNKS[1]), LurePlan(share=0.4), 1, None)
     for name, parameter in training.module.named_parameters():
         mask = masks.get(name, torch.zeros_like(parameter, dtype=torch.bool))
         memory = training.optimizer.state[parameter]["momentum_buffer"]
@@ -146,8 +146,7 @@ def test_the_memory_of_what_is_reset_becomes_zero():
 def test_random_resets_are_other_ones_of_the_same_number():
     model = network()
     found = [
-        train_lure(
-            model, classification_loss, chunks=CHUNKS[:2],
+        train_lure(Task(model), chunks=CHUNKS[:2],
             plan=LurePlan(choice=choice, descent=STILL),
         )
         for choice in ("saliency", "random")
@@ -169,11 +168,9 @@ def test_the_batches_of_all_chunks_so_far_come_once_an_epoch_in_random_order():
 def test_it_is_recorded_and_learns(tmp_path):
     model, before = network(), copy(weights_of(network()))
     metrics, data = {"accuracy": accuracy}, [*CHUNKS[0], *CHUNKS[1]]
-    plan = LurePlan(descent=Descent(epochs=15, lr=0.1, seed=6))
-    found = train_lure(
-        model, classification_loss, chunks=CHUNKS, plan=plan, validation=data, metrics=metrics,
-        run_folder=tmp_path / "run", configuration={"note": "mine"},
-    )  # fmt: skip
+    plan = LurePlan(descent=TrainingPlan.cosine(epochs=15, lr=0.1, seed=6))
+    task = Task(model, validation=data, metrics=metrics, configuration={"note": "mine"})
+    found = train_lure(task, chunks=CHUNKS, plan=plan, run_folder=tmp_path / "run")
     assert same(before, weights_of(model))
     assert check_run(tmp_path / "run") == []
     run = Trajectory.open(tmp_path / "run")
@@ -193,40 +190,38 @@ def test_it_is_recorded_and_learns(tmp_path):
 def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every epoch
     given = {"chunks": CHUNKS, "plan": LurePlan(descent=SHORT)}
-    whole = train_lure(network(), classification_loss, **given, run_folder=tmp_path / "whole")
+    whole = train_lure(Task(network()), **given, run_folder=tmp_path / "whole")
     assert whole.steps == 36
     given["run_folder"] = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train_lure(network(), classification_loss, **given, progress=Interrupt(stop_at))
+        train_lure(Task(network()), **given, progress=Interrupt(stop_at))
     with pytest.raises(FileExistsError, match="resume it"):
-        train_lure(network(), classification_loss, **given)
-    resumed = train_lure(network(), classification_loss, **given, resume=True)
+        train_lure(Task(network()), **given)
+    given["run_folder"] = NewRun(tmp_path / "run", resume=True)
+    resumed = train_lure(Task(network()), **given)
     assert same(resumed.weights, whole.weights)
     assert (resumed.stages, resumed.losses) == (whole.stages, whole.losses)
     assert same_runs(tmp_path / "whole", tmp_path / "run")
-    again = train_lure(
-        network(), classification_loss, **given, resume=True, progress=lambda *_: 1 / 0
-    )
+    again = train_lure(Task(network()), **given, progress=lambda *_: 1 / 0)
     assert same(again.weights, whole.weights)
     assert again.stages == whole.stages
     other = {**given, "plan": LurePlan(share=0.1, descent=SHORT)}
     with pytest.raises(ValueError, match=r"another training: its lure.share is 0.2, here it is"):
-        train_lure(network(), classification_loss, **other, resume=True)
+        train_lure(Task(network()), **other)
     fewer = {**given, "chunks": CHUNKS[:2]}
     with pytest.raises(ValueError, match=r"another training: its lure.chunks is 3, here it is 2"):
-        train_lure(network(), classification_loss, **fewer, resume=True)
+        train_lure(Task(network()), **fewer)
 
 
 def test_it_goes_on_from_the_weights_of_another_run(tmp_path):
     plan = LurePlan(descent=STILL)
     given = fresh_weights(network(), seed=9)
-    found = train_lure(
-        network(), classification_loss, chunks=CHUNKS[:1], plan=plan, initial=given,
+    found = train_lure(Task(network()), chunks=CHUNKS[:1], plan=plan, initial=given,
         run_folder=tmp_path / "run",
     )  # fmt: skip
     assert torch.equal(found.weights["0.weight"], given["0.weight"])
     last = Trajectory.open(tmp_path / "run")[-1].weights
-    again = train_lure(network(), classification_loss, chunks=CHUNKS[:1], plan=plan, initial=last)
+    again = train_lure(Task(network()), chunks=CHUNKS[:1], plan=plan, initial=last)
     assert torch.equal(again.weights["0.weight"], given["0.weight"])
 
 
@@ -242,9 +237,8 @@ class Bare(nn.Module):
 def test_layers_that_cannot_draw_anew_take_a_function():
     plan = LurePlan(share=0.5, descent=STILL)
     with pytest.raises(ValueError, match=r"Bare has parameters, but no reset_parameters.*fresh="):
-        train_lure(Bare(), classification_loss, chunks=CHUNKS[:2], plan=plan)
-    found = train_lure(
-        Bare(), classification_loss, chunks=CHUNKS[:2], plan=plan,
+        train_lure(Task(Bare()), chunks=CHUNKS[:2], plan=plan)
+    found = train_lure(Task(Bare()), chunks=CHUNKS[:2], plan=plan,
         fresh=lambda seed: {"scale": torch.full((2, 3), 7.0)},
     )  # fmt: skip
     assert sorted(found.weights["scale"].flatten().tolist()) == [1.0] * 3 + [7.0] * 3
@@ -269,7 +263,7 @@ def test_a_share_outside_its_range(share):
             {"initial": weights_of(network()) | {"4.bias": torch.full((2,), math.nan)}},
             "initial holds a NaN or an infinity in '4.bias'",
         ),
-        ({"plan": LurePlan(descent=Descent(lr=1e30))}, "is nan: try a smaller lr"),
+        ({"plan": LurePlan(descent=TrainingPlan.cosine(lr=1e30))}, "is nan: try a smaller lr"),
         ({"model": nn.ReLU()}, "no parameter that requires a gradient"),
         ({"model": nn.BatchNorm1d(3)}, "only normalisation layers"),
     ],
@@ -277,7 +271,7 @@ def test_a_share_outside_its_range(share):
 def test_bad_input_says_what_is_wrong(given, message):
     given = {"model": network(), "chunks": CHUNKS, **given}
     with pytest.raises(ValueError, match=message):
-        train_lure(given.pop("model"), classification_loss, **given)
+        train_lure(Task(given.pop("model")), **given)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,16 @@ from torch import nn
 from oracles.plain_meta import plain_objective
 from recipes.small_networks import Interrupt, same, same_runs
 from slipstream import Permutation, Trajectory, find_neuron_groups
-from slipstream.evaluation import accuracy, batch_statistics, classification_loss
+from slipstream.evaluation import Task, accuracy, batch_statistics
 from slipstream.recipes import MetaPlan, judge_tasks, load_ticket, train_meta
-from slipstream.recipes.few_shot.adaptation import Adaptation, AfterAdaptation
-from slipstream.recipes.few_shot.meta_training import _Training
+from slipstream.recipes.few_shot import Adaptation, AfterAdaptation
+from slipstream.recipes.few_shot.training import _Training
 from slipstream.storage import resumable_state as checkpoint
+from slipstream.storage.new_run import NewRun
 from slipstream.testbed import ClassTasks, TaskForm, build_network, load_tasks
 from slipstream.testbed.datasets import DataSpec
-from slipstream.training import Descent
-from slipstream.weights import copy, weights_of
+from slipstream.training import TrainingPlan
+from slipstream.weights import clone, weights_of
 
 FORM = TaskForm(ways=3, shots=2, tasks=3, batches=4)
 METHODS = ("ticket", "ticket-boil", "maml", "anil", "boil")
@@ -40,14 +41,14 @@ def network(seed=0):
 
 
 def plan(method="ticket", **changes):
-    how = Descent(3, lr=5.0 if method.startswith("ticket") else 0.1, weight_decay=0.0)
+    how = TrainingPlan.cosine(3, lr=5.0 if method.startswith("ticket") else 0.1, weight_decay=0.0)
     return MetaPlan(method, **{"descent": how, **changes})
 
 
 def test_a_score_gets_the_slope_of_its_mask():
     """As the paper says it, in float64, beside a plain loop."""
     model = network().double()
-    training = _Training(model, classification_loss, MetaPlan(pruned=0.3))
+    training = _Training(Task(model), MetaPlan(pruned=0.3))
     batch = tasks().batch(0)
     batch = type(batch)(*((x.double(), y) for x, y in batch))
     training.objective(batch).backward()
@@ -68,16 +69,16 @@ def test_a_score_gets_the_slope_of_its_mask():
 
 def test_a_fixed_threshold_is_that_of_the_start():
     model = network()
-    dense = _Training(model, classification_loss, MetaPlan()).scored
+    dense = _Training(Task(model), MetaPlan()).scored
     assert all(mask.all() for mask in dense.masks.values())
-    half = _Training(network(), classification_loss, MetaPlan(pruned=0.5)).scored
+    half = _Training(Task(network()), MetaPlan(pruned=0.5)).scored
     at_start = {n: m.clone() for n, m in half.masks.items()}
     assert [int((~m).sum()) for m in at_start.values()] == [30, 35]
     with torch.no_grad():
         for score in half.scores.values():
             score += 10.0
     assert all(mask.all() for mask in half.choose().values())
-    top = _Training(network(), classification_loss, MetaPlan(pruned=0.5, threshold="top-k")).scored
+    top = _Training(Task(network()), MetaPlan(pruned=0.5, threshold="top-k")).scored
     assert all(torch.equal(m, at_start[n]) for n, m in top.masks.items())
     with torch.no_grad():
         for score in top.scores.values():
@@ -89,14 +90,14 @@ def test_a_fixed_threshold_is_that_of_the_start():
 def test_tasks_are_learned_better_after_it(method):
     model, test = network(), tasks(replace(FORM, batches=20), seed=9)
     made = plan(method, descent=replace(plan(method).descent, epochs=8))
-    found = train_meta(model, data=tasks(replace(FORM, batches=20)), plan=made)
+    found = train_meta(Task(model, tasks(replace(FORM, batches=20))), plan=made)
     assert found.steps == 160
     assert found.tasks == 480
     assert found.losses[-1] < found.losses[0]
     inner = replace(made.adaptation, sparse=made.masked)
     judge = AfterAdaptation(inner, metric=accuracy)
-    before = judge_tasks(model, judge, data=test)
-    after = judge_tasks(model, judge, weights=found.weights, data=test)
+    before = judge_tasks(judge, Task(model, test))
+    after = judge_tasks(judge, Task(model, test), weights=found.weights)
     assert after.tasks == 60
     if (
         method != "ticket-boil"
@@ -113,8 +114,8 @@ def test_tasks_are_learned_better_after_it(method):
 def test_only_what_a_method_learns_changes():
     model = network()
     for method, learned in (("maml", 10), ("anil", 10), ("boil", 10), ("ticket", 2)):
-        start = copy(weights_of(model))
-        found = train_meta(model, data=tasks(), plan=plan(method))
+        start = clone(weights_of(model))
+        found = train_meta(Task(model, tasks()), plan=plan(method))
         changed = [n for n, v in found.weights.items() if not torch.equal(v, start[n])]
         masked = ["0.weight", "3.weight", "3.bias", "5.bias"]  # biases become 0
         expected = masked if learned == 2 else [n for n, _ in model.named_parameters()]
@@ -127,14 +128,12 @@ def test_only_what_a_method_learns_changes():
 def test_an_interrupted_training_ends_in_the_same_bits(method, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every epoch
     made = plan(method, **({"redrawn": 0.5, "every": 3} if method == "ticket" else {}))
-    given = {"plan": made, "validation": tasks(seed=5)}
-    given["metrics"] = {"accuracy": AfterAdaptation(made.adaptation, metric=accuracy)}
-    whole = train_meta(network(), data=tasks(), run_folder=tmp_path / "whole", **given)
+    metrics = {"accuracy": AfterAdaptation(made.adaptation, metric=accuracy)}
+    task = Task(network(), tasks(), validation=tasks(seed=5), metrics=metrics)
+    whole = train_meta(task, plan=made, run_folder=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_meta(
-            network(), data=tasks(), run_folder=tmp_path / "cut", progress=Interrupt(7), **given
-        )
-    again = train_meta(network(), data=tasks(), run_folder=tmp_path / "cut", resume=True, **given)
+        train_meta(task, plan=made, run_folder=tmp_path / "cut", progress=Interrupt(7))
+    again = train_meta(task, plan=made, run_folder=NewRun(tmp_path / "cut", resume=True))
     assert same(whole.weights, again.weights)
     assert (whole.losses, whole.pruned, whole.churn) == (again.losses, again.pruned, again.churn)
     assert (whole.rounds, whole.tasks) == (again.rounds, again.tasks) == (
@@ -146,11 +145,9 @@ def test_an_interrupted_training_ends_in_the_same_bits(method, tmp_path, monkeyp
         ticket = load_ticket(tmp_path / "cut")
         assert same(ticket.weights, whole.weights)
         assert same(ticket.scores, whole.ticket.scores)
+    other = replace(made, rate=0.3)
     with pytest.raises(ValueError, match="of another training"):
-        train_meta(
-            network(), data=tasks(), run_folder=tmp_path / "cut", resume=True,
-            **given | {"plan": replace(made, rate=0.3)},
-        )  # fmt: skip
+        train_meta(task, plan=other, run_folder=NewRun(tmp_path / "cut", resume=True))
 
 
 @pytest.mark.parametrize("masked", [True, False], ids=["ticket", "maml"])
@@ -160,7 +157,7 @@ def test_a_permuted_ticket_learns_tasks_as_well(masked):
     model = build_network("tapered_mlp", data=spec, width=0.2, seed=1).double()
     data = load_tasks("digits", form)
     made = plan("ticket" if masked else "maml", pruned=0.3 if masked else 0.0)
-    found = train_meta(model.float(), data=data.train, plan=made)
+    found = train_meta(Task(model.float(), data.train), plan=made)
     support, _ = data.test.batch(0)
     groups = find_neuron_groups(model, support[0].flatten(0, 1))
     assert len(groups.groups) == 4
@@ -174,27 +171,29 @@ def test_a_permuted_ticket_learns_tasks_as_well(masked):
         )
     judge = AfterAdaptation(replace(made.adaptation, sparse=masked), metric=accuracy)
     one, other = (
-        judge_tasks(model, judge, weights=w, data=data.test) for w in (found.weights, weights)
+        judge_tasks(judge, Task(model, data.test), weights=w) for w in (found.weights, weights)
     )
     assert other.mean == pytest.approx(one.mean, abs=1e-3)
     loss = AfterAdaptation(replace(made.adaptation, sparse=masked))
     doubled = [{n: v.double() for n, v in w.items()} for w in (found.weights, weights)]
     batch = data.test.batch(0)
     batch = [type(batch)(*((x.double(), y) for x, y in batch))]
-    first, second = (judge_tasks(model.double(), loss, weights=w, data=batch).mean for w in doubled)
+    first, second = (
+        judge_tasks(loss, Task(model.double(), batch), weights=w).mean for w in doubled
+    )
     assert second == pytest.approx(first, rel=1e-9)
 
 
 def test_drawing_anew_leaves_the_function_and_the_seed_gives_it_again(tmp_path):
     made = plan(pruned=0.5, redrawn=1.0, every=2)
-    found = train_meta(network(), data=tasks(), plan=made, run_folder=tmp_path / "run")
+    found = train_meta(Task(network(), tasks()), plan=made, run_folder=tmp_path / "run")
     assert found.rounds == 5
     assert max(int(born.max()) for born in found.ticket.births.values()) >= 1
     assert same(load_ticket(tmp_path / "run" / "ticket.safetensors").weights, found.weights)
 
 
 def test_constant_weights_differ_by_their_mask_alone():
-    found = train_meta(network(), data=tasks(), plan=plan(initial="constant", pruned=0.3))
+    found = train_meta(Task(network(), tasks()), plan=plan(initial="constant", pruned=0.3))
     values = found.weights["0.weight"].unique().tolist()
     assert values == [0.0, pytest.approx((2 / 6) ** 0.5)]
 
@@ -202,11 +201,11 @@ def test_constant_weights_differ_by_their_mask_alone():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"method": "reptile"}, "method must be one of ticket, ticket-boil, maml"),
+        ({"method": "reptile"}, "method must be ticket, ticket-boil, maml, anil or boil"),
         ({"pruned": 1.0}, "at least 0 and below 1; got 1.0"),
-        ({"threshold": "top-k"}, "needs the share that falls"),
+        ({"threshold": "top-k"}, "needs a share to prune"),
         ({"redrawn": 1.5}, "redrawn must be a share from 0 to 1"),
-        ({"redrawn": 0.1, "initial": "constant"}, "there is nothing to draw"),
+        ({"redrawn": 0.1, "initial": "constant"}, "there is nothing random"),
         ({"every": 0}, "every must be at least 1 step"),
         ({"seed": -1}, "seed must not be negative"),
         ({"exclude": "0.*"}, r"write exclude=\('0.\*',\)"),
@@ -220,14 +219,14 @@ def test_a_wrong_plan_is_told(given, message):
 
 def test_what_cannot_be_learned_is_told():
     with pytest.raises(ValueError, match="has no weight to mask"):
-        train_meta(nn.Sequential(nn.Linear(6, 3)), data=tasks(), plan=plan())
+        train_meta(Task(nn.Sequential(nn.Linear(6, 3)), tasks()), plan=plan())
     with pytest.raises(ValueError, match="must be a TaskBatch"):
-        train_meta(network(), data=[(torch.ones(2, 6), torch.ones(2).long())], plan=plan("maml"))
+        train_meta(Task(network(), [(torch.ones(2, 6), torch.ones(2).long())]), plan=plan("maml"))
     with pytest.raises(ValueError, match="data is empty"):
-        train_meta(network(), data=[], plan=plan())
-    with pytest.raises(ValueError, match="no task to be judged by"):
-        judge_tasks(network(), AfterAdaptation(Adaptation()), data=[])
+        train_meta(Task(network(), []), plan=plan())
+    with pytest.raises(ValueError, match="there are no tasks to measure on"):
+        judge_tasks(AfterAdaptation(Adaptation()), Task(network(), []))
     broken = tasks()
     broken.examples[:] = torch.nan
     with pytest.raises(ValueError, match="The loss at step 1 is nan"):
-        train_meta(network(), data=broken, plan=plan("maml"))
+        train_meta(Task(network(), broken), plan=plan("maml"))

@@ -6,13 +6,20 @@ import torch
 from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
-from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.evaluation import (
+    Task,
+    accuracy,
+    classification_loss,
+    evaluate,
+    recalibrate_batchnorm,
+)
 from slipstream.recipes import (
     ConditionalGenerator,
     Consistency,
     DistilPlan,
     PretrainPlan,
     PseudoPlan,
+    PseudoSource,
     QualityPlan,
     SyntheticBatches,
     distil_source,
@@ -22,12 +29,13 @@ from slipstream.recipes import (
 )
 from slipstream.recipes.pseudo_transfer.other_head import under_other_head
 from slipstream.storage import resumable_state as checkpoint
-from slipstream.training import Descent, descend, fresh_weights
+from slipstream.storage.new_run import NewRun
+from slipstream.training import TrainingPlan, fresh_weights, trained_copy
 from slipstream.trajectory import Trajectory, check_run
-from slipstream.weights import copy, load_weights_, weights_of
+from slipstream.weights import clone, load_weights_, weights_of
 
 CENTRES = 4 * torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0]])
-HOW = Descent(epochs=4, lr=0.05, seed=1)
+HOW = TrainingPlan.cosine(epochs=4, lr=0.05, seed=1)
 SHORT = PseudoPlan(1.0, consistency=Consistency("entropy"), descent=HOW)
 PRETRAIN = PretrainPlan(3, 16, HOW)
 
@@ -41,9 +49,26 @@ CLASSIFIER = nn.Linear(3, 4)
 CLASSIFIER.load_state_dict({"weight": CENTRES / 4, "bias": torch.zeros(4)})
 
 
-def semi(model=None, loss=classification_loss, **given):
-    known = {"generator": GENERATOR, "classifier": CLASSIFIER, "data": batches(), "plan": SHORT}
-    return pseudo_semi_supervised(model or network(), loss, **{**known, **given})
+SOURCE = PseudoSource(GENERATOR, CLASSIFIER)
+BARE = PseudoSource(ConditionalGenerator(lambda labels, _: labels, 4))
+NARROW = PseudoSource(GENERATOR, head=nn.Linear(8, 3))
+ONCE = TrainingPlan.cosine(epochs=1)
+OF_TASK = ("data", "validation", "metrics")
+OF_SOURCE = ("generator", "classifier", "weak", "strong")
+
+
+def semi(model=None, **given):
+    """Semi-supervised training with parts of source and task as given."""
+    own = {name: given.pop(name) for name in OF_SOURCE if name in given}
+    known = {name: given.pop(name) for name in OF_TASK if name in given}
+    task = Task(model or network(), **{"data": batches(), **known})
+    source = PseudoSource(**{"generator": GENERATOR, "classifier": CLASSIFIER, **own})
+    return pseudo_semi_supervised(source, task, **{"plan": SHORT, **given})
+
+
+def pretrain(model=None, source=None, data=(), **given):
+    task = Task(model or network(), data)
+    return pseudo_pretrain(source or SOURCE, task, **{"head": "4", "plan": PRETRAIN, **given})
 
 
 def buffers(weights):
@@ -82,12 +107,12 @@ def normed(norm):
 )  # fmt: skip
 def test_synthetic_inputs_never_touch_batchnorm_statistics(norm):
     # The weights stay where they are, so the statistics are those of the target's inputs alone.
-    model, how = normed(norm), Descent(epochs=3, lr=1e-30, weight_decay=0.0)
+    model, how = normed(norm), TrainingPlan.cosine(epochs=3, lr=1e-30, weight_decay=0.0)
     for kind in ("entropy", "uda"):
         plan = PseudoPlan(consistency=Consistency(kind), descent=how)
         given = {"strong": lambda x, _: -x} if kind == "uda" else {}
         found = semi(model, plan=plan, **given)
-        alone = descend(model, classification_loss, data=batches(), descent=how)
+        alone = trained_copy(Task(model, batches()), how)
         assert same(buffers(found.weights), buffers(weights_of(alone)))
         assert not same(buffers(found.weights), buffers(weights_of(model)))
         assert found.synthetic == 60
@@ -95,7 +120,7 @@ def test_synthetic_inputs_never_touch_batchnorm_statistics(norm):
 
 def test_without_a_weight_it_is_plain_training_to_the_bit():
     found = semi(plan=PseudoPlan(0.0, descent=HOW))
-    alone = descend(network(), classification_loss, data=batches(), descent=HOW)
+    alone = trained_copy(Task(network(), batches()), HOW)
     assert same(found.weights, weights_of(alone))
     assert found.synthetic == 0
     assert found.losses == found.supervised
@@ -113,7 +138,7 @@ def test_a_step_is_that_of_the_sum_of_both_losses():
         return seen[-1][1]
 
     batch = batches()[0]
-    how = Descent(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, warm_up=0.0)
+    how = TrainingPlan.cosine(epochs=1, lr=0.1, momentum=0.0, weight_decay=0.0, warm_up=0.0)
     plan = PseudoPlan(0.7, Consistency("entropy"), ratio=2, descent=how)
     found = semi(model, generator=ConditionalGenerator(spied, 4), data=[batch], plan=plan)
     labels, made = seen[-1]
@@ -135,7 +160,7 @@ def test_means_over_an_epoch_are_weighted_by_batch_size():
     found = semi()
     for whole, own, beside in zip(found.losses, found.supervised, found.unsupervised, strict=True):
         assert whole == pytest.approx(own + beside)
-    how = Descent(epochs=1, lr=1e-30, weight_decay=0.0)
+    how = TrainingPlan.cosine(epochs=1, lr=1e-30, weight_decay=0.0)
     model = nn.Linear(3, 2)
     plan = PseudoPlan(consistency=Consistency("entropy"), descent=how)
     there = evaluate(model, {"loss": classification_loss}, data=batches())["loss"]
@@ -157,9 +182,7 @@ def test_the_weight_rises():
 @pytest.mark.parametrize("kind", ["uda", "fixmatch", "pseudo-label", "entropy"])
 @pytest.mark.parametrize("conditioning", ["soft", "sampled", "uniform"])
 def test_every_loss_and_conditioning_trains_any_network(kind, conditioning):
-    plan = PseudoPlan(
-        consistency=Consistency(kind), conditioning=conditioning, descent=Descent(epochs=1)
-    )
+    plan = PseudoPlan(consistency=Consistency(kind), conditioning=conditioning, descent=ONCE)
     found = semi(plan=plan, weak=lambda x, _: x, strong=lambda x, _: -x)
     assert found.steps == 3
     assert found.synthetic == 20
@@ -167,10 +190,10 @@ def test_every_loss_and_conditioning_trains_any_network(kind, conditioning):
 
 def test_nothing_given_is_changed():
     model, classifier = network(), nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 4))
-    before = copy(weights_of(model)), copy(weights_of(classifier))
+    before = clone(weights_of(model)), clone(weights_of(classifier))
     state = torch.get_rng_state()
     semi(model, classifier=classifier)
-    pseudo_pretrain(model, GENERATOR, head="4", plan=PRETRAIN, target=batches())
+    pretrain(model, data=batches())
     assert same(before[0], weights_of(model))
     assert same(before[1], weights_of(classifier))
     assert torch.equal(torch.get_rng_state(), state)
@@ -182,8 +205,8 @@ def test_it_starts_where_it_is_told():
     load_weights_(moved, other)
     assert same(semi(initial=other).weights, semi(moved).weights)
     assert not same(semi(initial=other).weights, semi().weights)
-    first = pseudo_pretrain(network(), GENERATOR, head="4", plan=PRETRAIN, initial=other)
-    again = pseudo_pretrain(moved, GENERATOR, head="4", plan=PRETRAIN)
+    first = pretrain(initial=other)
+    again = pretrain(moved)
     assert same(first.weights, again.weights)
 
 
@@ -211,14 +234,15 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch,
     given = {"run_folder": tmp_path / "run"}
     with pytest.raises(KeyboardInterrupt):
         semi(**given, progress=Interrupt(stop_at))
-    resumed = semi(**given, resume=True)
+    again = {"run_folder": NewRun(tmp_path / "run", resume=True)}
+    resumed = semi(**again)
     assert same(resumed.weights, whole.weights)
     for name in ("losses", "supervised", "unsupervised", "confident", "synthetic", "steps"):
         assert getattr(resumed, name) == getattr(whole, name)
     assert same_runs(tmp_path / "whole", tmp_path / "run")
-    semi(**given, resume=True, progress=lambda *_: 1 / 0)  # nothing is left to do
+    semi(**again, progress=lambda *_: 1 / 0)  # nothing is left to do
     with pytest.raises(ValueError, match="another training"):
-        semi(**given, resume=True, plan=PseudoPlan(0.5, SHORT.consistency, descent=HOW))
+        semi(**again, plan=PseudoPlan(0.5, SHORT.consistency, descent=HOW))
 
 
 def hard(labels, generator):
@@ -267,7 +291,7 @@ def test_bad_plans_are_named(call, message):
 
 
 def test_batches_that_come_once_are_all_trained_on():
-    plan = PseudoPlan(consistency=Consistency("entropy"), descent=Descent(epochs=1))
+    plan = PseudoPlan(consistency=Consistency("entropy"), descent=ONCE)
     assert semi(data=iter(batches()), plan=plan).steps == 3
 
 
@@ -276,8 +300,8 @@ def test_batches_that_come_once_are_all_trained_on():
 
 def test_pretraining_learns_the_source_and_keeps_the_target_head():
     model = network()
-    plan = PretrainPlan(20, 32, Descent(epochs=4, lr=0.1, seed=1))
-    found = pseudo_pretrain(model, GENERATOR, head="4", plan=plan)
+    plan = PretrainPlan(20, 32, TrainingPlan.cosine(epochs=4, lr=0.1, seed=1))
+    found = pretrain(model, plan=plan)
     assert found.losses[-1] < 0.3 < found.losses[0]
     own = weights_of(model)
     assert torch.equal(found.weights["4.weight"], own["4.weight"])
@@ -292,20 +316,16 @@ def test_pretraining_is_plain_training_on_the_same_batches():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
         source_head = nn.Linear(8, 4)
-    found = pseudo_pretrain(model, GENERATOR, head="2", plan=PRETRAIN, source_head=source_head)
+    found = pretrain(model, PseudoSource(GENERATOR, head=source_head), head="2")
     under = nn.Sequential(*copying.deepcopy(list(model[:2])), source_head)
-    plain = descend(
-        under, classification_loss, data=SyntheticBatches(GENERATOR, 16, 3, HOW.seed), descent=HOW
-    )
+    plain = trained_copy(Task(under, SyntheticBatches(GENERATOR, 16, 3, HOW.seed)), HOW)
     assert torch.equal(found.weights["0.weight"], plain[0].weight)
     assert torch.equal(found.weights["0.bias"], plain[0].bias)
 
 
 def test_statistics_are_those_of_the_target(tmp_path):
     data = batches()
-    found = pseudo_pretrain(
-        network(), GENERATOR, head="4", plan=PRETRAIN, target=data, run_folder=tmp_path / "run"
-    )
+    found = pretrain(data=data, run_folder=tmp_path / "run")
     anew = recalibrate_batchnorm(network(), weights=found.weights, data=data)
     assert same(buffers(found.weights), anew)
     run = Trajectory.open(tmp_path / "run")
@@ -317,12 +337,13 @@ def test_statistics_are_those_of_the_target(tmp_path):
 @pytest.mark.parametrize("stop_at", [2, 7])
 def test_an_interrupted_pretraining_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(checkpoint, "SHARE", math.inf)
-    given = {"head": "4", "plan": PRETRAIN, "target": batches()}
-    whole = pseudo_pretrain(network(), GENERATOR, **given, run_folder=tmp_path / "whole")
+    given = {"data": batches()}
+    whole = pretrain(**given, run_folder=tmp_path / "whole")
     given["run_folder"] = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        pseudo_pretrain(network(), GENERATOR, **given, progress=Interrupt(stop_at))
-    resumed = pseudo_pretrain(network(), GENERATOR, **given, resume=True)
+        pretrain(**given, progress=Interrupt(stop_at))
+    given["run_folder"] = NewRun(tmp_path / "run", resume=True)
+    resumed = pretrain(**given)
     assert same(resumed.weights, whole.weights)
     assert resumed.losses == whole.losses
     assert same_runs(tmp_path / "whole", tmp_path / "run")
@@ -344,19 +365,27 @@ def test_another_head_shares_all_other_tensors():
     ("given", "message"),
     [
         ({"head": "top"}, "The model has no layer 'top'; its last ones are 0, 1, 2, 3, 4"),
-        ({"head": "1"}, "'1' is a BatchNorm1d.*source_head="),
-        ({"generator": ConditionalGenerator(lambda y, _: y, 4)}, r"does not take .* shape \(4,\)"),
-        ({"target": [torch.zeros(2, 5)]}, r"shape \(3,\), those of the target have shape \(5,\)"),
-        ({"target": []}, "target is empty"),
-        ({"source_head": nn.Linear(8, 3)}, "must give 4 logits, .* shape \\(8, 3\\)"),
+        ({"head": "1"}, "'1' is a BatchNorm1d.*PseudoSource"),
+        ({"source": BARE}, r"does not take .* shape \(4,\)"),
+        ({"data": [torch.zeros(2, 5)]}, r"shape \(3,\), those of the target have shape \(5,\)"),
+        ({"data": []}, "data is empty"),
+        ({"source": NARROW}, "must give 4 logits, .* shape \\(8, 3\\)"),
     ],
 )
 def test_pretraining_names_bad_input_before_anything_is_written(tmp_path, given, message):
-    known = {"generator": GENERATOR, "head": "4", "plan": PRETRAIN} | given
-    generator = known.pop("generator")
     with pytest.raises(ValueError, match=message):
-        pseudo_pretrain(network(), generator, **known, run_folder=tmp_path / "run")
+        pretrain(**given, run_folder=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_source_must_hold_something():
+    for given in ({}, {"classifier": CLASSIFIER}, {"classifier": CLASSIFIER, "classes": 1}):
+        with pytest.raises(ValueError, match="needs a generator, or a classifier and how many"):
+            PseudoSource(**given)
+    with pytest.raises(ValueError, match="classes is 3, but the generator has 4"):
+        PseudoSource(GENERATOR, classes=3)
+    with pytest.raises(ValueError, match="The source has no generator"):
+        pretrain(source=PseudoSource(classifier=CLASSIFIER, classes=4))
 
 
 # controls and quality
@@ -364,20 +393,11 @@ def test_pretraining_names_bad_input_before_anything_is_written(tmp_path, given,
 
 def test_distillation_teaches_what_the_classifier_says():
     # The task's own loss teaches nothing: what is learned comes from the classifier alone.
-    plan = DistilPlan(1.0, 2.0, Descent(epochs=100, lr=0.1, weight_decay=0.0))
-    seen = []
-
-    def head():
-        layer = nn.Linear(3, 4)
-        seen.append(layer)
-        return layer
-
+    plan = DistilPlan(1.0, 2.0, TrainingPlan.cosine(epochs=100, lr=0.1, weight_decay=0.0))
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     data = [(inputs, labels) for inputs, labels in batches()]
-    found = distil_source(
-        model, still, classifier=CLASSIFIER, classes=4, head="1", data=data, plan=plan,
-        source_head=head(),
-    )  # fmt: skip
+    source = PseudoSource(classifier=CLASSIFIER, classes=4, head=nn.Linear(3, 4))
+    found = distil_source(source, Task(model, data, still), head="1", plan=plan)
     assert found.losses[-1] < 0.01 * found.losses[0]
     assert list(found.weights) == list(weights_of(model))
     assert torch.equal(found.weights["1.weight"], model[1].weight)
@@ -387,20 +407,26 @@ def test_distillation_without_a_weight_is_plain_training():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-    given = {"classifier": CLASSIFIER, "classes": 4, "head": "3", "data": batches()}
-    found = distil_source(model, classification_loss, **given, plan=DistilPlan(0.0, descent=HOW))
-    alone = weights_of(descend(model, classification_loss, data=batches(), descent=HOW))
+    task, plan = Task(model, batches()), DistilPlan(0.0, descent=HOW)
+    found = distil_source(SOURCE, task, head="3", plan=plan)
+    alone = weights_of(trained_copy(Task(model, batches()), HOW))
     for name, value in alone.items():  # statistics among them: each batch counted once
         torch.testing.assert_close(found.weights[name], value)
     with pytest.raises(ValueError, match=r"logits of shape \(8, 5\)"):
-        distil_source(model, classification_loss, **{**given, "classes": 5})
+        distil_source(PseudoSource(classifier=CLASSIFIER, classes=5), task, head="3")
+    with pytest.raises(ValueError, match="The source has no classifier"):
+        distil_source(PseudoSource(GENERATOR), task, head="3")
 
 
 def test_quality_is_what_is_learned_from_samples():
     real = [(CENTRES + 3, torch.arange(4))]
-    plan = QualityPlan(20, 32, Descent(epochs=3, lr=0.1))
-    given = {"real": real, "plan": plan}
-    good = generator_quality(nn.Linear(3, 4), GENERATOR, **given, classifier=shifted)
+    plan = QualityPlan(20, 32, TrainingPlan.cosine(epochs=3, lr=0.1))
+
+    def quality(generator, classifier=None):
+        source = PseudoSource(generator, classifier)
+        return generator_quality(source, Task(nn.Linear(3, 4), real), plan=plan)
+
+    good = quality(GENERATOR, shifted)
     assert good.accuracy == pytest.approx(1.0)
     assert good.agreement > 0.9
     assert (good.steps, good.synthetic) == (60, 1920)
@@ -408,12 +434,10 @@ def test_quality_is_what_is_learned_from_samples():
     def swapped(labels, generator):
         return sample(labels.roll(1, 1), generator)
 
-    bad = generator_quality(
-        nn.Linear(3, 4), ConditionalGenerator(swapped, 4), **given, classifier=shifted
-    )
+    bad = quality(ConditionalGenerator(swapped, 4), shifted)
     assert not bad.accuracy
     assert bad.agreement < 0.1
-    assert generator_quality(nn.Linear(3, 4), GENERATOR, **given).agreement is None
+    assert quality(GENERATOR).agreement is None
 
 
 def shifted(inputs):

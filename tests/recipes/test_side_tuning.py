@@ -6,7 +6,7 @@ import torch
 from small_networks import Interrupt, batches, network, same, same_runs
 from torch import nn
 
-from slipstream.evaluation import accuracy, classification_loss, evaluate
+from slipstream.evaluation import Task, accuracy, evaluate
 from slipstream.recipes import (
     SideNetwork,
     SidePlan,
@@ -17,12 +17,12 @@ from slipstream.recipes import (
     small_side,
 )
 from slipstream.storage import resumable_state as checkpoint
-from slipstream.training import Descent, fresh_weights
-from slipstream.training.loop import Descending
+from slipstream.storage.new_run import NewRun
+from slipstream.training import Loop, TrainingPlan, fresh_weights
 from slipstream.trajectory import Recorder, Trajectory, check_run
-from slipstream.weights import copy, load_weights_, weights_of
+from slipstream.weights import clone, load_weights_, weights_of
 
-SHORT = SidePlan(Descent(epochs=4, lr=0.05, weight_decay=0.1))
+SHORT = SidePlan(TrainingPlan.cosine(epochs=4, lr=0.05, weight_decay=0.1))
 
 
 def parts(seed=0):
@@ -68,35 +68,33 @@ def test_features_are_the_inputs_of_the_head():
 def test_nothing_of_the_base_changes_and_nothing_is_forgotten(frozen):
     base, side, head = parts()
     base.requires_grad_(not frozen).train()
-    before = copy(weights_of(base))
-    first = side_tune(
-        base, classification_loss, side=side, head=head, data=batches(), plan=SHORT
-    )  # fmt: skip
+    before = clone(weights_of(base))
+    first = side_tune(Task(base, batches()), side=side, head=head, plan=SHORT)
     data = batches()
     answers = outputs(first.network, data)
     base.train()
-    second = side_tune(
-        base, classification_loss, side=side, head=head, data=batches(along=1), plan=SHORT
-    )
+    second = side_tune(Task(base, batches(along=1)), side=side, head=head, plan=SHORT)
     assert same(before, weights_of(base))  # running statistics of BatchNorm among them
     assert base.training
     assert all(parameter.grad is None for parameter in base.parameters())
     assert torch.equal(outputs(first.network, data), answers)
     assert not torch.equal(outputs(second.network, data), answers)
     assert second.network.base is first.network.base is base
-    assert same(copy(weights_of(side)), copy(weights_of(parts()[1])))  # copies were trained
+    assert same(clone(weights_of(side)), clone(weights_of(parts()[1])))  # copies were trained
 
 
 def test_alpha_learns_and_the_rest_decays():
     base, side, head = parts()
-    one = side_tune(base, classification_loss, side=side, head=head, data=batches(), plan=SHORT)
+    one = side_tune(Task(base, batches()), side=side, head=head, plan=SHORT)
     assert abs(one.blend - 0.5) > 1e-4
 
-    still = SidePlan(Descent(epochs=3, lr=0.1, weight_decay=0.5))
+    still = SidePlan(TrainingPlan.cosine(epochs=3, lr=0.1, weight_decay=0.5))
     silent = side_tune(
-        base, lambda model, batch: 0 * model(batch[0]).sum(), side=side, head=head,
-        data=batches(), plan=still,
-    )  # fmt: skip
+        Task(base, batches(), lambda model, batch: 0 * model(batch[0]).sum()),
+        side=side,
+        head=head,
+        plan=still,
+    )
     assert not silent.network.task.alpha
     assert (silent.weights["head.weight"].abs() < head.weight.abs()).all()  # the rest decays
 
@@ -105,7 +103,7 @@ def test_alpha_does_not_decay():
     base, side, head = parts()
     task = SideTask(side, head)
     task.alpha.data.fill_(2.0)
-    training = Descending(task, Descent(epochs=2, weight_decay=0.5), undecayed=[task.alpha])
+    training = Loop(task, TrainingPlan.cosine(epochs=2, weight_decay=0.5), undecayed=[task.alpha])
     network = SideNetwork(base, task)
     training.run(lambda batch: 0 * network(batch[0]).sum(), data=batches())
     assert torch.equal(task.alpha.detach(), torch.tensor(2.0))
@@ -113,22 +111,22 @@ def test_alpha_does_not_decay():
 
 def test_distilling_comes_near_the_base_and_leaves_it():
     base, side, _ = parts()
-    before, data = copy(weights_of(base)), batches(60)
-    descent = Descent(epochs=30, lr=0.1, weight_decay=0.0)
-    found = distil_side(base, side, data=data, descent=descent)
+    before, data = clone(weights_of(base)), batches(60)
+    descent = TrainingPlan.cosine(epochs=30, lr=0.1, weight_decay=0.0)
+    found = distil_side(side, Task(base, data), descent=descent)
     assert same(before, weights_of(base))
     aim = outputs(base, data)
     end, begin = ((outputs(s, data) - aim).square().mean() for s in (found.side, side))
     assert end < 0.1 * begin
     # It goes on without labels too, and for inputs by name.
-    bare = distil_side(base, side, data=[inputs for inputs, _ in data], descent=descent)
+    bare = distil_side(side, Task(base, [inputs for inputs, _ in data]), descent=descent)
     assert same(weights_of(bare.side), weights_of(found.side))
 
 
 def test_a_linear_side_distils_a_linear_base_exactly():
     base, side = nn.Linear(3, 4), nn.Linear(3, 4)
-    descent = Descent(epochs=150, lr=0.4, weight_decay=0.0)
-    found = distil_side(base, side, data=batches(), descent=descent)
+    descent = TrainingPlan.cosine(epochs=150, lr=0.4, weight_decay=0.0)
+    found = distil_side(side, Task(base, batches()), descent=descent)
     torch.testing.assert_close(found.side.weight, base.weight, atol=1e-4, rtol=0)
 
 
@@ -136,9 +134,12 @@ def test_the_task_is_recorded_without_the_base(tmp_path):
     base, side, head = parts()
     data, metrics = batches(), {"accuracy": accuracy}
     found = side_tune(
-        base, classification_loss, side=side, head=head, data=data, plan=SHORT,
-        validation=data, metrics=metrics, run_folder=tmp_path / "run",
-    )  # fmt: skip
+        Task(base, data, validation=data, metrics=metrics),
+        side=side,
+        head=head,
+        plan=SHORT,
+        run_folder=tmp_path / "run",
+    )
     assert check_run(tmp_path / "run") == []
     run = Trajectory.open(tmp_path / "run")
     assert run.steps == [0, 3, 6, 9, 12]
@@ -155,29 +156,30 @@ def test_the_task_is_recorded_without_the_base(tmp_path):
 def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch, stop_at):
     monkeypatch.setattr(checkpoint, "SHARE", math.inf)  # a state after every epoch
     base, side, head = parts()
-    given = {"side": side, "head": head, "data": batches(), "plan": SHORT}
-    whole = side_tune(base, classification_loss, **given, run_folder=tmp_path / "whole")
+    given = {"side": side, "head": head, "plan": SHORT}
+    whole = side_tune(Task(base, batches()), **given, run_folder=tmp_path / "whole")
     given["run_folder"] = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        side_tune(base, classification_loss, **given, progress=Interrupt(stop_at))
-    resumed = side_tune(base, classification_loss, **given, resume=True)
+        side_tune(Task(base, batches()), **given, progress=Interrupt(stop_at))
+    given["run_folder"] = NewRun(tmp_path / "run", resume=True)
+    resumed = side_tune(Task(base, batches()), **given)
     assert same(resumed.weights, whole.weights)
     assert resumed.losses == whole.losses
     assert same_runs(tmp_path / "whole", tmp_path / "run")
-    again = side_tune(base, classification_loss, **given, resume=True, progress=lambda *_: 1 / 0)
+    again = side_tune(Task(base, batches()), **given, progress=lambda *_: 1 / 0)
     assert same(again.weights, whole.weights)
     other = features_of(network(5), head="4")
     with pytest.raises(ValueError, match="another training: its start is"):
-        side_tune(other, classification_loss, **given, resume=True)
+        side_tune(Task(other, batches()), **given)
 
 
 def test_an_interrupted_distillation_goes_on(tmp_path):
     base, side, _ = parts()
-    given = {"data": batches(), "descent": Descent(epochs=3)}
-    whole = distil_side(base, side, **given, run_folder=tmp_path / "whole")
+    given = {"side": side, "task": Task(base, batches()), "descent": TrainingPlan.cosine(epochs=3)}
+    whole = distil_side(**given, run_folder=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        distil_side(base, side, **given, run_folder=tmp_path / "run", progress=Interrupt(5))
-    resumed = distil_side(base, side, **given, run_folder=tmp_path / "run", resume=True)
+        distil_side(**given, run_folder=tmp_path / "run", progress=Interrupt(5))
+    resumed = distil_side(**given, run_folder=NewRun(tmp_path / "run", resume=True))
     assert same(weights_of(resumed.side), weights_of(whole.side))
     assert same_runs(tmp_path / "whole", tmp_path / "run")
 
@@ -185,22 +187,22 @@ def test_an_interrupted_distillation_goes_on(tmp_path):
 def test_bad_input_says_what_is_wrong():
     base, side, head = parts()
     narrow = nn.Linear(3, 5)
-    given = {"side": side, "head": head, "data": batches(), "plan": SHORT}
+    given = {"side": side, "head": head, "plan": SHORT}
 
-    def tune(**other):
-        return side_tune(base, classification_loss, **{**given, **other})
+    def tune(data=None, **other):
+        return side_tune(Task(base, batches() if data is None else data), **{**given, **other})
 
     shape = r"side must give features of the base's shape, \(8, 8\); its own have shape \(8, 5\)"
     with pytest.raises(ValueError, match=shape):
         tune(side=narrow)
     with pytest.raises(ValueError, match=shape):
-        distil_side(base, narrow, data=batches())
+        distil_side(narrow, Task(base, batches()))
     with pytest.raises(ValueError, match="data is empty"):
         tune(data=[])
     with pytest.raises(ValueError, match="data is empty"):
-        distil_side(base, side, data=[])
+        distil_side(side, Task(base, []))
     with pytest.raises(ValueError, match="is nan: try a smaller lr"):
-        tune(plan=SidePlan(Descent(lr=1e30)))
+        tune(plan=SidePlan(TrainingPlan(lr=1e30)))
     with pytest.raises(ValueError, match=r"no layer 'head'; its last ones are 0, 1, 2, 3, 4"):
         features_of(network(), head="head")
     with pytest.raises(
@@ -210,7 +212,7 @@ def test_bad_input_says_what_is_wrong():
     with pytest.raises(ValueError, match="The model has no parameter that requires a gradient"):
         tune(side=nn.Identity(), head=nn.Identity())
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
-        distil_side(base, nn.Identity(), data=batches())
+        distil_side(nn.Identity(), Task(base, batches()))
 
 
 def test_a_base_from_a_recorded_run(tmp_path):

@@ -7,15 +7,22 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from slipstream.evaluation import accuracy, classification_loss, evaluate, recalibrate_batchnorm
+from slipstream.evaluation import (
+    Task,
+    accuracy,
+    classification_loss,
+    evaluate,
+    recalibrate_batchnorm,
+)
 from slipstream.landscape import weight_cosine
 from slipstream.recipes import SubspacePlan, load_subspace, train_subspace
 from slipstream.storage import resumable_state as checkpoint
-from slipstream.training import Descent, fresh_weights
+from slipstream.storage.new_run import NewRun
+from slipstream.training import TrainingPlan, fresh_weights
 from slipstream.trajectory import Trajectory, check_run
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
-SHORT = Descent(epochs=5, lr=0.05)
+SHORT = TrainingPlan.cosine(epochs=5, lr=0.05)
 
 
 def network(seed=0, *, batchnorm=True):
@@ -47,8 +54,8 @@ def same(first, second):
 )
 def test_every_point_is_ordinary_weights(plan, corners):
     model, data = network(), batches()
-    before = copy(weights_of(model))
-    found = train_subspace(model, classification_loss, data=data, plan=plan)
+    before = clone(weights_of(model))
+    found = train_subspace(Task(model, data), plan=plan)
     assert same([before], [weights_of(model)])
     assert len(found.corners) == corners
     assert found.steps == 20
@@ -64,23 +71,21 @@ def test_every_point_is_ordinary_weights(plan, corners):
 
 def test_a_line_learns_at_all_of_its_points():
     model, data = network(), batches(120)
-    plan = SubspacePlan("line", descent=Descent(epochs=40, lr=0.1))
-    line = train_subspace(model, classification_loss, data=data, plan=plan)
+    plan = SubspacePlan("line", descent=TrainingPlan.cosine(epochs=40, lr=0.1))
+    line = train_subspace(Task(model, data), plan=plan)
     for position in (0.0, 0.3, 0.5, 1.0):
         found = evaluate(model, {"accuracy": accuracy}, weights=line.at(position), data=data)
         assert found["accuracy"] > 0.9
     assert line.cosine == pytest.approx(weight_cosine(*line.corners))
     assert abs(line.cosine) < 0.3
-    one = train_subspace(
-        model, classification_loss, data=data,
-        plan=SubspacePlan("line", repulsion=0.0, descent=Descent(epochs=40, lr=0.1)),
-    )  # fmt: skip
+    free = SubspacePlan("line", repulsion=0.0, descent=plan.descent)
+    one = train_subspace(Task(model, data), plan=free)
     assert abs(line.cosine) < abs(one.cosine)
 
 
 def test_the_ensemble_is_the_mean_of_the_probabilities():
     model, data = network(), batches()
-    line = train_subspace(model, classification_loss, data=data, plan=SubspacePlan(descent=SHORT))
+    line = train_subspace(Task(model, data), plan=SubspacePlan(descent=SHORT))
     metrics = {"accuracy": accuracy, "loss": classification_loss}
     found = evaluate(line.ensemble(model), metrics, data=data)
     alone = []
@@ -99,13 +104,13 @@ def test_the_ensemble_is_the_mean_of_the_probabilities():
 
 def test_the_first_corner_starts_at_the_model_and_the_others_elsewhere():
     model = network()
-    begin = [copy(weights_of(model)), *(weights_of(network(seed)) for seed in (1, 2))]
-    still = Descent(epochs=1, lr=1e-12, weight_decay=0.0)
+    begin = [clone(weights_of(model)), *(weights_of(network(seed)) for seed in (1, 2))]
+    still = TrainingPlan.cosine(epochs=1, lr=1e-12, weight_decay=0.0)
     plan = SubspacePlan("simplex", descent=still)
-    given = train_subspace(model, classification_loss, data=batches(), plan=plan, initial=begin)
+    given = train_subspace(Task(model, batches()), plan=plan, initial=begin)
     for corner, start in zip(given.corners, begin, strict=True):
         torch.testing.assert_close(corner["0.weight"], start["0.weight"])
-    drawn = train_subspace(model, classification_loss, data=batches(), plan=plan)
+    drawn = train_subspace(Task(model, batches()), plan=plan)
     torch.testing.assert_close(drawn.corners[0]["0.weight"], begin[0]["0.weight"])
     for first, second in itertools.combinations(drawn.corners, 2):
         assert not torch.allclose(first["0.weight"], second["0.weight"])
@@ -116,9 +121,10 @@ def test_it_is_recorded_as_a_run_of_the_midpoint(tmp_path):
     folder = tmp_path / "run"
     plan = SubspacePlan(descent=SHORT)
     line = train_subspace(
-        model, classification_loss, data=data, plan=plan, run_folder=folder,
-        validation=data, metrics={"accuracy": accuracy}, configuration={"note": "mine"},
-    )  # fmt: skip
+        Task(model, data, validation=data, metrics={"accuracy": accuracy}),
+        plan=plan,
+        run_folder=NewRun(folder, configuration={"note": "mine"}),
+    )
     run = Trajectory.open(folder)
     assert check_run(folder) == []
     assert run.steps == [0, 4, 8, 12, 16, 20]
@@ -133,7 +139,7 @@ def test_it_is_recorded_as_a_run_of_the_midpoint(tmp_path):
     names = sorted(path.name for path in folder.iterdir())
     assert names == ["corners", "run.json", "snapshots", "snapshots.jsonl", "subspace.json"]
 
-    loaded = load_subspace(folder, model=model, loss=classification_loss, data=data)
+    loaded = load_subspace(folder, Task(model, data))
     assert loaded.plan == plan
     assert same(loaded.corners, line.corners)
     assert same([loaded.at(0.3)], [line.at(0.3)])
@@ -141,8 +147,8 @@ def test_it_is_recorded_as_a_run_of_the_midpoint(tmp_path):
     bare = load_subspace(folder)
     with pytest.raises(ValueError, match="must be recalibrated at every point"):
         bare.at(0.3)
-    with pytest.raises(ValueError, match="model, loss and data go together"):
-        load_subspace(folder, model=model)
+    with pytest.raises(ValueError, match="data is empty"):
+        load_subspace(folder, Task(model)).at(0.3)
 
 
 @pytest.mark.parametrize(("stop_at", "share"), [(2, 1.0), (11, 1.0), (11, 0.0)])
@@ -150,9 +156,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch,
     """Also from a state that is older than the last snapshots, which are then taken again."""
     monkeypatch.setattr(checkpoint, "SHARE", share)
     data, plan = batches(), SubspacePlan("simplex", descent=SHORT)
-    whole = train_subspace(
-        network(), classification_loss, data=data, plan=plan, run_folder=tmp_path / "whole"
-    )
+    whole = train_subspace(Task(network(), data), plan=plan, run_folder=tmp_path / "whole")
 
     def stop(step, total):
         assert total == 20
@@ -160,14 +164,15 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch,
             raise KeyboardInterrupt
 
     folder = tmp_path / "run"
-    given = {"data": data, "plan": plan, "run_folder": folder}
+    task, given = Task(network(), data), {"plan": plan, "run_folder": folder}
     with pytest.raises(KeyboardInterrupt):
-        train_subspace(network(), classification_loss, **given, progress=stop)
-    with pytest.raises(FileNotFoundError, match="not finished: go on with resume=True"):
+        train_subspace(task, **given, progress=stop)
+    with pytest.raises(FileNotFoundError, match="not finished: resume it"):
         load_subspace(folder)
     with pytest.raises(FileExistsError, match="resume it"):
-        train_subspace(network(), classification_loss, **given)
-    resumed = train_subspace(network(), classification_loss, **given, resume=True)
+        train_subspace(task, **given)
+    given["run_folder"] = NewRun(folder, resume=True)
+    resumed = train_subspace(task, **given)
     assert same(resumed.corners, whole.corners)
     assert resumed.losses == whole.losses
     first, second = (Trajectory.open(tmp_path / name) for name in ("whole", "run"))
@@ -176,46 +181,36 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(tmp_path, monkeypatch,
         assert same([a.weights], [b.weights])
     assert check_run(folder) == []
 
-    finished = train_subspace(
-        network(), classification_loss, **given, resume=True, progress=lambda *_: 1 / 0
-    )
+    finished = train_subspace(task, **given, progress=lambda *_: 1 / 0)
     assert same(finished.corners, whole.corners)
     other = {**given, "plan": SubspacePlan("simplex", corners=4, descent=SHORT)}
     with pytest.raises(ValueError, match="holds a finished subspace of another plan"):
-        train_subspace(network(), classification_loss, **other, resume=True)
+        train_subspace(task, **other)
 
 
 def test_a_plan_that_is_not_the_one_to_resume(tmp_path):
-    given = {"data": batches(), "run_folder": tmp_path / "run"}
+    task, plan = Task(network(), batches()), SubspacePlan(descent=SHORT)
+    again = NewRun(tmp_path / "run", resume=True)
 
     def stop(step, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_subspace(
-            network(), classification_loss, **given, plan=SubspacePlan(descent=SHORT), progress=stop
-        )
+        train_subspace(task, plan=plan, run_folder=tmp_path / "run", progress=stop)
     with pytest.raises(
         ValueError, match=r"another training: its plan.repulsion is 1.0, here it is"
     ):
-        train_subspace(
-            network(), classification_loss, **given, resume=True,
-            plan=SubspacePlan(repulsion=2.0, descent=SHORT),
-        )  # fmt: skip
+        train_subspace(task, plan=SubspacePlan(repulsion=2.0, descent=SHORT), run_folder=again)
     with pytest.raises(ValueError, match="another training: its start is"):
-        train_subspace(
-            network(7), classification_loss, **given, resume=True, plan=SubspacePlan(descent=SHORT)
-        )
+        train_subspace(Task(network(7), batches()), plan=plan, run_folder=again)
 
 
 def test_overwriting_leaves_nothing_of_the_other(tmp_path):
     folder, data = tmp_path / "run", batches()
     three = SubspacePlan("simplex", descent=SHORT)
-    train_subspace(network(), classification_loss, data=data, plan=three, run_folder=folder)
+    train_subspace(Task(network(), data), plan=three, run_folder=folder)
     line = SubspacePlan(descent=SHORT)
-    train_subspace(
-        network(), classification_loss, data=data, plan=line, run_folder=folder, overwrite=True
-    )
+    train_subspace(Task(network(), data), plan=line, run_folder=NewRun(folder, overwrite=True))
     assert sorted(path.name for path in (folder / "corners").iterdir()) == [
         "0.safetensors",
         "1.safetensors",
@@ -224,10 +219,8 @@ def test_overwriting_leaves_nothing_of_the_other(tmp_path):
 
 def test_a_damaged_description_says_so(tmp_path):
     folder = tmp_path / "run"
-    train_subspace(
-        network(), classification_loss, data=batches(), plan=SubspacePlan(descent=SHORT),
-        run_folder=folder,
-    )  # fmt: skip
+    task, plan = Task(network(), batches()), SubspacePlan(descent=SHORT)
+    train_subspace(task, plan=plan, run_folder=folder)
     file = folder / "subspace.json"
     described = json.loads(file.read_text())
     file.write_text(json.dumps({**described, "plan": {"shape": "line", "speed": 3}}))
@@ -258,18 +251,18 @@ def test_starts_that_make_no_subspace():
     plan = SubspacePlan(descent=SHORT)
 
     def train(initial):
-        return train_subspace(model, classification_loss, data=data, plan=plan, initial=initial)
+        return train_subspace(Task(model, data), plan=plan, initial=initial)
 
     with pytest.raises(ValueError, match="weights for each of the 2 corners, got 3"):
         train([own, other, own])
     with pytest.raises(ValueError, match=r"initial\[0\] and initial\[1\] are equal"):
-        train([own, copy(own)])
+        train([own, clone(own)])
     with pytest.raises(ValueError, match=r"initial\[0\] and initial\[1\] differ in the shape"):
         train([own, other | {"0.weight": torch.zeros(1, 3)}])
     with pytest.raises(ValueError, match=r"initial\[1\] holds a NaN or an infinity in '4.bias'"):
         train([own, other | {"4.bias": torch.full((2,), math.inf)}])
     with pytest.raises(ValueError, match="data is empty"):
-        train_subspace(model, classification_loss, data=[], plan=plan)
+        train_subspace(Task(model, []), plan=plan)
 
 
 class Bare(nn.Module):
@@ -284,16 +277,16 @@ class Bare(nn.Module):
 def test_models_that_cannot_be_drawn_anew_say_how_to_start():
     data, plan = batches(), SubspacePlan(descent=SHORT)
     with pytest.raises(ValueError, match=r"Bare has parameters, but no reset_parameters.*initial="):
-        train_subspace(Bare(), classification_loss, data=data, plan=plan)
+        train_subspace(Task(Bare(), data), plan=plan)
     begin = [{"scale": torch.randn(2, 3)} for _ in "ab"]
-    train_subspace(Bare(), classification_loss, data=data, plan=plan, initial=begin)
+    train_subspace(Task(Bare(), data), plan=plan, initial=begin)
 
     normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 2)))
     with pytest.raises(ValueError, match=r"'0.parametrizations.weight' .* no reset_.*initial="):
-        train_subspace(normed, classification_loss, data=data, plan=plan)
+        train_subspace(Task(normed, data), plan=plan)
     starts = [weights_of(parametrizations.weight_norm(nn.Linear(3, 2))) for _ in "ab"]
     begin = [{f"0.{name}": value for name, value in own.items()} for own in starts]
-    line = train_subspace(normed, classification_loss, data=data, plan=plan, initial=begin)
+    line = train_subspace(Task(normed, data), plan=plan, initial=begin)
     normed.load_state_dict(line.midpoint)
 
 
@@ -316,17 +309,15 @@ def test_the_seed_that_made_the_model_is_no_mistake():
 def test_tied_weights_stay_tied():
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
     model[2].weight = model[0].weight
-    line = train_subspace(
-        model, lambda model, batch: model(batch[0]).square().mean(), data=batches(),
-        plan=SubspacePlan(descent=SHORT),
-    )  # fmt: skip
+    task = Task(model, batches(), lambda model, batch: model(batch[0]).square().mean())
+    line = train_subspace(task, plan=SubspacePlan(descent=SHORT))
     assert "2.weight" not in line.midpoint
     assert model[2].weight is model[0].weight
 
 
 def test_fresh_weights_are_those_of_the_layers():
     model = network()
-    before, state = copy(weights_of(model)), torch.get_rng_state()
+    before, state = clone(weights_of(model)), torch.get_rng_state()
     model[4].weight.requires_grad_(False)
     found = fresh_weights(model, seed=5)
     assert same([before], [weights_of(model)])
@@ -349,12 +340,12 @@ def test_on_a_gpu_it_trains_resumes_and_measures(tmp_path):
         if step == 11:
             raise KeyboardInterrupt
 
-    given = {"data": data, "plan": plan, "run_folder": tmp_path / "run"}
+    task, folder = Task(model, data), tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        train_subspace(model, classification_loss, **given, progress=stop)
-    found = train_subspace(model, classification_loss, **given, resume=True)
+        train_subspace(task, plan=plan, run_folder=folder, progress=stop)
+    found = train_subspace(task, plan=plan, run_folder=NewRun(folder, resume=True))
     assert all(value.is_cuda for value in found.midpoint.values())
     evaluate(found.ensemble(model), {"accuracy": accuracy}, data=data)
-    loaded = load_subspace(tmp_path / "run", model=model, loss=classification_loss, data=data)
+    loaded = load_subspace(tmp_path / "run", Task(model, data))
     middle = evaluate(model, {"loss": classification_loss}, weights=loaded.midpoint, data=data)
     assert math.isfinite(middle["loss"])

@@ -18,13 +18,14 @@ from slipstream.recipes import (
     train_iterand,
 )
 from slipstream.storage import resumable_state as checkpoint
+from slipstream.storage.new_run import NewRun
 from slipstream.symmetry.permutation import Permutation
-from slipstream.training import Descent
+from slipstream.training import TrainingPlan
 from slipstream.trajectory import Trajectory, check_run
 from slipstream.transfer import TransferPlan, transfer_trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
-SHORT = Descent(epochs=6, lr=1.0)
+SHORT = TrainingPlan.cosine(epochs=6, lr=1.0)
 PLAN = IterandPlan(every=2, redrawn=0.3, seed=4, descent=SHORT)
 
 
@@ -43,7 +44,7 @@ def batches(count=30):
 
 
 def train(plan=PLAN, **given):
-    return train_iterand(network(), classification_loss, data=batches(), plan=plan, **given)
+    return train_iterand(Task(network(), batches()), plan=plan, **given)
 
 
 def same(first, second):
@@ -53,10 +54,10 @@ def same(first, second):
 def test_it_learns_and_leaves_the_model_as_it_was():
     model = network()
     classification_loss(model, batches()[0]).backward()
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
-    plan = IterandPlan(descent=Descent(epochs=40, lr=0.3))
-    found = train_iterand(model, classification_loss, data=batches(), plan=plan)
+    plan = IterandPlan(descent=TrainingPlan.cosine(epochs=40, lr=0.3))
+    found = train_iterand(Task(model, batches()), plan=plan)
     assert same(before, weights_of(model))
     assert same(gradients, {n: p.grad for n, p in model.named_parameters()})
     assert all(p.requires_grad for p in model.parameters())
@@ -81,9 +82,10 @@ def test_edge_popup_is_without_randomisation():
 def test_a_run_is_ordinary_weights(tmp_path):
     model, folder = network(), tmp_path / "run"
     found = train_iterand(
-        model, classification_loss, data=batches(), plan=PLAN, run_folder=folder,
-        validation=batches(), metrics={"accuracy": accuracy}, configuration={"name": "test"},
-    )  # fmt: skip
+        Task(model, batches(), validation=batches(), metrics={"accuracy": accuracy}),
+        plan=PLAN,
+        run_folder=NewRun(folder, configuration={"name": "test"}),
+    )
     assert check_run(folder) == []
     run = Trajectory.open(folder)
     assert run.steps == [0, 4, 8, 12, 16, 20, 24]
@@ -128,7 +130,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(tmp_path, at, monkeypatch
         train(run_folder=tmp_path / "run", progress=stop)
     with pytest.raises(FileNotFoundError, match="there is no finished ticket"):
         load_ticket(tmp_path / "run")
-    resumed = train(run_folder=tmp_path / "run", resume=True)
+    resumed = train(run_folder=NewRun(tmp_path / "run", resume=True))
     assert same(whole.ticket.weights, resumed.ticket.weights)
     assert same(whole.ticket.scores, resumed.ticket.scores)
     assert same(whole.ticket.births, resumed.ticket.births)
@@ -138,12 +140,12 @@ def test_an_interrupted_training_ends_in_the_same_bits(tmp_path, at, monkeypatch
         assert same(one.weights, other.weights)
     for file in ("ticket.safetensors", "scores.safetensors"):
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
-    again = train(run_folder=tmp_path / "run", resume=True)
+    again = train(run_folder=NewRun(tmp_path / "run", resume=True))
     assert same(again.ticket.weights, whole.ticket.weights)
     assert (again.losses, again.steps, again.rounds) == (whole.losses, 24, 12)
     other = IterandPlan(pruned=0.3, descent=SHORT)
     with pytest.raises(ValueError, match=r"its iterand.pruned is 0.5, here it is 0.3"):
-        train(other, run_folder=tmp_path / "run", resume=True)
+        train(other, run_folder=NewRun(tmp_path / "run", resume=True))
 
 
 def test_another_training_is_not_resumed(tmp_path):
@@ -155,10 +157,10 @@ def test_another_training_is_not_resumed(tmp_path):
         train(run_folder=tmp_path, progress=stop)
     other = IterandPlan(every=2, redrawn=0.3, pruned=0.4, seed=4, descent=SHORT)
     with pytest.raises(ValueError, match=r"its iterand.pruned is 0.5, here it is 0.4"):
-        train(other, run_folder=tmp_path, resume=True)
+        train(other, run_folder=NewRun(tmp_path, resume=True))
     with pytest.raises(FileExistsError):
         train(run_folder=tmp_path)
-    train(run_folder=tmp_path, overwrite=True)
+    train(run_folder=NewRun(tmp_path, overwrite=True))
     assert not (tmp_path / "unfinished.pt").exists()
 
 
@@ -199,7 +201,7 @@ def test_damaged_files_say_so(tmp_path):
         with pytest.raises(ValueError, match=r"ticket.safetensors holds no ticket"):
             load_ticket(file)
     file.write_bytes(content.replace(b'seed\\": 4', b'seed\\": 5'))
-    with pytest.raises(ValueError, match="the seed gave other numbers than here"):
+    with pytest.raises(ValueError, match="the seed gave other values than here"):
         load_ticket(file)
     with pytest.raises(FileNotFoundError, match="there is no finished ticket"):
         load_ticket(tmp_path / "none")
@@ -231,8 +233,10 @@ def test_torch_prune_takes_the_ticket():
 def test_a_permuted_ticket_is_a_ticket_with_the_same_accuracy(name, ranking):
     case = CASES[name]
     model, data = case.model(), case.batches()
-    plan = IterandPlan(pruned=0.25, ranking=ranking, every=1, descent=Descent(epochs=3, lr=1.0))
-    ticket = train_iterand(model, classification_loss, data=data, plan=plan).ticket
+    plan = IterandPlan(
+        pruned=0.25, ranking=ranking, every=1, descent=TrainingPlan.cosine(epochs=3, lr=1.0)
+    )
+    ticket = train_iterand(Task(model, data), plan=plan).ticket
     groups = find_neuron_groups(model, case.inputs())
     permutation = Permutation.random(groups, seed=1)
     moved = ticket.permute(permutation)
@@ -251,9 +255,9 @@ def test_a_permuted_ticket_is_a_ticket_with_the_same_accuracy(name, ranking):
 
 def test_training_that_cannot_be():
     with pytest.raises(ValueError, match="data is empty"):
-        train_iterand(network(), classification_loss, data=[], plan=PLAN)
+        train_iterand(Task(network(), []), plan=PLAN)
     with pytest.raises(ValueError, match=r"The loss at step 1 is nan: try a smaller lr"):
-        train_iterand(network(), lambda m, b: m(b[0]).sum() * math.nan, data=batches(), plan=PLAN)
+        train_iterand(Task(network(), batches(), lambda m, b: m(b[0]).sum() * math.nan), plan=PLAN)
     model = nn.Sequential(nn.Flatten(), nn.ReLU())
     with pytest.raises(ValueError, match="Sequential has no weight to mask"):
-        train_iterand(model, classification_loss, data=batches(), plan=PLAN)
+        train_iterand(Task(model, batches()), plan=PLAN)

@@ -90,7 +90,7 @@ def _name_positional(
 ) -> None:
     """Name the arguments that stood after the model: the loss or metrics, and the data."""
     positional = [p.name for p in parameters.values() if p.kind is Parameter.POSITIONAL_OR_KEYWORD]
-    places = len({*positional} - {"self", "cls", "task"} - given.keys())
+    places = len({*positional} - {"self", "cls", "task", "tasks"} - given.keys())
     if rest and isinstance(rest[0], Mapping) and all(map(callable, rest[0].values())):
         given["metrics"] = rest.pop(0)
     elif len(rest) > places and callable(rest[0]):

@@ -1,68 +1,79 @@
 """Ways to train that give more than one network, or another one, for the price of a run."""
 
 from slipstream.deprecated import moved_names
-from slipstream.recipes.aggregation.controls import AggregationControls, aggregation_controls
-from slipstream.recipes.aggregation.training import Aggregation, AggregationPlan, train_aggregation
-from slipstream.recipes.few_shot.meta_training import (
+from slipstream.recipes.aggregation import (
+    Aggregation,
+    AggregationControls,
+    AggregationPlan,
+    aggregation_controls,
+    train_aggregation,
+)
+from slipstream.recipes.few_shot import (
+    MetaPlan,
     MetaTraining,
     TaskScores,
     judge_tasks,
     train_meta,
 )
-from slipstream.recipes.few_shot.plan import MetaPlan
-from slipstream.recipes.lure.training import Lure, LurePlan, LureStage, train_lure
-from slipstream.recipes.lure.unlearning import (
+from slipstream.recipes.lure import (
+    Lure,
+    LurePlan,
+    LureStage,
     least_salient,
     reset_weights_,
     resettable,
+    train_lure,
     weight_saliency,
 )
-from slipstream.recipes.masks.iterand import Iterand
-from slipstream.recipes.masks.plan import IterandPlan
-from slipstream.recipes.masks.selection import churn, select
-from slipstream.recipes.masks.ticket import Ticket
-from slipstream.recipes.masks.ticket_file import TicketSize, load_ticket, save_ticket, ticket_size
-from slipstream.recipes.masks.training import IterandTraining, train_iterand
-from slipstream.recipes.pseudo_transfer.consistency import Consistency
-from slipstream.recipes.pseudo_transfer.controls import (
-    DistilPlan,
-    PseudoControls,
-    SourceDistilled,
-    distil_source,
-    pseudo_controls,
+from slipstream.recipes.masks import (
+    Iterand,
+    IterandPlan,
+    IterandTraining,
+    Ticket,
+    TicketSize,
+    churn,
+    load_ticket,
+    save_ticket,
+    select,
+    ticket_size,
+    train_iterand,
 )
-from slipstream.recipes.pseudo_transfer.generator_quality import (
-    GeneratorQuality,
-    QualityPlan,
-    generator_quality,
-)
-from slipstream.recipes.pseudo_transfer.pretraining import Pretrained, PretrainPlan, pseudo_pretrain
-from slipstream.recipes.pseudo_transfer.sampling import (
+from slipstream.recipes.pseudo_transfer import (
     ConditionalGenerator,
-    SyntheticBatches,
-    pseudo_samples,
-)
-from slipstream.recipes.pseudo_transfer.semi_supervised import (
+    Consistency,
+    DistilPlan,
+    GeneratorQuality,
+    Pretrained,
+    PretrainPlan,
+    PseudoControls,
     PseudoPlan,
+    PseudoSource,
     PseudoTransferred,
+    QualityPlan,
+    SourceDistilled,
+    SyntheticBatches,
     check_transfer,
+    distil_source,
+    generator_quality,
+    pseudo_controls,
+    pseudo_pretrain,
+    pseudo_samples,
     pseudo_semi_supervised,
 )
-from slipstream.recipes.side_tuning.controls import SideControls, side_controls
-from slipstream.recipes.side_tuning.training import (
+from slipstream.recipes.side_tuning import (
     DistilledSide,
+    SideControls,
     SideNetwork,
     SidePlan,
     SideTask,
     SideTuned,
     distil_side,
     features_of,
+    side_controls,
     side_tune,
     small_side,
 )
-from slipstream.recipes.subspaces.folder import load_subspace
-from slipstream.recipes.subspaces.subspace import Subspace, SubspacePlan
-from slipstream.recipes.subspaces.training import train_subspace
+from slipstream.recipes.subspaces import Subspace, SubspacePlan, load_subspace, train_subspace
 
 __all__ = [
     "Aggregation",
@@ -85,6 +96,7 @@ __all__ = [
     "Pretrained",
     "PseudoControls",
     "PseudoPlan",
+    "PseudoSource",
     "PseudoTransferred",
     "QualityPlan",
     "SideControls",

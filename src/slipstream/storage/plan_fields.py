@@ -1,8 +1,8 @@
 """Fields of plans that are options of commands: the help is written once, with the field."""
 
 from collections.abc import Callable
-from dataclasses import MISSING, field
-from typing import Any
+from dataclasses import MISSING, field, fields
+from typing import Any, Literal, get_args, get_origin
 
 HELP, FLAGS, MINIMUM, SHOWN, ARGUMENT = "help", "flags", "minimum", "shown", "argument"
 
@@ -49,3 +49,30 @@ def argument(default: Any = MISSING, help: str = "") -> Any:
     """Return a field that commands take as an argument, without a flag."""
     metadata = {HELP: help, FLAGS: (), MINIMUM: None, SHOWN: None, ARGUMENT: True}
     return field(default=default, metadata=metadata)
+
+
+def check_choices(plan: object) -> None:
+    """Raise unless the fields of a plan that are one of several strings are one of them.
+
+    Args:
+        plan: A dataclass, whose fields may be a `Literal`.
+
+    Raises:
+        ValueError: If a field holds something else.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> @dataclass
+        ... class Plan:
+        ...     shape: Literal["line", "curve"]
+        >>> check_choices(Plan("circle"))
+        Traceback (most recent call last):
+        ...
+        ValueError: shape must be line or curve, got 'circle'.
+    """
+    for one in fields(plan):  # type: ignore[arg-type]
+        choices, value = get_args(one.type), getattr(plan, one.name)
+        if get_origin(one.type) is Literal and value not in choices:
+            *most, last = choices
+            known = f"{', '.join(most)} or {last}" if most else last
+            raise ValueError(f"{one.name} must be {known}, got {value!r}.")

@@ -1,5 +1,6 @@
 """`slipstream recipe aggregation`."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,59 +53,46 @@ def aggregation(
     """
     from slipstream.cli.loading import open_weights
     from slipstream.cli.task_options import build
-    from slipstream.evaluation import evaluate
     from slipstream.named_task import NamedTask
     from slipstream.recipes import AggregationPlan, aggregation_controls, train_aggregation
-    from slipstream.training import Descent
+    from slipstream.storage.new_run import NewRun
+    from slipstream.training import TrainingPlan
 
     names = data or ["digits", "digits+permuted"]
     further = options.network_options(option)
     setups = [
         NamedTask(network, name, loss, width, further, None, batch_size, seed) for name in names
     ]
-    parts = [build(setup, device=device) for setup in setups]
-    how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
-    model = parts[0].model
+    tasks = [build(setup, device=device) for setup in setups]
+    how = TrainingPlan.cosine(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
+    model, metrics = tasks[0].model, tasks[0].measured
+    tasks = [replace(task, model=model) for task in tasks]
+    starts = list(map(str, start)) if start else None
+    new = NewRun(out, {"data": names, "start": starts}, overwrite, resume)
     initial = [open_weights(model, run=run, step=None, file=None) for run in start or ()]
     with steps_bar("training", hidden=json) as bar:
         found = train_aggregation(
-            model,
-            parts[0].loss,
-            data=[part.data for part in parts],
+            tasks,
             plan=AggregationPlan(pull, how),
             initial=initial or None,
-            validation=[part.part("validation") for part in parts],
-            metrics=parts[0].measured,
-            run_folder=out,
-            configuration={
-                "setup": setups[0].to_json(),
-                "data": names,
-                "start": list(map(str, start)) if start else None,
-            },
-            overwrite=overwrite,
-            resume=resume,
+            run_folder=new,
             progress=bar,
         )
     ways = ways_of(found)
     if controls:
         with steps_bar("controls", hidden=json) as bar:
-            others = aggregation_controls(
-                model, parts[0].loss, data=[part.data for part in parts], descent=how,
-                initial=initial or None, progress=bar,
-            )  # fmt: skip
+            others = aggregation_controls(tasks, descent=how, initial=initial or None, progress=bar)
         ways |= {"sum, apart": others.sum, "mean, apart": others.mean}
         ways["one network"] = others.together
     rows = {
-        way: [
-            evaluate(model, parts[0].measured, weights=w, data=part.part("test")) for part in parts
-        ]
-        for way, w in ways.items()
+        way: [task.evaluate(weights=weights, split="test") for task in tasks]
+        for way, weights in ways.items()
     }
     if json:
         write_json({"path": str(out), "steps": found.steps, "gap": found.gap, "test": rows})
         return
     typer.echo(f"{found.steps} steps; gap of aggregate and sum {found.gap:.4f}; recorded in {out}")
-    columns = [f"{metric} {name}" for name in names for metric in parts[0].measured]
+    columns = [f"{metric} {name}" for name in names for metric in metrics]
     cells = [
         [way, *(f"{value:.4f}" for part in row for value in part.values())]
         for way, row in rows.items()

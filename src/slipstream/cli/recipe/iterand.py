@@ -57,43 +57,26 @@ def iterand(
     Example: slipstream recipe iterand mlp --width 64 --pruned 0.5 --out ticket
     """
     from slipstream.cli.task_options import build
-    from slipstream.evaluation import evaluate
+    from slipstream.evaluation import Split
     from slipstream.named_task import NamedTask
     from slipstream.recipes import IterandPlan, ticket_size, train_iterand
-    from slipstream.training import Descent
+    from slipstream.storage.new_run import NewRun
+    from slipstream.training import TrainingPlan
 
     further = options.network_options(option)
     setup = NamedTask(network, data, loss, width, further, examples, batch_size, seed)
-    descent = Descent(epochs, "sgd", lr, momentum, weight_decay, seed=seed)
+    descent = TrainingPlan.cosine(epochs, "sgd", lr, momentum, weight_decay, seed=seed)
     plan = IterandPlan(
         pruned, shares(pruned_in), selection, ranking, initial, redrawn, every, biases,
         tuple(exclude or ()), seed, descent,
     )  # fmt: skip
-    experiment = build(setup, device=device)
+    task = build(setup, device=device)
     with steps_bar("training", hidden=json) as bar:
-        found = train_iterand(
-            experiment.model,
-            experiment.loss,
-            data=experiment.data,
-            plan=plan,
-            validation=experiment.validation,
-            metrics=experiment.measured,
-            run_folder=out,
-            configuration={"setup": setup.to_json()},
-            overwrite=overwrite,
-            resume=resume,
-            progress=bar,
-        )
+        new = NewRun(out, overwrite=overwrite, resume=resume)
+        found = train_iterand(task, plan=plan, run_folder=new, progress=bar)
     ticket, size = found.ticket, ticket_size(found.ticket)
-    measured = {
-        part: evaluate(
-            experiment.model,
-            experiment.measured,
-            weights=ticket.weights,
-            data=experiment.part(part),
-        )
-        for part in ("validation", "test")
-    }
+    parts: tuple[Split, ...] = ("validation", "test")
+    measured = {part: task.evaluate(weights=ticket.weights, split=part) for part in parts}
     if json:
         cost = {"steps": found.steps, "rounds": found.rounds, "seconds": found.seconds}
         course = {"losses": found.losses, "churn": found.churn}
@@ -102,7 +85,7 @@ def iterand(
         return
     typer.echo(f"{found.steps} steps in {found.seconds:.1f} s; recorded in {out}")
     times = f"{found.rounds} times" if found.rounds else "never: this is edge-popup"
-    typer.echo(f"fallen weights were drawn anew {times}")
+    typer.echo(f"pruned weights were re-initialised {times}")
     first, last = found.churn[0], found.churn[-1]
     typer.echo(f"masks that changed: {first:.1%} in the first epoch, {last:.1%} in the last")
     typer.echo(f"as a seed and a bit mask: {size.file} bytes, as weights {size.weights}")

@@ -57,30 +57,25 @@ def lure(
     from slipstream.cli.task_options import build
     from slipstream.named_task import NamedTask
     from slipstream.recipes import LurePlan, train_lure
-    from slipstream.training import Descent
+    from slipstream.storage.new_run import NewRun
+    from slipstream.training import TrainingPlan
 
     further = options.network_options(option)
     setup = NamedTask(network, data, loss, width, further, None, batch_size, seed)
-    how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
+    how = TrainingPlan.cosine(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     plan = LurePlan(share, "saliency", slice_batches, how)
-    experiment = build(setup, device=device)
-    model = experiment.model
+    task = build(setup, device=device)
+    initial = open_weights(task.model, run=start, step=None, file=None) if start else None
+    new = NewRun(out, {"start": start and str(start)}, overwrite, resume)
     found: dict[str, Lure] = {}
     for choice in ("saliency", "random", "none") if controls else ("saliency",):
-        kept = choice == "saliency"
         with steps_bar(choice, hidden=json) as bar:
             found[choice] = train_lure(
-                model,
-                experiment.loss,
-                chunks=in_chunks(list(experiment.data), chunks),
+                task,
+                chunks=in_chunks(list(task.data), chunks),
                 plan=replace(plan, choice=choice),
-                initial=open_weights(model, run=start, step=None, file=None) if start else None,
-                validation=experiment.validation,
-                metrics=experiment.measured,
-                run_folder=out if kept else None,
-                configuration={"setup": setup.to_json(), "start": start and str(start)},
-                overwrite=overwrite and kept,
-                resume=resume and kept,
+                initial=initial,
+                run_folder=new if choice == "saliency" else None,
                 progress=bar,
             )
     if json:
@@ -90,7 +85,7 @@ def lure(
     candidates = found["saliency"].stages[0].candidates
     typer.echo(f"{found['saliency'].steps} steps; recorded in {out}")
     typer.echo(f"{candidates} weights may be reset. On validation data after each chunk:")
-    show(found, list(experiment.measured))
+    show(found, list(task.measured))
 
 
 def in_chunks(batches: "list[Batch]", count: int) -> "list[list[Batch]]":

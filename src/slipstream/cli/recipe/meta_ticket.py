@@ -70,6 +70,7 @@ def meta_ticket(
     from slipstream.cli.task_options import build
     from slipstream.named_task import FewShot, NamedTask
     from slipstream.recipes import MetaPlan, judge_tasks, train_meta
+    from slipstream.storage.new_run import NewRun
     from slipstream.testbed import TaskForm
 
     plan = MetaPlan(
@@ -84,26 +85,13 @@ def meta_ticket(
     few = FewShot(form, replace(plan.adaptation, sparse=plan.masked), test_steps)
     further = options.network_options(option)
     setup = NamedTask(network, data, loss, width, further, None, tasks, seed, few)
-    experiment = build(setup, device=device)
+    task = build(setup, device=device)
     with steps_bar("training", hidden=json) as bar:
-        found = train_meta(
-            experiment.model,
-            setup.base_loss,
-            data=experiment.data,
-            plan=plan,
-            validation=experiment.validation,
-            metrics=experiment.measured,
-            run_folder=out,
-            configuration={"setup": setup.to_json()},
-            overwrite=overwrite,
-            resume=resume,
-            progress=bar,
-        )
+        new = NewRun(out, overwrite=overwrite, resume=resume)
+        found = train_meta(task, plan=plan, run_folder=new, progress=bar)
     scores = {
-        name: judge_tasks(
-            experiment.model, metric, weights=found.weights, data=experiment.part("test")
-        )
-        for name, metric in experiment.measured.items()
+        name: judge_tasks(metric, task.on("test"), weights=found.weights)
+        for name, metric in task.measured.items()
     }
     write(found, scores, out=out, json=json)
 

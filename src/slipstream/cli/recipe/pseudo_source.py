@@ -7,13 +7,13 @@ import torch
 
 from slipstream.cli.loading import open_experiment, open_weights
 from slipstream.cli.task_options import import_function
-from slipstream.evaluation import Batch, classification_loss
-from slipstream.recipes import ConditionalGenerator
+from slipstream.evaluation import Batch, Task
+from slipstream.recipes import ConditionalGenerator, PseudoSource
 from slipstream.recipes.pseudo_transfer.sampling import Classifier
 from slipstream.testbed import Batches, Examples, build_network, load_data
 from slipstream.testbed.conditional_vae import ConditionalVAE, train_conditional_vae
 from slipstream.testbed.generator_file import load_generator
-from slipstream.training import Descent, descend
+from slipstream.training import TrainingPlan, trained_copy
 from slipstream.training.reinitialise import model_at
 
 WIDTH = 128  # of the networks that are made for a data set of the testbed
@@ -21,7 +21,7 @@ WIDTH = 128  # of the networks that are made for a data set of the testbed
 
 def open_source(
     *, source: str, epochs: int, generator: str | None, classifier: str | None, seed: int
-) -> tuple[ConditionalGenerator, Classifier | None]:
+) -> PseudoSource:
     """Find or train the generator and the classifier of a source.
 
     Args:
@@ -34,23 +34,23 @@ def open_source(
         seed: Of what is trained.
 
     Returns:
-        The two.
+        The source.
 
     Raises:
         ValueError: If something is not what it should be.
     """
     made = None if classifier is None else _classifier(classifier)
     if generator is not None:
-        return _generator(generator), made
+        return PseudoSource(_generator(generator), made)
     data = load_data(source, seed=0)
     batches = data.train.batches(64, seed=seed)
     vae = ConditionalVAE(data.spec.shape, classes=data.spec.classes, width=2 * WIDTH, seed=seed)
     train_conditional_vae(vae, batches, epochs=epochs, seed=seed)
     if made is None:
         fresh = build_network("mlp", data=data.spec, width=WIDTH, seed=seed)
-        how = Descent(epochs=epochs, lr=0.05, seed=seed)
-        made = descend(fresh, classification_loss, data=batches, descent=how).eval()
-    return ConditionalGenerator(vae.sample, data.spec.classes), made
+        how = TrainingPlan.cosine(epochs=epochs, lr=0.05, seed=seed)
+        made = trained_copy(Task(fresh, batches), how).eval()
+    return PseudoSource(ConditionalGenerator(vae.sample, data.spec.classes), made)
 
 
 def few_of_each(data: Any, count: int | None, *, size: int, seed: int) -> Any:

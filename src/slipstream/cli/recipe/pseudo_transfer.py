@@ -1,7 +1,8 @@
 """`slipstream recipe pseudo-transfer`."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -80,7 +81,6 @@ def pseudo_transfer(
     from slipstream.cli.loading import open_weights
     from slipstream.cli.recipe.pseudo_source import few_of_each, open_source
     from slipstream.cli.task_options import build
-    from slipstream.evaluation import evaluate
     from slipstream.named_task import NamedTask
     from slipstream.recipes import (
         Consistency,
@@ -91,56 +91,65 @@ def pseudo_transfer(
         pseudo_pretrain,
         pseudo_semi_supervised,
     )
-    from slipstream.training import Descent
+    from slipstream.storage.new_run import NewRun
+    from slipstream.training import TrainingPlan
 
-    def how(epochs: int) -> Descent:
-        return Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
+    def how(epochs: int) -> TrainingPlan:
+        return TrainingPlan.cosine(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
 
     plan = PseudoPlan(weight, Consistency(unsupervised), conditioning, descent=how(epochs))
     setup = NamedTask(
         network, data, loss, width, options.network_options(option), None, batch_size, seed
     )
     task = build(setup, device=device)
-    few = few_of_each(task.data, labels, size=batch_size, seed=seed)
+    task = replace(task, data=few_of_each(task.data, labels, size=batch_size, seed=seed))
     initial = open_weights(task.model, run=start, step=None, file=None) if start else None
     source_names = {"source": source, "epochs": source_epochs, "generator": generator}
-    made, asked = open_source(
+    known = open_source(
         source=source, epochs=source_epochs, generator=generator, classifier=classifier, seed=seed
     )
-    check_transfer(task.model, made, classifier=asked, data=few, plan=plan)
-    common: dict[str, Any] = {
-        "configuration": {
-            "setup": setup.to_json(),
-            "start": str(start) if start else None,
-            "pseudo": {**source_names, "classifier": classifier, "labels": labels},
-        },
-        "overwrite": overwrite,
-        "resume": resume,
+    check_transfer(known, task, plan=plan)
+    names = {
+        "start": str(start) if start else None,
+        "pseudo": {**source_names, "classifier": classifier, "labels": labels},
     }
     before = None
     if pretraining:
         with steps_bar("pre-training", hidden=json) as bar:
             before = pseudo_pretrain(
-                task.model, made, head=head, plan=PretrainPlan(descent=how(pretraining)),
-                initial=initial, target=few, run_folder=out / "pretrained", progress=bar, **common,
-            )  # fmt: skip
+                known,
+                task,
+                head=head,
+                plan=PretrainPlan(descent=how(pretraining)),
+                initial=initial,
+                run_folder=NewRun(out / "pretrained", names, overwrite, resume),
+                progress=bar,
+            )
     with steps_bar("learning", hidden=json) as bar:
         found = pseudo_semi_supervised(
-            task.model, task.loss, generator=made, classifier=asked, data=few, plan=plan,
-            initial=before.weights if before else initial, validation=task.validation,
-            metrics=task.measured, run_folder=out / "task", progress=bar, **common,
-        )  # fmt: skip
+            known,
+            task,
+            plan=plan,
+            initial=before.weights if before else initial,
+            run_folder=NewRun(out / "task", names, overwrite, resume),
+            progress=bar,
+        )
     ways: dict[str, dict[str, Tensor] | None]
     ways = {name_of(before is not None, weight): found.weights}
     if controls:
         with steps_bar("controls", hidden=json) as bar:
             others = pseudo_controls(
-                task.model, task.loss, generator=made, classifier=asked, head=head, data=few,
-                plan=plan, pretrained=before, initial=initial, progress=bar,
-            )  # fmt: skip
+                known,
+                task,
+                head=head,
+                plan=plan,
+                pretrained=before,
+                initial=initial,
+                progress=bar,
+            )
         ways |= named(others, weight)
     rows = {
-        way: evaluate(task.model, task.measured, weights=weights, data=task.part("test"))
+        way: task.evaluate(weights=weights, split="test")
         for way, weights in ways.items()
         if weights is not None
     }

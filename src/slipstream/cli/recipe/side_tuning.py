@@ -1,8 +1,9 @@
 """`slipstream recipe side-tuning`."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,6 +11,11 @@ from slipstream.cli import options
 from slipstream.cli.output import write_json, write_table
 from slipstream.cli.progress import steps_bar
 from slipstream.cli.recipe import descent
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from slipstream.storage.new_run import NewRun
 
 DATA = "Data of the new task, as of `train`; those of the run if not given."
 HEAD = "Layer of the run's model that is replaced for the task."
@@ -48,7 +54,7 @@ def side_tuning(
     Example: slipstream recipe side-tuning run --data digits+turned --out turned
     """
     from slipstream.cli.loading import open_experiment, open_weights
-    from slipstream.evaluation import evaluate, inputs_of
+    from slipstream.evaluation import Task, inputs_of
     from slipstream.recipes import (
         SidePlan,
         distil_side,
@@ -57,51 +63,50 @@ def side_tuning(
         side_tune,
         small_side,
     )
-    from slipstream.training import Descent
+    from slipstream.storage.new_run import NewRun
+    from slipstream.training import TrainingPlan
 
-    how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
+    how = TrainingPlan.cosine(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     old = open_experiment(run, model=model, device=device)
     task = open_experiment(run, model=model, data=data, loss=loss, seed=seed, device=device)
     weights = open_weights(old.model, run=run, step=None, file=None)
     base = features_of(old.model, weights=weights, head=head)
     side = small_side(base, inputs_of(next(iter(old.data))), width=side_width, seed=seed)
     made = {"base": str(run), "head": head}
-    again = {"overwrite": overwrite, "resume": resume}
-    train = list(islice(task.data, batches)) if batches else task.data
+    if batches:
+        task = replace(task, data=list(islice(task.data, batches)))
+
+    def new(name: str, **further: Any) -> "NewRun":
+        return NewRun(out / name, {**made, **further}, overwrite, resume)
+
     with steps_bar("distilling", hidden=json) as bar:
         distilled = distil_side(
-            base, side, data=old.data, descent=how, run_folder=out / "distilled",
-            configuration=made, progress=bar, **again,
-        )  # fmt: skip
+            side, Task(base, old.data), descent=how, run_folder=new("distilled"), progress=bar
+        )
     with steps_bar("side-tuning", hidden=json) as bar:
         found = side_tune(
-            base,
-            task.loss,
+            replace(task, model=base, configuration={}),  # which says how to build another model
             side=distilled.side,
             head=task.model.get_submodule(head),
-            data=train,
             plan=SidePlan(how),
-            validation=task.validation,
-            metrics=task.measured,
-            run_folder=out / "task",
-            configuration={**made, "data": data, "batches": batches},
+            run_folder=new("task", data=data, batches=batches),
             progress=bar,
-            **again,
         )
-    rows = {"side-tuning": evaluate(found.network, task.measured, data=task.part("test"))}
-    kept = {"base": evaluate(old.model, old.measured, weights=weights, data=old.part("test"))}
+
+    def test(network: "nn.Module") -> dict[str, float]:
+        return replace(task, model=network).evaluate(split="test")
+
+    rows = {"side-tuning": test(found.network)}
+    kept = {"base": old.evaluate(weights=weights, split="test")}
     if controls:
         with steps_bar("controls", hidden=json) as bar:
             others = side_controls(
-                task.model, task.loss, base=base, weights=weights, head=head, data=train,
-                descent=how, progress=bar,
-            )  # fmt: skip
-        rows["features alone"] = evaluate(others.features, task.measured, data=task.part("test"))
-        rows["fine-tuning"] = evaluate(others.fine_tuned, task.measured, data=task.part("test"))
-        rows["from scratch"] = evaluate(others.scratch, task.measured, data=task.part("test"))
-        kept["after fine-tuning"] = evaluate(
-            old.model, old.measured, weights=others.overwritten, data=old.part("test")
-        )
+                task, base=base, weights=weights, head=head, descent=how, progress=bar
+            )
+        rows["features alone"] = test(others.features)
+        rows["fine-tuning"] = test(others.fine_tuned)
+        rows["from scratch"] = test(others.scratch)
+        kept["after fine-tuning"] = old.evaluate(weights=others.overwritten, split="test")
     if json:
         write_json(
             {"path": str(out), "blend": found.blend, "steps": found.steps, "test": rows,

@@ -54,65 +54,60 @@ def subspace(
     from slipstream.cli.task_options import build
     from slipstream.named_task import NamedTask
     from slipstream.recipes import SubspacePlan, train_subspace
-    from slipstream.training import Descent
+    from slipstream.storage.new_run import NewRun
+    from slipstream.training import TrainingPlan
     from slipstream.weights import weights_of
 
     further = options.network_options(option)
     setup = NamedTask(network, data, loss, width, further, examples, batch_size, seed)
-    how = Descent(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
+    how = TrainingPlan.cosine(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
     plan = SubspacePlan(shape, corners, repulsion, layerwise, how)
-    experiment = build(setup, device=device)
+    task = build(setup, device=device)
     with steps_bar("training", hidden=json) as bar:
         found = train_subspace(
-            experiment.model,
-            experiment.loss,
-            data=experiment.data,
+            task,
             plan=plan,
             initial=[
                 weights_of(build(setup, seed=seed + corner, device=device).model)
                 for corner in range(plan.corners)
             ],
-            validation=experiment.validation,
-            metrics=experiment.measured,
-            run_folder=out,
-            configuration={"setup": setup.to_json()},
-            overwrite=overwrite,
-            resume=resume,
+            run_folder=NewRun(out, overwrite=overwrite, resume=resume),
             progress=bar,
         )
-    measured = measure(experiment, found, points=points)
+    measured = measure(task, found, points=points)
     if json:
         cost = {"steps": found.steps, "seconds": found.seconds, "cosine": found.cosine}
         write_json({"path": str(out), **cost, "losses": found.losses, **measured})
         return
     typer.echo(f"{found.steps} steps in {found.seconds:.1f} s; recorded in {out}")
     typer.echo(f"cosine of the angle between corners: {found.cosine:.2f}")
-    columns = [f"{part} {name}" for part in measured for name in experiment.measured]
+    columns = [f"{part} {name}" for part in measured for name in task.measured]
     rows = [
-        [way, *(f"{measured[part][way][n]:.4f}" for part in measured for n in experiment.measured)]
+        [way, *(f"{measured[part][way][n]:.4f}" for part in measured for n in task.measured)]
         for way in measured["validation"]
     ]
     write_table(["", *columns], rows)
 
 
 def measure(
-    experiment: "Task", found: "Subspace", *, points: int
+    task: "Task", found: "Subspace", *, points: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Return the metrics of the midpoint, the worst point and the ensemble: part, way, name."""
-    from slipstream.evaluation import Task, evaluate
+    from slipstream.evaluation import Split, evaluate
     from slipstream.landscape import evaluate_span
 
-    model, metrics = experiment.model, experiment.measured
-    measured = {}
-    for part in ("validation", "test"):
-        data = experiment.part(part)
-        task = Task(model, data, experiment.loss, metrics=metrics)
-        along = evaluate_span(found.span, task, points=points)
+    metrics = task.measured
+    parts: tuple[Split, ...] = ("validation", "test")
+    measured: dict[str, dict[str, dict[str, float]]] = {}
+    for part in parts:
+        along = evaluate_span(found.span, task.on(part), points=points)
         worst = {name: along.worst(name, highest=name == "accuracy") for name in metrics}
         measured[part] = {
-            "midpoint": evaluate(model, metrics, weights=found.midpoint, data=data),
+            "midpoint": task.evaluate(weights=found.midpoint, split=part),
             f"worst of {len(along.positions)}": worst,
         }
         if "accuracy" in metrics:
-            measured[part]["ensemble"] = evaluate(found.ensemble(model), metrics, data=data)
+            measured[part]["ensemble"] = evaluate(
+                found.ensemble(task.model), metrics, data=task.part(part)
+            )
     return measured

@@ -1,16 +1,22 @@
 """What aggregation is compared with: networks trained apart, added up, and one for everything."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss, batch_size
-from slipstream.recipes.aggregation.training import Together, calibrated, specialist_starts
-from slipstream.training import Descent
-from slipstream.training.loop import Progress, descend
+from slipstream.evaluation import Batch, Task, takes_task
+from slipstream.recipes.aggregation.specialists import (
+    Together,
+    a_task_each,
+    calibrated,
+    specialist_starts,
+)
+from slipstream.training import TrainingPlan, trained_copy
+from slipstream.training.loop import Progress
 from slipstream.training.reinitialise import model_at
-from slipstream.weights import Weights, copy, displace, parameter_names, weights_of
+from slipstream.weights import Weights, clone, displace, parameter_names, weights_of
 
 
 @dataclass(frozen=True)
@@ -23,21 +29,19 @@ class AggregationControls:
     together: Weights  # one network, trained on all data sets
 
 
+@takes_task
+@a_task_each
 def aggregation_controls(
-    model: nn.Module,
-    loss: Loss,
+    tasks: Sequence[Task],
     *,
-    data: Sequence[Iterable[Batch]],
-    descent: Descent,
+    descent: TrainingPlan,
     initial: Sequence[Weights] | None = None,
     progress: Progress | None = None,
 ) -> AggregationControls:
     """Train what aggregation is compared with, from the same starts and in the same way.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
-        data: Batches of each data set.
+        tasks: One for each data set, as of `train_aggregation`.
         descent: How.
         initial: Where each network starts, as of `train_aggregation`.
         progress: Called after each step of each training.
@@ -49,37 +53,35 @@ def aggregation_controls(
         ValueError: If something does not fit, as of `train_aggregation`.
 
     Example:
-        >>> from slipstream import classification_loss
         >>> import torch
-        >>> data = [[(torch.eye(2), torch.tensor([0, 1]))]] * 2
-        >>> how = Descent(epochs=1)
-        >>> model = nn.Linear(2, 2)
-        >>> found = aggregation_controls(model, classification_loss, data=data, descent=how)
+        >>> task = Task(nn.Linear(2, 2), [(torch.eye(2), torch.tensor([0, 1]))])
+        >>> found = aggregation_controls([task, task], descent=TrainingPlan(epochs=1))
         >>> first, second = (own["bias"] for own in found.apart)
         >>> torch.equal(found.sum["bias"], first + second)
         True
     """
-    starts = specialist_starts(model, data=data, initial=initial, seed=descent.seed)
+    model = tasks[0].model
+    starts = specialist_starts(tasks, initial=initial, seed=descent.seed)
+    train = partial(trained_copy, plan=descent, progress=progress)
     apart = [
-        copy(
-            weights_of(
-                descend(model_at(model, start), loss, data=part, descent=descent, progress=progress)
-            )
-        )
-        for start, part in zip(starts, data, strict=True)
+        clone(weights_of(train(replace(task, model=model_at(model, start)))))
+        for start, task in zip(starts, tasks, strict=True)
     ]
 
     def on_all(network: nn.Module, batches: tuple[Batch, ...]) -> Tensor:
-        sizes = [batch_size(batch) for batch in batches]
-        terms = [n / sum(sizes) * loss(network, b) for n, b in zip(sizes, batches, strict=True)]
+        sizes = [task.batch_size(batch) for task, batch in zip(tasks, batches, strict=True)]
+        terms = [
+            size / sum(sizes) * task.loss(network, batch)
+            for size, task, batch in zip(sizes, tasks, batches, strict=True)
+        ]
         return sum(terms[1:], start=terms[0])
 
-    one = model_at(model, starts[0])
-    together = descend(one, on_all, data=Together(data), descent=descent, progress=progress)
-    others = [{name: own[name] for name in parameter_names(model)} for own in apart[1:]]
+    data = Together([task.data for task in tasks])
+    together = train(Task(model_at(model, starts[0]), data, on_all))
+    names = parameter_names(model)
     total = dict(apart[0])
-    for other in others:
-        total = displace(total, other)
-    mean = total | {n: total[n] / len(apart) for n in parameter_names(model)}
-    added, averaged = (calibrated(model, loss, weights, data) for weights in (total, mean))
-    return AggregationControls(tuple(apart), added, averaged, copy(weights_of(together)))
+    for own in apart[1:]:
+        total = displace(total, {name: own[name] for name in names})
+    mean = total | {name: total[name] / len(apart) for name in names}
+    added, averaged = (calibrated(tasks, weights) for weights in (total, mean))
+    return AggregationControls(tuple(apart), added, averaged, clone(weights_of(together)))

@@ -1,12 +1,14 @@
 """What a meta-training will do, as plain data."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from slipstream.recipes.few_shot.adaptation import Adaptation, Batching
+from slipstream.recipes.few_shot.inner_loop import Adaptation, Batching
 from slipstream.recipes.masks.plan import check_redrawn
 from slipstream.recipes.masks.random_weights import Initial
-from slipstream.training import Descent
+from slipstream.recipes.patterns import as_patterns
+from slipstream.storage.plan_fields import check_choices, option
+from slipstream.training import TrainingPlan
 
 Method = Literal["ticket", "ticket-boil", "maml", "anil", "boil"]
 Threshold = Literal["fixed", "top-k"]
@@ -30,43 +32,39 @@ class MetaPlan:
         ('head', True)
     """
 
-    method: Method = "ticket"
-    rate: float = 0.4  # of the inner steps
-    steps: int = 1  # inner steps in training
-    second_order: bool = True
-    head: tuple[str, ...] = ()  # patterns of its tensors; the last layer with weights if empty
-    batching: Batching = "auto"
-    initial: Initial = "kaiming-normal"  # from where a ticket's weights are drawn
-    threshold: Threshold = "fixed"  # of the scores: that of the start, or so that a share falls
-    pruned: float = 0.0  # share that falls: at the start if the threshold is fixed, or always
-    redrawn: float = 0.0  # share of the fallen weights that are drawn anew each time
-    every: int = 300  # steps from one time to the next
-    exclude: tuple[str, ...] = ()  # patterns of tensors that are not masked, besides the head
-    seed: int = 0  # of a ticket's weights and scores
-    descent: Descent | None = None  # of the outer loop; see `outer`
+    method: Method = option("ticket", "What is learned: a mask (ticket), or weights.")
+    rate: float = option(0.4, "Learning rate of the inner steps.")
+    steps: int = option(1, "Inner steps in training.")
+    second_order: bool = option(True, "Differentiate through the inner gradients.")
+    head: tuple[str, ...] = option((), "Patterns of the head's tensors.", shown="the last layer")
+    batching: Batching = option("auto", "How the tasks of a batch are computed.")
+    initial: Initial = option("kaiming-normal", "Distribution of a ticket's random weights.")
+    threshold: Threshold = option(
+        "fixed",
+        "Keep the scores' initial threshold, or prune the same share at every step (top-k).",
+    )
+    pruned: float = option(0.0, "Share pruned: at the start if the threshold is fixed, or always.")
+    redrawn: float = option(0.0, "Share of the pruned weights that is re-initialised each time.")
+    every: int = option(300, "Steps between re-initialisations.")
+    exclude: tuple[str, ...] = option((), "Leave tensors unmasked whose names match a pattern.")
+    seed: int = option(0, "Seed of a ticket's weights and scores.")
+    descent: TrainingPlan | None = None  # of the outer loop; see `outer`
 
     def __post_init__(self) -> None:
-        for name, kind in _CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise ValueError(f"{name} must be one of {known}, got {getattr(self, name)!r}.")
+        check_choices(self)
         if not 0 <= self.pruned < 1:
             raise ValueError(
-                "pruned is the share of the weights that fall, at least 0 and below 1; "
+                "pruned is the share of the weights to prune, at least 0 and below 1; "
                 f"got {self.pruned}."
             )
         if self.threshold == "top-k" and not self.pruned:
-            raise ValueError("threshold='top-k' needs the share that falls: pruned above 0.")
+            raise ValueError("threshold='top-k' needs a share to prune: pruned above 0.")
         check_redrawn(self.redrawn, self.initial)
         if self.every < 1:
             raise ValueError(f"every must be at least 1 step, got {self.every}.")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
-        if isinstance(self.exclude, str):
-            raise ValueError(
-                f"exclude must list patterns, got a text: write exclude=({self.exclude!r},)."
-            )
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "exclude", as_patterns(self.exclude, name="exclude"))
         object.__setattr__(self, "head", self.adaptation.head)  # checks the rest, too
 
     @property
@@ -88,17 +86,16 @@ class MetaPlan:
         )
 
     @property
-    def outer(self) -> Descent:
+    def outer(self) -> TrainingPlan:
         """The outer loop: as given, or SGD at a rate of 10 for scores, AdamW at 1e-3 for weights.
 
-        An epoch has as many batches of tasks as the data say; the rate rises over a thirtieth of
+        An epoch is a pass over the data; the rate rises over a thirtieth of
         the training, and falls to 0.
         """
         if self.descent:
             return self.descent
         if self.masked:
-            return Descent(30, "sgd", 10.0, 0.9, 0.0, 1 / 30, self.seed)
-        return Descent(30, "adamw", 1e-3, weight_decay=0.01, warm_up=1 / 30, seed=self.seed)
-
-
-_CHOICES: dict[str, Any] = {"method": Method, "threshold": Threshold, "initial": Initial}
+            return TrainingPlan.cosine(30, "sgd", 10.0, 0.9, 0.0, 1 / 30, self.seed)
+        return TrainingPlan.cosine(
+            30, "adamw", 1e-3, weight_decay=0.01, warm_up=1 / 30, seed=self.seed
+        )

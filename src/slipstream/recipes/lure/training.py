@@ -1,61 +1,37 @@
 """LURE: learn, unlearn what matters least for new data, relearn on all data so far."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Loss, Metric, batches_of_epoch
+from slipstream.evaluation import Batch, Task, batches_of_epoch, takes_task
+from slipstream.recipes.lure.plan import LurePlan
 from slipstream.recipes.lure.unlearning import (
-    check_share,
     least_salient,
     reset_weights_,
     resettable,
     weight_saliency,
 )
-from slipstream.training import Descent
-from slipstream.training.loop import Descending, Progress, check_sized
-from slipstream.training.recorded_training import kept, validated
-from slipstream.training.reinitialise import fresh_weights, model_at
-from slipstream.weights import Weights, copy, weights_of
-
-Choice = Literal["saliency", "random", "none"]
-
-
-@dataclass(frozen=True)
-class LurePlan:
-    """What is forgotten before each new chunk of data, and how is trained, as plain data.
-
-    Example:
-        >>> LurePlan(share=0.3).choice
-        'saliency'
-    """
-
-    share: float = 0.2  # rho, of all weights that may be reset, over all tensors together
-    choice: Choice = "saliency"  # which: the least salient; `random` and `none` are the controls
-    slice_batches: int | None = None  # of the new chunk, for the saliency: the first; None is all
-    descent: Descent = field(default_factory=lambda: Descent(epochs=20))  # on each chunk
-
-    def __post_init__(self) -> None:
-        check_share(self.share)
-        if self.choice not in get_args(Choice):
-            raise ValueError(f"choice must be saliency, random or none, got {self.choice!r}.")
-        if self.slice_batches is not None and self.slice_batches < 1:
-            raise ValueError(f"slice_batches must be at least 1, got {self.slice_batches}.")
+from slipstream.storage.new_run import NewRun
+from slipstream.training import Loop, check_sized, fresh_weights, recorded
+from slipstream.training.loop import Progress
+from slipstream.training.reinitialise import model_at
+from slipstream.weights import Weights, clone, weights_of
 
 
 @dataclass(frozen=True)
 class LureStage:
-    """One chunk of data: what was forgotten before it, and what was learned."""
+    """One chunk of data: what was reset before it, and what was learned."""
 
     chunk: int  # counted from 0
     reset: int  # weights
-    candidates: int  # weights that might have been reset: without those of normalisation layers
+    candidates: int  # weights that could be reset: all but those of normalisation layers
     by_tensor: Mapping[str, int]  # of `reset`
     metrics: Mapping[str, float]  # at its end, on validation data
 
@@ -72,118 +48,96 @@ class Lure:
     seconds: float  # of the training
 
 
+@takes_task
 def train_lure(
-    model: nn.Module,
-    loss: Loss,
+    task: Task,
     *,
     chunks: Sequence[Iterable[Batch]],
     plan: LurePlan | None = None,
     initial: Weights | None = None,
     fresh: Callable[[int], Weights] | None = None,
-    validation: Iterable[Batch] | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    run_folder: str | Path | None = None,
-    configuration: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
+    run_folder: str | Path | NewRun | None = None,
     progress: Progress | None = None,
 ) -> Lure:
-    """Train on data that arrive in chunks: before each new one, forget the least salient weights.
+    """Train on data that arrive in chunks: before each new one, reset the least salient weights.
 
     On the first chunk the network learns. Before every later one, the share rho of its weights
-    with the least |g w| on the new data is drawn anew, and the network is trained on all data so
-    far. With `choice="none"` this is a plain warm start.
+    with the least |g w| on the new data is re-initialised, and the network is trained on all data
+    so far. With `choice="none"` this is a plain warm start.
 
     Source: "Learn, Unlearn and Relearn: An Online Learning Paradigm for Deep Neural Networks"
     (Ramkumar, Arani, Zonooz, 2023), algorithm 1.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        task: Model, loss and validation data; `chunks` stand in for its training data.
         chunks: The batches of each chunk, with a length; if they have a method `epoch(number)`,
             that gives those of an epoch. The batches of all chunks so far come in random order.
-        plan: What is forgotten, and how is trained.
+        plan: How much is reset, and how the network is trained.
         initial: Where to start, such as a transferred run's last snapshot; by default at the
             model's own weights.
-        fresh: Maps a seed to fresh weights; by default `fresh_weights` of the model.
-        validation: Batches on which `metrics` are taken after every epoch.
-        metrics: Name to a function of the model and a batch.
+        fresh: Maps a seed to new initial weights; by default `fresh_weights` of the model.
         run_folder: Records the network after every epoch as a run.
-        configuration: What makes the run, as plain data; kept in it.
-        overwrite: Whether to delete the snapshots of a run that is already there.
-        resume: Whether to go on with a training that was interrupted; begins if there is none.
         progress: Called after each step with the steps done and their number when this chunk ends.
 
     Returns:
-        The weights, and what was forgotten at each chunk.
+        The weights, and what was reset before each chunk.
 
     Raises:
         ValueError: If a chunk is empty or has no length, the weights have another layout or
-            cannot be drawn anew, the loss is not finite, or what is to be resumed is another
+            cannot be re-initialised, the loss is not finite, or what is to be resumed is another
             training.
         FileExistsError: If the run folder is not empty.
 
     Example:
-        >>> model = nn.Linear(2, 5)
+        >>> from torch import nn
+        >>> from slipstream.training import TrainingPlan
         >>> data = [(torch.eye(2), torch.tensor([0, 1]))]
-        >>> from slipstream import classification_loss
-        >>> plan = LurePlan(share=0.2, descent=Descent(epochs=1))
-        >>> found = train_lure(model, classification_loss, chunks=[data, data], plan=plan)
+        >>> plan = LurePlan(share=0.2, descent=TrainingPlan(epochs=1))
+        >>> found = train_lure(Task(nn.Linear(2, 5)), chunks=[data, data], plan=plan)
         >>> [(stage.reset, stage.candidates) for stage in found.stages]
         [(0, 15), (3, 15)]
     """
     plan = plan or LurePlan()
-    network = model_at(model, initial)
+    network = model_at(task.model, initial)
+    task = replace(task, model=network)
     check_sized(chunks, name="chunks", fewest=1)
-    training = Descending(network, plan.descent, rounds=len(chunks))
+    training = Loop(network, plan.descent, rounds=len(chunks), batch_size=task.batch_size)
     if not resettable(network):
         raise ValueError("The model has no weights that LURE may reset: only normalisation layers.")
     if plan.choice != "none" and len(chunks) > 1 and fresh is None:
-        fresh_weights(network, seed=0)  # what cannot be drawn anew is told before the training
-
-    def measure() -> dict[str, float]:
-        return validated(network, metrics, validation)
+        fresh_weights(network, seed=0)  # raises before the training what would be raised in it
 
     def after_epoch() -> None:
         if training.epoch % plan.descent.epochs == 0:
-            training.notes[-1]["metrics"] = measure()
+            training.notes[-1]["metrics"] = task.validated()
         keep()
 
-    with kept(
-        training,
-        recorded=network,
-        run_folder=run_folder,
-        recipe={"lure": {**asdict(plan), "chunks": len(chunks)}},
-        start=[weights_of(network)],
-        configuration=configuration,
-        measure=measure,
-        overwrite=overwrite,
-        resume=resume,
-    ) as keep:
+    recipe = {"lure": {**asdict(plan), "chunks": len(chunks)}}
+    start = [weights_of(network)]
+    with recorded(training, task, run_folder, plan=recipe, start=start) as keep:
         for number in range(training.epoch // plan.descent.epochs, len(chunks)):
             if len(training.notes) == number:
-                masks = _unlearn_(training, loss, plan, chunks[number], number, fresh)
-                training.notes.append(_note(number, masks))
+                new = replace(task, data=chunks[number])
+                training.notes.append(_note(number, _unlearn_(training, new, plan, number, fresh)))
             training.run(
-                lambda batch: loss(network, batch),
+                lambda batch: task.loss(network, batch),
                 data=_Joined(chunks[: number + 1], plan.descent.seed),
                 on_epoch=after_epoch,
                 progress=progress,
             )
     stages = tuple(LureStage(**note) for note in training.notes)
     losses = tuple(training.losses)
-    return Lure(plan, copy(weights_of(network)), stages, losses, training.step, training.seconds)
+    return Lure(plan, clone(weights_of(network)), stages, losses, training.step, training.seconds)
 
 
 def _unlearn_(
-    training: Descending,
-    loss: Loss,
+    training: Loop,
+    task: Task,
     plan: LurePlan,
-    chunk: Iterable[Batch],
     number: int,
     fresh: Callable[[int], Weights] | None,
 ) -> dict[str, Tensor]:
-    """Reset weights before a chunk; returns which, by masks."""
+    """Reset weights before a chunk, the task's data; returns which, as masks."""
     network = training.module
     parameters = dict(network.named_parameters())
     names = resettable(network)
@@ -197,8 +151,7 @@ def _unlearn_(
             for name in names
         }
     else:
-        slice_ = islice(chunk, plan.slice_batches)
-        measured = weight_saliency(network, loss, data=slice_)
+        measured = weight_saliency(replace(task, data=islice(task.data, plan.slice_batches)))
         found = {name: measured[name] for name in names}
     masks = least_salient(found, share=plan.share)
     drawn = fresh(seed) if fresh else fresh_weights(network, seed=seed)

@@ -1,7 +1,6 @@
-"""Which weights matter least, and drawing them anew: the pieces of LURE."""
+"""Which weights matter least, and resetting them: the pieces of LURE."""
 
 import math
-from collections.abc import Iterable
 from fractions import Fraction
 
 import torch
@@ -9,25 +8,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from slipstream.evaluation import Batch, Loss, gradient
+from slipstream.evaluation import Task, takes_task
 from slipstream.weights import Weights, check_same_layout, first_nonfinite, weights_of
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
-def weight_saliency(
-    model: nn.Module, loss: Loss, *, weights: Weights | None = None, data: Iterable[Batch]
-) -> dict[str, Tensor]:
+@takes_task
+def weight_saliency(task: Task, *, weights: Weights | None = None) -> dict[str, Tensor]:
     """Return how much the loss would change without a weight, to first order: |g w|.
 
     Source: "Learn, Unlearn and Relearn: An Online Learning Paradigm for Deep Neural Networks"
     (Ramkumar, Arani, Zonooz, 2023), section 3; the measure is that of SNIP.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
+        task: Model, loss and data; g is the gradient of the mean over all examples, in eval mode.
         weights: Where, instead of at the model's own weights.
-        data: Batches; g is the gradient of the mean over all their examples, in eval mode.
 
     Returns:
         Every parameter that requires a gradient, by name, in float32 or better.
@@ -39,11 +35,11 @@ def weight_saliency(
         >>> model = nn.Linear(2, 1, bias=False)
         >>> weights = {"weight": Tensor([[3.0, -0.5]])}
         >>> loss = lambda model, batch: model(batch).mean()
-        >>> weight_saliency(model, loss, weights=weights, data=[Tensor([[1.0, 4.0]])])
+        >>> weight_saliency(Task(model, [Tensor([[1.0, 4.0]])], loss), weights=weights)
         {'weight': tensor([[3., 2.]])}
     """
-    at = {**weights_of(model), **(weights or {})}
-    slopes = gradient(model, loss, weights=weights, data=data)
+    at = {**weights_of(task.model), **(weights or {})}
+    slopes = task.gradient(weights=weights)
     return {name: _wide(slope).mul(_wide(at[name])).abs_() for name, slope in slopes.items()}
 
 
@@ -59,7 +55,7 @@ def least_salient(saliency: Weights, *, share: float) -> dict[str, Tensor]:
         A mask for each tensor, true where a weight is chosen.
 
     Raises:
-        ValueError: If the share is outside [0, 1), there is no weight, or a saliency is no number.
+        ValueError: If the share is outside [0, 1), there is no weight, or a saliency is not finite.
 
     Example:
         >>> least_salient({"a": Tensor([2.0, 0.0]), "b": Tensor([0.0, 1.0])}, share=0.5)
@@ -90,7 +86,7 @@ def reset_weights_(
     Args:
         model: Receives the values.
         masks: True where a weight is to be reset, for some of the model's parameters.
-        fresh: What these parameters were drawn as anew, such as by `fresh_weights`.
+        fresh: New initial values of these parameters, such as those of `fresh_weights`.
         optimizer: If given, what it remembers of these weights, such as momentum, becomes 0.
 
     Raises:
@@ -122,7 +118,7 @@ def reset_weights_(
 def resettable(model: nn.Module) -> list[str]:
     """Return the parameters that LURE may reset: trained ones, without normalisation layers'.
 
-    Fresh gains would be ones and fresh shifts zeros: nothing is drawn there, and the scale of
+    New gains would be ones and new shifts zeros: nothing is random there, and the scale of
     every neuron behind them would be lost.
 
     Args:
@@ -138,7 +134,7 @@ def resettable(model: nn.Module) -> list[str]:
     norms = {
         f"{name}.{own}".lstrip(".")
         for name, module in model.named_modules()
-        # Other packages' normalisation layers share no class, but the word.
+        # Normalisation layers of other packages have no common class, but a common name.
         if isinstance(module, _NORMS) or "Norm" in type(module).__name__
         for own, _ in module.named_parameters(recurse=False)
     }

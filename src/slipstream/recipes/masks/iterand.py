@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from slipstream.recipes.masks.plan import IterandPlan
-from slipstream.recipes.masks.scored_weights import ScoredWeights, maskable, matches, neutral
+from slipstream.recipes.masks.scored_weights import ScoredWeights, maskable, neutral
 from slipstream.recipes.masks.selection import Masks, select
 from slipstream.recipes.masks.ticket import Ticket
+from slipstream.recipes.patterns import matches
 from slipstream.trajectory.optimizer_steps import after_each_step
 from slipstream.weights import load_weights_
 
@@ -23,15 +24,15 @@ EVERY = 300  # steps between them, where the length of the training is not known
 class Iterand:
     """Lets a model's own weights be random, those with low scores pruned, while scores are trained.
 
-    While it is attached, the model's parameters hold m w, ordinary numbers: w random, m = 1 where
+    While it is attached, the model's parameters hold m w, ordinary weights: w random, m = 1 where
     the score is among the highest. Any module will do, and whatever looks at its weights sees the
     pruned network. After the backward pass a score s of a weight w gets the gradient straight
     through the mask, dL/ds = w dL/d(m w) (times the sign of s if absolute scores are ranked).
-    After each step of the optimiser the mask is found anew; every `plan.every` steps some of the
-    fallen weights are drawn anew, which leaves the function as it is.
+    After each step of the optimiser the mask is found again; every `plan.every` steps some of the
+    pruned weights are re-initialised, which leaves the function as it is.
 
-    Weights are masked that have two or more dimensions and require a gradient. What else there is
-    is frozen; what is excluded is left alone, and may be trained by the same optimiser.
+    Weights are masked that have two or more dimensions and require a gradient. All other
+    parameters are frozen; what is excluded is left alone, and may be trained by the same optimiser.
 
     Source: "Pruning Randomly Initialized Neural Networks with Iterative Randomization" (Chijiwa et
     al., 2021), algorithm 1; "What's Hidden in a Randomly Weighted Neural Network?" (Ramanujan et
@@ -53,12 +54,12 @@ class Iterand:
     def __init__(
         self, model: nn.Module, plan: IterandPlan | None = None, *, steps: int | None = None
     ) -> None:
-        """Draw weights and scores, and put the pruned weights into the model.
+        """Initialise weights and scores, and put the pruned weights into the model.
 
         Args:
             model: Its parameters are written to from now on.
-            plan: What and how.
-            steps: How long the training will be: so randomisations are spread over it; without
+            plan: How many weights are pruned, and how.
+            steps: How long the training will be, so that randomisations are spread over it; without
                 it, and without `plan.every`, there is one every 300 steps.
 
         Raises:
@@ -94,7 +95,7 @@ class Iterand:
 
     @property
     def rounds(self) -> int:
-        """How many times weights were drawn anew."""
+        """How many times weights were re-initialised."""
         return self._scored.rounds
 
     def parameters(self) -> list[nn.Parameter]:
@@ -137,16 +138,16 @@ class Iterand:
         return self
 
     def close(self) -> None:
-        """Let go of optimiser and gradients; the model keeps the pruned weights."""
+        """Release optimiser and gradients; the model keeps the pruned weights."""
         while self._undo:
             self._undo.pop()()
 
     def randomize(self) -> None:
-        """Draw a random part of the fallen weights anew; scores and masks stay."""
+        """Re-initialise a random part of the pruned weights; scores and masks stay."""
         self._scored.randomize(self.plan.redrawn)
 
     def ticket(self) -> Ticket:
-        """Return what there is now: the chosen weights with all that makes them, copied."""
+        """Return the present ticket: the chosen weights with all that makes them, copied."""
         return self._scored.ticket()
 
     def state_dict(self) -> dict[str, Any]:
@@ -154,7 +155,7 @@ class Iterand:
         return {**self._scored.state_dict(), "step": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one stopped, and put its weights into the model."""
+        """Continue where another one stopped, and put its weights into the model."""
         self._scored.load_state_dict(state)
         self.step = state["step"]
 

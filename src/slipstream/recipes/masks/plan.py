@@ -1,68 +1,70 @@
 """What a training of masks will do, as plain data."""
 
-import fnmatch
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal
 
 from slipstream.recipes.masks.random_weights import Initial
 from slipstream.recipes.masks.selection import Ranking, Selection
-from slipstream.training.plan import Descent
+from slipstream.recipes.patterns import as_patterns, matching
+from slipstream.storage.plan_fields import check_choices, option
+from slipstream.training import TrainingPlan
 
 
 @dataclass(frozen=True)
 class IterandPlan:
-    """Which weights are random, how many of them fall, and how they are drawn anew.
+    """Which weights are random, how many are pruned, and how pruned ones are re-initialised.
 
-    With `redrawn=0` nothing is drawn anew: that is edge-popup.
+    With `redrawn=0` no weight is re-initialised: that is edge-popup.
 
     Example:
         >>> IterandPlan(pruned=1.0)
         Traceback (most recent call last):
         ...
-        ValueError: pruned is the share of the weights that fall, at least 0 and below 1; got 1.0.
+        ValueError: pruned is the share of the weights to prune, at least 0 and below 1; got 1.0.
     """
 
-    pruned: float = 0.5  # share of the weights that fall, p
-    pruned_in: Mapping[str, float] = field(default_factory=dict)  # other shares, by pattern of name
-    selection: Selection = "layer"  # a threshold for each layer, or one for all: global
-    ranking: Ranking = "raw"  # of the scores as they are, or of their size: absolute
-    initial: Initial = "kaiming-uniform"  # from where weights are drawn
-    redrawn: float = 0.1  # share of the fallen weights that are drawn anew each time, r
-    every: int | None = None  # steps from one time to the next; by default 117 times in all
-    biases: Literal["zero", "frozen"] = "zero"  # zero: and gains of normalisation layers 1
-    exclude: tuple[str, ...] = ()  # patterns of tensors that are left alone
-    seed: int = 0  # of weights and scores
-    descent: Descent = field(default_factory=lambda: Descent(lr=1.0))  # of `train_iterand`
+    pruned: float = option(0.5, "Share of the weights that is pruned, from 0 to below 1.")
+    pruned_in: Mapping[str, float] = option(
+        factory=dict, help="Another share for the weights whose names match a pattern."
+    )
+    selection: Selection = option("layer", "A threshold of the scores for each layer, or for all.")
+    ranking: Ranking = option("raw", "Rank scores by value, or by absolute value.")
+    initial: Initial = option("kaiming-uniform", "Distribution of the random weights.")
+    redrawn: float = option(
+        0.1, "Share of the pruned weights that is re-initialised each time; 0 is edge-popup."
+    )
+    every: int | None = option(
+        None, "Steps between re-initialisations.", shown="so that there are 117"
+    )
+    biases: Literal["zero", "frozen"] = option(
+        "zero", "Set biases to 0 and gains of normalisation layers to 1, or leave them as they are."
+    )
+    exclude: tuple[str, ...] = option((), "Leave tensors alone whose names match a pattern.")
+    seed: int = option(0, "Seed of weights and scores.")
+    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(lr=1.0))
 
     def __post_init__(self) -> None:
         others = {f"pruned_in[{pattern!r}]": share for pattern, share in self.pruned_in.items()}
         for name, share in {"pruned": self.pruned, **others}.items():
             if not 0 <= share < 1:
                 raise ValueError(
-                    f"{name} is the share of the weights that fall, at least 0 and below 1; "
+                    f"{name} is the share of the weights to prune, at least 0 and below 1; "
                     f"got {share}."
                 )
         if self.every is not None and self.every < 1:
             raise ValueError(f"every must be at least 1 step, got {self.every}.")
         if self.seed < 0:
             raise ValueError(f"seed must not be negative, got {self.seed}.")
-        for name, kind in _CHOICES.items():
-            if getattr(self, name) not in get_args(kind):
-                known = " or ".join(get_args(kind))
-                raise ValueError(f"{name} must be {known}, got {getattr(self, name)!r}.")
+        check_choices(self)
         check_redrawn(self.redrawn, self.initial)
         if self.selection == "global" and self.pruned_in:
             raise ValueError("pruned_in is for selection='layer': a global one has one share.")
-        if isinstance(self.exclude, str):
-            raise ValueError(
-                f"exclude must list patterns, got a text: write exclude=({self.exclude!r},)."
-            )
-        object.__setattr__(self, "exclude", tuple(self.exclude))
+        object.__setattr__(self, "exclude", as_patterns(self.exclude, name="exclude"))
         object.__setattr__(self, "pruned_in", dict(self.pruned_in))
 
     def shares(self, names: Iterable[str]) -> dict[str, float]:
-        """Return the share that falls, by name; the last pattern that matches counts.
+        """Return the share to prune, by name; the last pattern that matches counts.
 
         Args:
             names: Of the masked weights.
@@ -79,27 +81,14 @@ class IterandPlan:
         """
         found = dict.fromkeys(names, self.pruned)
         for pattern, share in self.pruned_in.items():
-            matching = fnmatch.filter(found, pattern)
-            if not matching:
-                raise ValueError(
-                    f"pruned_in: {pattern!r} matches no masked weight; there are "
-                    f"{', '.join(found)}."
-                )
-            found |= dict.fromkeys(matching, share)
+            matched = matching(found, pattern, name="pruned_in")
+            found |= dict.fromkeys(matched, share)
         return found
 
 
 def check_redrawn(share: float, initial: Initial) -> None:
-    """Raise unless a share of weights can be drawn anew from a distribution."""
+    """Raise unless a share of weights can be re-initialised from a distribution."""
     if not 0 <= share <= 1:
         raise ValueError(f"redrawn must be a share from 0 to 1, got {share}.")
     if share and initial == "constant":
-        raise ValueError("redrawn must be 0 with initial='constant': there is nothing to draw.")
-
-
-_CHOICES: dict[str, Any] = {
-    "selection": Selection,
-    "ranking": Ranking,
-    "initial": Initial,
-    "biases": Literal["zero", "frozen"],
-}
+        raise ValueError("redrawn must be 0 with initial='constant': there is nothing random.")

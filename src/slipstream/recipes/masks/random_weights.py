@@ -1,4 +1,4 @@
-"""Random weights that a seed and a few counters give again at any time."""
+"""Random weights that a seed and a few counters reproduce at any time."""
 
 import math
 from typing import Literal, get_args
@@ -15,13 +15,13 @@ def counted_generator(seed: int, *counters: int) -> torch.Generator:
 
     Args:
         seed: Of all streams.
-        counters: Which stream: whole numbers from 0.
+        counters: Which stream: integers from 0.
 
     Returns:
-        The same stream for the same numbers, in any process.
+        The same stream for the same integers, in any process.
 
     Raises:
-        ValueError: If a number is negative.
+        ValueError: If an integer is negative.
 
     Example:
         >>> one, again = (torch.rand(2, generator=counted_generator(7, 1, 2)) for _ in "ab")
@@ -118,7 +118,7 @@ def redraw(
     tensor: int,
     number: int,
 ) -> tuple[Tensor, Tensor]:
-    """Draw a random part of the pruned values anew; those that are kept stay.
+    """Re-initialise a random part of the pruned values; those that are kept stay.
 
     w <- m w + (1 - m) ((1 - b) w + b w'), with b Bernoulli of `share` and w' of the round.
 

@@ -1,6 +1,5 @@
 """Random values for a model's weights, a score for each, and the mask that the scores give."""
 
-import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from slipstream.recipes.masks.random_weights import Initial, initial_scores, redraw, values_of_round
 from slipstream.recipes.masks.selection import Masks
 from slipstream.recipes.masks.ticket import Ticket, pruned
-from slipstream.weights import Weights, copy, weights_of
+from slipstream.recipes.patterns import matches, matching
+from slipstream.weights import Weights, clone, weights_of
 
 Choose = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]  # scores to masks
 
@@ -69,7 +69,7 @@ class ScoredWeights:
             weight.copy_(pruned(self.random[name], self.masks[name]))
 
     def randomize(self, share: float) -> None:
-        """Draw a random part of the fallen weights anew; scores and masks stay."""
+        """Re-initialise a random part of the pruned weights; scores and masks stay."""
         self.rounds += 1
         for number, (name, mask) in enumerate(self.masks.items()):
             self.random[name], new = redraw(
@@ -90,11 +90,11 @@ class ScoredWeights:
             seed=self._seed,
             initial=self._initial,
             names=tuple(everything),
-            random=copy(self.random),
-            masks=copy(self.masks),
-            births=copy(self.births),
-            others=copy({n: v for n, v in everything.items() if n not in self.masks}),
-            scores=copy(self.scores),
+            random=clone(self.random),
+            masks=clone(self.masks),
+            births=clone(self.births),
+            others=clone({n: v for n, v in everything.items() if n not in self.masks}),
+            scores=clone(self.scores),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,7 +107,7 @@ class ScoredWeights:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one stopped, and put its weights into the model."""
+        """Continue where another one stopped, and put its weights into the model."""
         load: dict[str, tuple[Mapping[str, Tensor], Weights]] = {
             "scores": (self.scores, state["scores"]),
             "random": (self.random, state["random"]),
@@ -136,10 +136,7 @@ def maskable(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, nn.Pa
     """
     named = dict(model.named_parameters(remove_duplicate=False))
     for pattern in exclude:
-        if not fnmatch.filter(named, pattern):
-            raise ValueError(
-                f"exclude: {pattern!r} matches no parameter of {type(model).__name__}."
-            )
+        matching(named, pattern, name="exclude")
     found: dict[str, nn.Parameter] = {}
     for name, parameter in named.items():
         if parameter.dim() < 2 or not parameter.numel() or not parameter.requires_grad:
@@ -197,8 +194,3 @@ def neutral(model: nn.Module, exclude: tuple[str, ...] = ()) -> dict[str, Tensor
             elif leaf == "weight" and isinstance(module, norms):
                 found[name] = torch.ones_like(parameter)
     return found
-
-
-def matches(name: str, patterns: tuple[str, ...]) -> bool:
-    """Return whether a name fits one of some patterns."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

@@ -21,8 +21,8 @@ def select(
 ) -> dict[str, Tensor]:
     """Return which weights stay, m = 1[s >= t], t the quantile of the scores.
 
-    Of n scores, the floor(share n) lowest fall. Scores that equal the threshold all stay: so the
-    mask depends on the scores alone, not on the order of the weights.
+    Of n scores, the floor(share n) lowest are pruned. Scores that equal the threshold all stay, so
+    that the mask depends on the scores alone, not on the order of the weights.
 
     Source: "What's Hidden in a Randomly Weighted Neural Network?" (Ramanujan et al., 2020),
     section 3.2, which ranks absolute scores and counts the share that is kept; raw scores and the
@@ -31,7 +31,7 @@ def select(
 
     Args:
         scores: A score for each weight.
-        shares: How much of each layer falls, in [0, 1); all alike if the selection is global.
+        shares: How much of each layer is pruned, in [0, 1); all alike if the selection is global.
         selection: Whether each layer has a threshold of its own, or all have one.
         ranking: Whether to rank scores as they are, or by their size.
 
@@ -58,7 +58,7 @@ def select(
 
 
 def churn(before: Masks, after: Masks) -> float:
-    """Return the share of all weights whose fate differs between two masks.
+    """Return the share of all weights that are kept by one of two masks only.
 
     Example:
         >>> churn({"w": torch.tensor([True, False])}, {"w": torch.tensor([True, True])})
@@ -69,12 +69,12 @@ def churn(before: Masks, after: Masks) -> float:
 
 
 def share_pruned(masks: Masks) -> dict[str, float]:
-    """Return the share of the weights that fell, by layer."""
+    """Return the share of the weights that is pruned, by layer."""
     return {name: 1 - int(mask.sum()) / mask.numel() for name, mask in masks.items()}
 
 
 def lowest_kept(ranks: Tensor, share: float) -> Tensor:
-    """Return the lowest rank that stays if a share falls: the threshold, 0-dim.
+    """Return the lowest rank that stays if a share is pruned: the threshold, 0-dim.
 
     Example:
         >>> lowest_kept(torch.tensor([3.0, 1.0, 2.0, 4.0]), 0.5)

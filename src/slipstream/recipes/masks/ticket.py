@@ -17,7 +17,7 @@ from slipstream.weights import Weights, load_weights_
 
 @dataclass(frozen=True)
 class Ticket:
-    """Result of `Iterand.ticket`: which random weights stay, and what made them.
+    """Result of `Iterand.ticket`: which random weights stay, and what reproduces them.
 
     Example:
         >>> from slipstream.recipes import Iterand, IterandPlan
@@ -31,7 +31,7 @@ class Ticket:
     seed: int | None  # of the values and choices of all rounds; None once it was permuted
     initial: Initial
     names: tuple[str, ...]  # of all tensors, in the order of the model
-    random: Weights  # values of the masked weights, those that fell included
+    random: Weights  # values of the masked weights, pruned ones included
     masks: Masks  # bool, as the weights: true where a weight stays
     births: Mapping[str, Tensor]  # int32, as the weights: the round that its value was drawn in
     others: Weights  # all other tensors: biases, running statistics, what was excluded
@@ -45,7 +45,7 @@ class Ticket:
 
     @property
     def pruned(self) -> dict[str, float]:
-        """The share of the weights that fell, by layer."""
+        """The share of the weights that is pruned, by layer."""
         return share_pruned(self.masks)
 
     def permute(self, permutation: Permutation) -> "Ticket":

@@ -1,7 +1,7 @@
 """A ticket as a seed and a bit for each weight.
 
 What the seed does not give is written: one bit for each masked weight; of those that stay the round
-their value was drawn in, if there were rounds; tensors that are neither masked nor all one number.
+their value was drawn in, if there were rounds; tensors that are neither masked nor constant.
 """
 
 import json
@@ -72,12 +72,12 @@ def load_ticket(path: str | Path) -> Ticket:
             too.
 
     Returns:
-        The ticket, on the CPU. Values that fell are those of the start.
+        The ticket, on the CPU. Pruned values are those of the start.
 
     Raises:
         FileNotFoundError: If there is none.
         ValueError: If the file is damaged or something else, or this version of PyTorch draws
-            other numbers from the seed.
+            other values from the seed.
     """
     given = Path(path)
     file = given / TICKET if given.is_dir() else given
@@ -90,7 +90,7 @@ def load_ticket(path: str | Path) -> Ticket:
         raise ValueError(f"{file} holds no ticket: {error}.") from error
     if _digest(ticket) != digest:
         raise ValueError(
-            f"{file} was written where the seed gave other numbers than here, with PyTorch "
+            f"{file} was written where the seed gave other values than here, with PyTorch "
             f"{torch.__version__}, or it is damaged. Load it with the version it was written with."
         )
     if given.is_dir() and (given / SCORES).is_file():

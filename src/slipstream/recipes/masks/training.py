@@ -1,24 +1,23 @@
 """Training scores instead of weights from start to end, recorded as a run."""
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Mapping, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from slipstream.evaluation import Batch, Loss, Metric, eval_mode, weights_in
+from slipstream.evaluation import Task, eval_mode, takes_task, weights_in
 from slipstream.recipes.masks.iterand import Iterand
 from slipstream.recipes.masks.plan import IterandPlan
 from slipstream.recipes.masks.selection import churn
 from slipstream.recipes.masks.ticket import Ticket
 from slipstream.recipes.masks.ticket_file import SCORES, TICKET, save_ticket
+from slipstream.storage.new_run import NewRun
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.storage.writing import write_whole
-from slipstream.training.loop import Descending
-from slipstream.training.recorded_training import kept, validated
+from slipstream.training import Loop, recorded
+from slipstream.training.loop import Progress
 from slipstream.trajectory import declare_companions
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 @dataclass(frozen=True)
@@ -27,25 +26,19 @@ class IterandTraining:
 
     ticket: Ticket
     losses: tuple[float, ...]  # mean training loss of each epoch
-    churn: tuple[float, ...]  # share of the weights that fell or came back, of each epoch
+    churn: tuple[float, ...]  # share of the weights pruned or restored, of each epoch
     steps: int
     rounds: int  # of randomisation
     seconds: float  # of the training
 
 
+@takes_task
 def train_iterand(
-    model: nn.Module,
-    loss: Loss,
+    task: Task,
     *,
-    data: Iterable[Batch],
     plan: IterandPlan | None = None,
-    validation: Iterable[Batch] | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    run_folder: str | Path | None = None,
-    configuration: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Callable[[int, int | None], object] | None = None,
+    run_folder: str | Path | NewRun | None = None,
+    progress: Progress | None = None,
 ) -> IterandTraining:
     """Train by choosing which random weights stay, with IteRand or, at `redrawn=0`, edge-popup.
 
@@ -56,17 +49,10 @@ def train_iterand(
     al., 2021), algorithm 1.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
-        data: Training batches; if it has a method `epoch(number)`, that gives those of an epoch.
-        plan: How many weights fall, how they are drawn, and how scores are trained.
-        validation: Batches on which `metrics` are taken after every epoch.
-        metrics: Name to a function of the model and a batch; recorded with the run.
+        task: Model, loss and data; the model is left as it was.
+        plan: How many weights are pruned, how they are initialised, and how scores are trained.
         run_folder: Records the pruned network after every epoch as a run, and the ticket in the
             end.
-        configuration: What makes the run, as plain data; kept in it.
-        overwrite: Whether to delete the snapshots of a run that is already there.
-        resume: Whether to go on with a training that was interrupted; begins if there is none.
         progress: Called after each step with the steps done and their final number, if known.
 
     Returns:
@@ -79,66 +65,59 @@ def train_iterand(
 
     Example:
         >>> import torch
-        >>> from slipstream.training import Descent
-        >>> model = nn.Linear(4, 1)
+        >>> from torch import nn
+        >>> from slipstream.training import TrainingPlan
         >>> loss = lambda model, batch: (model(batch) - 1).square().mean()
-        >>> plan = IterandPlan(pruned=0.5, descent=Descent(epochs=5, lr=0.1))
-        >>> found = train_iterand(model, loss, data=[torch.eye(4)], plan=plan)
+        >>> task = Task(nn.Linear(4, 1), [torch.eye(4)], loss)
+        >>> plan = IterandPlan(pruned=0.5, descent=TrainingPlan(epochs=5, lr=0.1))
+        >>> found = train_iterand(task, plan=plan)
         >>> found.ticket.pruned, found.steps
         ({'weight': 0.5}, 5)
     """
-    plan = plan or IterandPlan()
-    with weights_in(model, copy(weights_of(model))), eval_mode(model):
-        training = _Training(model, plan, len(data) if isinstance(data, Sized) else None)
+    plan, model = plan or IterandPlan(), task.model
+    with weights_in(model, clone(weights_of(model))), eval_mode(model):
+        training = _Training(task, plan)
 
         def measure() -> dict[str, float]:
             found = {"churn": training.churn[-1]} if training.churn else {}
-            return found | validated(model, metrics, validation)
+            return found | task.validated()
 
-        keeping = kept(
-            training,
-            recorded=model,
-            run_folder=run_folder,
-            recipe={"iterand": asdict(plan)},
-            start=[weights_of(model)],
-            configuration=configuration,
-            measure=measure,
-            overwrite=overwrite,
-            resume=resume,
-        )
-        with keeping as keep, training.iterand.attach(training.optimizer):
+        recipe, start = {"iterand": asdict(plan)}, [weights_of(model)]
+        recording = recorded(training, task, run_folder, plan=recipe, start=start, measure=measure)
+        with recording as keep, training.iterand.attach(training.optimizer):
 
             def after_epoch() -> None:
                 training.note_churn()
                 keep()
 
-            if not training.finished:
-                training.run(
-                    lambda batch: loss(model, batch),
-                    data=data,
-                    on_epoch=after_epoch,
-                    progress=progress,
-                )
+            training.run(
+                lambda batch: task.loss(model, batch),
+                data=task.data,
+                on_epoch=after_epoch,
+                progress=progress,
+            )
         result = training.result()
     if run_folder is not None:
-        save_beside(result.ticket, Path(run_folder))
+        save_beside(result.ticket, NewRun.of(run_folder).folder)
     return result
 
 
-class _Training(Descending):
+class _Training(Loop):
     """Scores under an optimiser, in a model that is borrowed."""
 
-    def __init__(self, model: nn.Module, plan: IterandPlan, batches: int | None) -> None:
-        steps = None if batches is None else batches * plan.descent.epochs
-        self.iterand = Iterand(model, plan, steps=steps)
-        super().__init__(model, plan.descent, trained=self.iterand.parameters())
+    def __init__(self, task: Task, plan: IterandPlan) -> None:
+        known = isinstance(task.data, Sized)
+        steps = len(task.data) * plan.descent.epochs if known else None  # type: ignore[arg-type]
+        self.iterand = Iterand(task.model, plan, steps=steps)
+        trained = self.iterand.parameters()
+        super().__init__(task.model, plan.descent, trained=trained, batch_size=task.batch_size)
         self.churn: list[float] = []
-        self._masks = copy(self.iterand.masks)  # at the end of the last epoch
+        self._masks = clone(self.iterand.masks)  # at the end of the last epoch
 
     def note_churn(self) -> None:
-        """Keep how many weights fell or came back since the last time."""
+        """Keep how many weights were pruned or restored since the last time."""
         self.churn.append(churn(self._masks, self.iterand.masks))
-        self._masks = copy(self.iterand.masks)
+        self._masks = clone(self.iterand.masks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs."""
@@ -146,10 +125,10 @@ class _Training(Descending):
         return super().state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another one stopped."""
+        """Continue where another one stopped."""
         super().load_state_dict(state)
         self.iterand.load_state_dict(state["iterand"])
-        self.churn, self._masks = list(state["churn"]), copy(self.iterand.masks)
+        self.churn, self._masks = list(state["churn"]), clone(self.iterand.masks)
 
     def result(self) -> IterandTraining:
         """Return what there is now."""

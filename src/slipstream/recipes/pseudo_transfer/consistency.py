@@ -1,7 +1,7 @@
 """What can be learned from inputs without labels: UDA, FixMatch, pseudo-labels, entropy."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from slipstream.recipes.pseudo_transfer.augmentation import (
     distort_images,
     shift_images,
 )
+from slipstream.storage.plan_fields import check_choices, option
 
 Unsupervised = Literal["uda", "fixmatch", "pseudo-label", "entropy"]
 
@@ -48,14 +49,14 @@ class Consistency:
         tensor(True)
     """
 
-    kind: Unsupervised = "uda"
-    temperature: float = 0.4  # of uda
-    threshold: float | None = None  # 0.8 for uda, 0.95 for fixmatch; the others have none
+    kind: Unsupervised = option("uda", "Loss on inputs without labels.")
+    temperature: float = option(0.4, "Sharpening of uda's targets.")
+    threshold: float | None = option(
+        None, "Confidence from which an input counts.", shown="0.8 for uda, 0.95 for fixmatch"
+    )
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(Unsupervised):
-            choices = ", ".join(get_args(Unsupervised))
-            raise ValueError(f"unsupervised loss must be {choices}, got {self.kind!r}.")
+        check_choices(self)
         if not self.temperature > 0:
             raise ValueError(f"temperature must be above 0, got {self.temperature}.")
         if self.threshold is not None and not 0 <= self.threshold < 1:

@@ -1,28 +1,21 @@
 """How good a conditional generator is: what a classifier learns from its samples alone."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import nn
-
-from slipstream.evaluation import Batch, accuracy, classification_loss, evaluate
-from slipstream.recipes.pseudo_transfer.sampling import (
-    Classifier,
-    ConditionalGenerator,
-    SyntheticBatches,
-    class_probabilities,
-)
-from slipstream.training import Descent
-from slipstream.training.loop import Progress, descend
+from slipstream.evaluation import Task, accuracy, evaluate, takes_task
+from slipstream.recipes.pseudo_transfer.sampling import SyntheticBatches, class_probabilities
+from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
+from slipstream.training import TrainingPlan, trained_copy
+from slipstream.training.loop import Progress
 
 
 @dataclass(frozen=True)
 class QualityPlan:
     """How a generator is judged, as plain data."""
 
-    batches: int = 100  # of an epoch, each made anew
+    batches: int = 100  # per epoch, other ones in each
     batch_size: int = 128
-    descent: Descent = field(default_factory=lambda: Descent(epochs=10, lr=0.05))
+    descent: TrainingPlan = field(default_factory=lambda: TrainingPlan.cosine(10, lr=0.05))
 
 
 @dataclass(frozen=True)
@@ -35,13 +28,13 @@ class GeneratorQuality:
     synthetic: int  # examples that the generator made
 
 
+@takes_source
+@takes_task
 def generator_quality(
-    model: nn.Module,
-    generator: ConditionalGenerator,
+    source: PseudoSource,
+    task: Task,
     *,
-    real: Iterable[Batch],
     plan: QualityPlan | None = None,
-    classifier: Classifier | None = None,
     progress: Progress | None = None,
 ) -> GeneratorQuality:
     """Train a classifier on a generator's samples, and test it on real data.
@@ -50,40 +43,42 @@ def generator_quality(
     2019), section 3: training on samples alone, the accuracy on real examples.
 
     Args:
-        model: A classifier of the source's classes at initial weights; left as it was.
-        generator: What is judged.
-        real: Labelled batches of the source that the generator has not seen: its test part.
+        source: The generator to be judged, and perhaps the source's classifier: it is asked for
+            the classes of an epoch of samples.
+        task: A classifier of the source's classes at initial weights, left as it was, and labelled
+            batches of the source that the generator has not seen: its test part.
         plan: How the classifier is trained.
-        classifier: Of the source; if given, asked for the classes of an epoch of samples.
         progress: Called after each step with the steps done and their final number.
 
     Returns:
-        The accuracies and the cost. Hold the first against that of the same model trained on as
-        many real examples.
+        The accuracies and the cost. Compare the first with that of the same model trained on
+        as many real examples.
 
     Raises:
-        ValueError: If the generator fails, a shape does not fit, or `real` is empty.
+        ValueError: If the generator fails, a shape does not fit, or there are no real data.
 
     Example:
         >>> import torch
+        >>> from torch import nn
+        >>> from slipstream.recipes.pseudo_transfer import ConditionalGenerator
         >>> generator = ConditionalGenerator(lambda labels, _: labels, classes=2)
-        >>> plan = QualityPlan(4, 8, Descent(epochs=5))
-        >>> real = [(torch.eye(2), torch.arange(2))]
-        >>> generator_quality(nn.Linear(2, 2), generator, real=real, plan=plan).accuracy
+        >>> plan = QualityPlan(4, 8, TrainingPlan(epochs=5))
+        >>> task = Task(nn.Linear(2, 2), [(torch.eye(2), torch.arange(2))])
+        >>> generator_quality(PseudoSource(generator), task, plan=plan).accuracy
         1.0
     """
     plan = plan or QualityPlan()
-    data = SyntheticBatches(generator, plan.batch_size, plan.batches, plan.descent.seed)
-    trained = descend(
-        model, classification_loss, data=data, descent=plan.descent, progress=progress
-    )
-    found = evaluate(trained, {"accuracy": accuracy}, data=real)["accuracy"]
+    made = SyntheticBatches(source.maker, plan.batch_size, plan.batches, plan.descent.seed)
+    trained = trained_copy(Task(task.model, made), plan.descent, progress=progress)
+    found = evaluate(trained, {"accuracy": accuracy}, data=task.data)["accuracy"]
     agreed = None
-    if classifier is not None:
+    if source.classifier is not None:
         shares = [
-            class_probabilities(classifier, inputs, classes=generator.classes).argmax(1).eq(labels)
-            for inputs, labels in data.epoch(plan.descent.epochs)  # samples not trained on
+            class_probabilities(source.classifier, inputs, classes=source.classes)
+            .argmax(1)
+            .eq(labels)
+            for inputs, labels in made.epoch(plan.descent.epochs)  # samples not trained on
         ]
-        agreed = float(sum(int(share.sum()) for share in shares) / (len(data) * data.size))
+        agreed = float(sum(int(share.sum()) for share in shares) / (len(made) * made.size))
     steps = plan.batches * plan.descent.epochs
     return GeneratorQuality(found, agreed, steps, steps * plan.batch_size)

@@ -5,17 +5,17 @@ import copy as copying
 import torch
 from torch import nn
 
-REPAIR = "Give the head for the source's classes yourself, as source_head=."
+REPAIR = "Give the head for the source's classes yourself, as PseudoSource(head=...)."
 
 
 def under_other_head(
     model: nn.Module, *, head: str, classes: int, seed: int, other: nn.Module | None = None
 ) -> nn.Module:
-    """Return a model that shares every tensor with the given one but those of its head.
+    """Return a model that shares every tensor with the given one, but for those of its head.
 
     Args:
         model: Any module; left as it was. What is trained in one changes in the other.
-        head: Name of the layer that is another, such as `head`.
+        head: Name of the layer that is replaced, such as `head`.
         classes: Outputs of the other head.
         seed: Of its initial weights; the global generators are not touched.
         other: The other head, instead of one like the model's own; copied.
@@ -24,12 +24,12 @@ def under_other_head(
         The model.
 
     Raises:
-        ValueError: If there is no such layer, or no other one like it can be made.
+        ValueError: If there is no such layer, or no other one can be made like it.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5))
-        >>> twin = under_other_head(model, head="1", classes=7, seed=0)
-        >>> twin[0].weight is model[0].weight, twin[1].weight.shape
+        >>> shared_body = under_other_head(model, head="1", classes=7, seed=0)
+        >>> shared_body[0].weight is model[0].weight, shared_body[1].weight.shape
         (True, torch.Size([7, 3]))
     """
     layers = dict(model.named_modules())
@@ -37,15 +37,15 @@ def under_other_head(
         named = ", ".join([name for name in layers if name][-6:])
         raise ValueError(f"The model has no layer {head!r}; its last ones are {named}.")
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    twin = copying.deepcopy(model, dict(shared))
+    shared_body = copying.deepcopy(model, dict(shared))
     if other is None:
         other = _like(layers[head], head, classes, seed)
-    twin.set_submodule(head, copying.deepcopy(other).to(next(iter(shared.values()))))
-    return twin
+    shared_body.set_submodule(head, copying.deepcopy(other).to(next(iter(shared.values()))))
+    return shared_body
 
 
 def _like(layer: nn.Module, name: str, classes: int, seed: int) -> nn.Module:
-    """A fresh layer with as many inputs, and an output for each class."""
+    """A new layer with as many inputs, and an output for each class."""
     bias = getattr(layer, "bias", None) is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,44 +1,46 @@
 """Pseudo pre-training: a network of any architecture learns from a source's generator."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import (
     Batch,
+    Task,
     batchnorm_layers,
     classification_loss,
     device_of,
     eval_mode,
     inputs_of,
     recalibrate_batchnorm,
+    takes_task,
     weights_in,
 )
 from slipstream.recipes.pseudo_transfer.other_head import under_other_head
 from slipstream.recipes.pseudo_transfer.sampling import (
     TRIAL,
-    ConditionalGenerator,
     SyntheticBatches,
     check_same_shape,
 )
-from slipstream.training import Descent
-from slipstream.training.loop import Descending, Progress
-from slipstream.training.recorded_training import kept
+from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
+from slipstream.storage.new_run import NewRun
+from slipstream.storage.plan_fields import option
+from slipstream.training import Loop, TrainingPlan, recorded
+from slipstream.training.loop import Progress
 from slipstream.training.reinitialise import model_at
-from slipstream.weights import Weights, copy, load_weights_, weights_of
+from slipstream.weights import Weights, clone, load_weights_, weights_of
 
 
 @dataclass(frozen=True)
 class PretrainPlan:
     """How a network is pre-trained on what a generator makes, as plain data."""
 
-    batches: int = 100  # of an epoch
-    batch_size: int = 128
-    descent: Descent = field(default_factory=lambda: Descent(epochs=10, lr=0.05))
+    batches: int = option(100, "Batches per epoch.")
+    batch_size: int = option(128, "Examples per batch.")
+    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(10, lr=0.05))
 
     def __post_init__(self) -> None:
         for name in ("batches", "batch_size"):
@@ -58,45 +60,38 @@ class Pretrained:
     seconds: float
 
 
+@takes_source
+@takes_task
 def pseudo_pretrain(
-    model: nn.Module,
-    generator: ConditionalGenerator,
+    source: PseudoSource,
+    task: Task,
     *,
     head: str,
     plan: PretrainPlan | None = None,
     initial: Weights | None = None,
-    source_head: nn.Module | None = None,
-    target: Iterable[Batch] | None = None,
-    run_folder: str | Path | None = None,
-    configuration: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
+    run_folder: str | Path | NewRun | None = None,
     progress: Progress | None = None,
 ) -> Pretrained:
     """Pre-train a network of any architecture on examples that a source generator makes (PP).
 
-    It learns to tell the source's classes, each as likely as any other, under a head for these;
-    then its own head is put back. BatchNorm normalises by the batch meanwhile, and its running
+    It learns the source's classes, all equally likely, under a head for these; then its own head
+    is put back. BatchNorm normalises by the batch meanwhile, and its running
     statistics never see synthetic examples: they are estimated on the target's inputs after every
-    epoch if `target` is given, and else stay as they were.
+    epoch if the task has data, and else stay as they were.
 
     Source: "Transfer Learning with Pre-trained Conditional Generative Models" (Yamaguchi, Kanai,
     Kumagai, Chijiwa, Kashima, 2022), pseudo pre-training.
 
     Args:
-        model: The network for the target, with a head for its labels; left as it was.
-        generator: Of the source.
-        head: Name of the layer that is another for the source's classes, such as `head`.
+        source: Its generator, and perhaps its head: a module that maps the inputs of the layer
+            `head` to the source's classes.
+        task: The network for the target, with a head for its labels; left as it was. If it has
+            data, their inputs are what BatchNorm's statistics are estimated on.
+        head: Name of the layer that is replaced for the source's classes, such as `head`.
         plan: How.
         initial: Where to start instead of at the model's own weights, such as at a transferred
             run's last snapshot.
-        source_head: The head for the source's classes, if it is to be another than one like the
-            model's own: a module that maps the inputs of the layer `head` to them.
-        target: Batches of the target; only inputs are looked at.
-        run_folder: Records the model, its own head on, after every epoch as a run.
-        configuration: What makes the run, as plain data; kept in it.
-        overwrite: Whether to delete the snapshots of a run that is already there.
-        resume: Whether to go on with a training that was interrupted; begins if there is none.
+        run_folder: Records the model, with its own head, after every epoch as a run.
         progress: Called after each step with the steps done and their final number.
 
     Returns:
@@ -108,61 +103,57 @@ def pseudo_pretrain(
         FileExistsError: If the run folder is not empty.
 
     Example:
+        >>> from slipstream.recipes.pseudo_transfer import ConditionalGenerator
         >>> generator = ConditionalGenerator(lambda labels, _: labels, classes=3)
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
-        >>> plan = PretrainPlan(2, 8, Descent(epochs=1))
-        >>> found = pseudo_pretrain(model, generator, head="1", plan=plan)
+        >>> plan = PretrainPlan(2, 8, TrainingPlan(epochs=1))
+        >>> found = pseudo_pretrain(PseudoSource(generator), Task(model), head="1", plan=plan)
         >>> found.steps, found.synthetic, found.weights["1.weight"].shape
         (2, 16, torch.Size([2, 4]))
     """
     plan = plan or PretrainPlan()
-    network, seed = model_at(model, initial), plan.descent.seed
-    data = SyntheticBatches(generator, plan.batch_size, plan.batches, seed)
+    network, seed = model_at(task.model, initial), plan.descent.seed
+    data = SyntheticBatches(source.maker, plan.batch_size, plan.batches, seed)
     under = under_other_head(
-        network, head=head, classes=generator.classes, seed=seed, other=source_head
+        network, head=head, classes=source.classes, seed=seed, other=source.head
     )
-    _try_pretraining(under, data, target)
-    training = Descending(under, plan.descent)
+    _try_pretraining(under, data, task.data)
+    training = Loop(under, plan.descent)
 
     def loss(batch: Batch) -> Tensor:
-        with weights_in(under, None):  # what happens to buffers stays inside
+        with weights_in(under, None):  # buffers are restored at the end
             return classification_loss(under, batch)
 
-    with kept(
+    def on_epoch() -> None:
+        if task.data != () and batchnorm_layers(network):
+            load_weights_(
+                network, recalibrate_batchnorm(network, data=task.data, forward=task.forward)
+            )
+        keep()
+
+    with recorded(
         training,
-        recorded=network,
-        run_folder=run_folder,
-        recipe={"pseudo_pretraining": asdict(plan)},
+        replace(task, model=network),
+        run_folder,
+        plan={"pseudo_pretraining": asdict(plan)},
         start=[weights_of(network), weights_of(under)],
-        configuration=configuration,
         measure=dict,
-        overwrite=overwrite,
-        resume=resume,
     ) as keep:
-
-        def on_epoch() -> None:
-            if target is not None and batchnorm_layers(network):
-                load_weights_(network, recalibrate_batchnorm(network, data=target))
-            keep()
-
-        if not training.finished:
-            training.run(loss, data=data, on_epoch=on_epoch, progress=progress)
+        training.run(loss, data=data, on_epoch=on_epoch, progress=progress)
     return Pretrained(
-        plan, copy(weights_of(network)), tuple(training.losses), training.step,
+        plan, clone(weights_of(network)), tuple(training.losses), training.step,
         training.step * plan.batch_size, training.seconds,
     )  # fmt: skip
 
 
-def _try_pretraining(
-    under: nn.Module, data: SyntheticBatches, target: Iterable[Batch] | None
-) -> None:
+def _try_pretraining(under: nn.Module, data: SyntheticBatches, target: Iterable[Batch]) -> None:
     """Raise if the generator's inputs do not fit, before a step is taken or a file is written."""
     few, classes = min(data.size, TRIAL), data.generator.classes
     made, _ = next(iter(SyntheticBatches(data.generator, few, 1, data.seed)))
-    if target is not None:
+    if target != ():
         batch = next(iter(target), None)
         if batch is None:
-            raise ValueError("target is empty: there is no input to estimate statistics on.")
+            raise ValueError("data is empty: there is no input to estimate statistics on.")
         check_same_shape(made, inputs_of(batch))
     try:
         with torch.no_grad(), eval_mode(under):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slipstream.recipes.side_tuning.training import Frozen
+from slipstream.recipes.frozen import Frozen
 
 Conditioning = Literal["soft", "sampled", "uniform"]
 Classifier = Callable[[Tensor], Tensor]  # inputs to logits
@@ -207,8 +207,8 @@ def pseudo_samples(
         Inputs, (examples, *shape), on the device of `inputs`.
 
     Raises:
-        ValueError: If the generator takes no soft labels, the classifier is missing or its logits
-            do not fit, or the choice is none of the three.
+        ValueError: If the generator does not take soft labels, the classifier is missing or its
+            logits do not fit, or there is no such choice.
 
     Example:
         >>> generator = ConditionalGenerator(lambda labels, _: labels, classes=2)
@@ -239,28 +239,6 @@ def check_conditioning(
         raise ValueError(
             f'conditioning="{conditioning}" asks a classifier: give one, or use "uniform".'
         )
-
-
-def check_samples(
-    generator: ConditionalGenerator,
-    classifier: Classifier | None,
-    *,
-    inputs: Tensor,
-    conditioning: Conditioning,
-) -> None:
-    """Raise unless the source works on some target inputs: a trial before anything is trained.
-
-    Args:
-        generator: Of the source.
-        classifier: Of the source.
-        inputs: Of the target, (examples, *shape).
-        conditioning: How the classes are chosen.
-
-    Raises:
-        ValueError: If anything fails, or the samples have another shape than the inputs.
-    """
-    made = pseudo_samples(generator, classifier, inputs=inputs, conditioning=conditioning)
-    check_same_shape(made, inputs)
 
 
 def check_same_shape(made: Tensor, inputs: Tensor) -> None:

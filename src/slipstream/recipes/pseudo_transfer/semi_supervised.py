@@ -1,54 +1,43 @@
 """Transfer without source data: what a source's classifier and generator know, to any network."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
 
-from slipstream.evaluation import (
-    Batch,
-    Loss,
-    Metric,
-    batch_size,
-    device_of,
-    evaluate,
-    inputs_of,
-    to_device,
-    weights_in,
-)
-from slipstream.recipes.pseudo_transfer.augmentation import Augmentation
+from slipstream.evaluation import Batch, Task, inputs_of, takes_task, weights_in
 from slipstream.recipes.pseudo_transfer.consistency import Consistency
 from slipstream.recipes.pseudo_transfer.sampling import (
     TRIAL,
-    Classifier,
-    ConditionalGenerator,
     Conditioning,
     check_conditioning,
-    check_samples,
-    pseudo_samples,
+    check_same_shape,
 )
-from slipstream.training import Descent
-from slipstream.training.loop import Descending, Progress, loss_value
-from slipstream.training.recorded_training import kept
+from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
+from slipstream.storage.new_run import NewRun
+from slipstream.storage.plan_fields import check_choices, option
+from slipstream.training import Loop, TrainingPlan, loss_value, recorded
+from slipstream.training.loop import Progress
 from slipstream.training.reinitialise import model_at
-from slipstream.weights import Weights, copy, weights_of
+from slipstream.weights import Weights, clone, weights_of
 
 
 @dataclass(frozen=True)
 class PseudoPlan:
     """How a network learns from labelled target data and synthetic inputs, as plain data."""
 
-    weight: float = 0.1  # lambda: how much the synthetic inputs count
-    consistency: Consistency = field(default_factory=Consistency)
-    conditioning: Conditioning = "soft"
-    ratio: int = 1  # synthetic inputs for each labelled one
-    rise: float = 0.0  # share of the epochs over which the weight rises from 0
-    descent: Descent = field(default_factory=lambda: Descent(epochs=60, lr=0.05))
+    weight: float = option(0.1, "Weight of the loss on synthetic inputs.")
+    consistency: Consistency = option(factory=Consistency)
+    conditioning: Conditioning = option("soft", "How the classes of synthetic inputs are chosen.")
+    ratio: int = option(1, "Synthetic inputs per labelled one.")
+    rise: float = option(0.0, "Share of the epochs over which the weight rises from 0.")
+    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(60, lr=0.05))
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight must be at least 0 and finite, got {self.weight}.")
         if self.ratio < 1:
@@ -57,10 +46,10 @@ class PseudoPlan:
             raise ValueError(f"rise must be at least 0 and at most 1, got {self.rise}.")
 
     def weight_at(self, epoch: int) -> float:
-        """Return what the synthetic inputs count in an epoch, counted from 0.
+        """Return the weight of the loss on synthetic inputs in an epoch, counted from 0.
 
         Example:
-            >>> plan = PseudoPlan(weight=2.0, rise=0.5, descent=Descent(epochs=8))
+            >>> plan = PseudoPlan(weight=2.0, rise=0.5, descent=TrainingPlan(epochs=8))
             >>> [plan.weight_at(epoch) for epoch in (0, 1, 4)]
             [0.0, 0.5, 2.0]
         """
@@ -83,23 +72,15 @@ class PseudoTransferred:
     seconds: float
 
 
+@takes_source
+@takes_task
 def pseudo_semi_supervised(
-    model: nn.Module,
-    loss: Loss,
+    source: PseudoSource,
+    task: Task,
     *,
-    generator: ConditionalGenerator,
-    classifier: Classifier | None,
-    data: Iterable[Batch],
     plan: PseudoPlan | None = None,
     initial: Weights | None = None,
-    weak: Augmentation | None = None,
-    strong: Augmentation | None = None,
-    validation: Iterable[Batch] | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    run_folder: str | Path | None = None,
-    configuration: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
+    run_folder: str | Path | NewRun | None = None,
     progress: Progress | None = None,
 ) -> PseudoTransferred:
     """Learn a task from few labels and from synthetic inputs that look like its own (P-SSL).
@@ -110,28 +91,18 @@ def pseudo_semi_supervised(
     statistics are those of the target alone, to the bit.
 
     Source: "Transfer Learning with Pre-trained Conditional Generative Models" (Yamaguchi, Kanai,
-    Kumagai, Chijiwa, Kashima, 2022), pseudo semi-supervised learning. That running statistics are
-    left alone is ours: mixed ones made a network useless.
+    Kumagai, Chijiwa, Kashima, 2022), pseudo semi-supervised learning. Leaving the running
+    statistics alone is ours: with mixed ones a network is useless.
 
     Args:
-        model: Any module that maps inputs to logits of the target; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
-        generator: Of the source; makes inputs of the target's shape.
-        classifier: Of the source; maps target inputs to logits. None if the plan's conditioning is
-            uniform.
-        data: Labelled batches of the target; if it has a method `epoch(number)`, that gives those
-            of an epoch.
+        source: Its generator makes inputs of the target's shape; its classifier is needed unless
+            the plan's conditioning is uniform.
+        task: The model maps inputs to logits of the target and is left as it was; the data are
+            labelled batches of the target.
         plan: How.
         initial: Where to start instead of at the model's own weights: those of `pseudo_pretrain`,
             or of a transferred run.
-        weak: The weak change of inputs, if it is to be another than the consistency's own.
-        strong: The strong change of inputs.
-        validation: Batches on which `metrics` are taken after every epoch.
-        metrics: Name to a function of the network and a batch.
         run_folder: Records the model after every epoch as a run.
-        configuration: What makes the run, as plain data; kept in it.
-        overwrite: Whether to delete the snapshots of a run that is already there.
-        resume: Whether to go on with a training that was interrupted; begins if there is none.
         progress: Called after each step with the steps done and their final number, if known.
 
     Returns:
@@ -145,105 +116,78 @@ def pseudo_semi_supervised(
 
     Example:
         >>> import torch
-        >>> from slipstream import classification_loss
+        >>> from slipstream.recipes.pseudo_transfer import ConditionalGenerator
         >>> generator = ConditionalGenerator(lambda labels, _: labels, classes=2)
-        >>> plan = PseudoPlan(consistency=Consistency("entropy"), descent=Descent(epochs=2))
-        >>> found = pseudo_semi_supervised(
-        ...     nn.Linear(2, 3), classification_loss, generator=generator,
-        ...     classifier=nn.Identity(), data=[(torch.eye(2), torch.tensor([0, 2]))], plan=plan,
-        ... )
+        >>> source = PseudoSource(generator, classifier=nn.Identity())
+        >>> task = Task(nn.Linear(2, 3), [(torch.eye(2), torch.tensor([0, 2]))])
+        >>> plan = PseudoPlan(consistency=Consistency("entropy"), descent=TrainingPlan(epochs=2))
+        >>> found = pseudo_semi_supervised(source, task, plan=plan)
         >>> found.steps, found.synthetic
         (2, 4)
     """
     plan = plan or PseudoPlan()
-    network = model_at(model, initial)
-    check_transfer(
-        network, generator, classifier=classifier, data=data, plan=plan, weak=weak, strong=strong
-    )
-    source = _Source(generator, classifier, plan, weak, strong)
-    training = Descending(network, plan.descent)
-    steps = _Steps(network, loss, source, training)
+    network = model_at(task.model, initial)
+    task = replace(task, model=network)
+    check_transfer(source, task, plan=plan)
+    training = Loop(network, plan.descent, batch_size=task.batch_size)
+    steps = _Steps(source, task, plan, training)
 
     def measure() -> dict[str, float]:
         found = dict(training.notes[-1]["means"]) if training.notes else {}
-        if validation is not None and metrics:
-            there = evaluate(network, metrics, data=validation)
-            found |= {f"validation_{name}": value for name, value in there.items()}
-        return found
+        return found | task.validated()
 
-    with kept(
-        training,
-        recorded=network,
-        run_folder=run_folder,
-        recipe={"pseudo_semi_supervised": asdict(plan)},
-        start=[weights_of(network)],
-        configuration=configuration,
-        measure=measure,
-        overwrite=overwrite,
-        resume=resume,
-    ) as keep:
+    def on_epoch() -> None:
+        training.notes.append(steps.taken())
+        keep()
 
-        def on_epoch() -> None:
-            training.notes.append(steps.taken())
-            keep()
-
-        if not training.finished:
-            training.run(steps.loss, data=data, on_epoch=on_epoch, progress=progress)
+    recipe, start = {"pseudo_semi_supervised": asdict(plan)}, [weights_of(network)]
+    with recorded(training, task, run_folder, plan=recipe, start=start, measure=measure) as keep:
+        training.run(steps.loss, data=task.data, on_epoch=on_epoch, progress=progress)
     means = {n: tuple(note["means"][n] for note in training.notes) for n in _MEANS}
     return PseudoTransferred(
-        plan, copy(weights_of(network)), tuple(training.losses), **means, steps=training.step,
+        plan, clone(weights_of(network)), tuple(training.losses), **means, steps=training.step,
         synthetic=sum(note["made"] for note in training.notes), seconds=training.seconds,
     )  # fmt: skip
 
 
-def check_transfer(
-    model: nn.Module,
-    generator: ConditionalGenerator,
-    *,
-    classifier: Classifier | None,
-    data: Iterable[Batch],
-    plan: PseudoPlan,
-    weak: Augmentation | None = None,
-    strong: Augmentation | None = None,
-) -> None:
+@takes_source
+@takes_task
+def check_transfer(source: PseudoSource, task: Task, *, plan: PseudoPlan) -> None:
     """Try a source on a few inputs of the target, so that nothing fails after hours of training.
 
     `pseudo_semi_supervised` does so itself; call it before you pre-train.
 
     Args:
-        model: Says where the inputs go.
-        generator: Of the source.
-        classifier: Of the source.
-        data: Labelled batches of the target.
+        source: Generator, classifier and augmentations.
+        task: The model and labelled batches of the target.
         plan: How the synthetic inputs are to be made, and what is learned from them.
-        weak: The weak change of inputs.
-        strong: The strong change of inputs.
 
     Raises:
         ValueError: If the generator, the classifier or the augmentations do not suit the plan and
             the data.
 
     Example:
+        >>> from slipstream.recipes.pseudo_transfer import ConditionalGenerator
         >>> hard = ConditionalGenerator(lambda labels, _: labels, classes=2, labels="hard")
-        >>> given = {"classifier": nn.Identity(), "data": []}
-        >>> check_transfer(nn.Identity(), hard, **given, plan=PseudoPlan(conditioning="sampled"))
+        >>> source = PseudoSource(hard, classifier=nn.Identity())
+        >>> check_transfer(source, Task(nn.Identity()), plan=PseudoPlan(conditioning="sampled"))
     """
     if not plan.weight:
         return
-    check_conditioning(generator, classifier, plan.conditioning)
-    once = isinstance(data, Iterator)  # a look at it would take a batch away
-    batch = None if once else next(iter(data), None)
+    check_conditioning(source.maker, source.classifier, plan.conditioning)
+    once = isinstance(task.data, Iterator)  # a look at it would take a batch away
+    batch = None if once else next(iter(task.data), None)
     if batch is None:
         return
-    inputs = inputs_of(to_device(batch, device_of(model)))
+    inputs = inputs_of(task.to(batch))
     if not isinstance(inputs, Tensor):
         raise ValueError(
             "data must give batches whose inputs are a tensor, as the generator makes them; got "
             f"a {type(inputs).__name__}."
         )
     few = inputs[:TRIAL]
-    check_samples(generator, classifier, inputs=few, conditioning=plan.conditioning)
-    plan.consistency.of(nn.Flatten(), few, weak=weak, strong=strong)
+    check_same_shape(source.samples(few, conditioning=plan.conditioning), few)
+    plan.consistency.of(nn.Flatten(), few, weak=source.weak, strong=source.strong)
 
 
 class _Part(NamedTuple):
@@ -259,55 +203,37 @@ class _Part(NamedTuple):
 _MEANS = ("supervised", "unsupervised", "confident")
 
 
-@dataclass(frozen=True)
-class _Source:
-    """What the source gives to a step: a loss on inputs that it makes."""
-
-    generator: ConditionalGenerator
-    classifier: Classifier | None
-    plan: PseudoPlan
-    weak: Augmentation | None
-    strong: Augmentation | None
-
-    def loss(self, network: nn.Module, inputs: Tensor, *, step: int) -> tuple[Tensor, float]:
-        """The loss without labels on what is made of some inputs, and the share that counts."""
-        drawing = np.random.default_rng((self.plan.descent.seed, step))
-        first, second = (int(seed) for seed in drawing.integers(2**62, size=2))
-        made = pseudo_samples(
-            self.generator,
-            self.classifier,
-            inputs=inputs.repeat_interleave(self.plan.ratio, 0),
-            conditioning=self.plan.conditioning,
-            seed=first,
-        )
-        with weights_in(network, None):  # what happens to buffers stays inside
-            return self.plan.consistency.of(
-                network, made, seed=second, weak=self.weak, strong=self.strong
-            )
-
-
 class _Steps:
     """The whole loss of each step, and what its parts were in an epoch."""
 
-    def __init__(
-        self, network: nn.Module, loss: Loss, source: _Source, training: Descending
-    ) -> None:
-        self._network, self._loss = network, loss
-        self._source, self._training = source, training
+    def __init__(self, source: PseudoSource, task: Task, plan: PseudoPlan, training: Loop) -> None:
+        self._source, self._task, self._plan, self._training = source, task, plan, training
         self._parts: list[_Part] = []
 
     def loss(self, batch: Batch) -> Tensor:
         """The loss on a labelled batch, and on what is made of its inputs."""
-        plan, step = self._source.plan, self._training.step
-        own, size = self._loss(self._network, batch), batch_size(batch)
+        plan, task, step = self._plan, self._task, self._training.step
+        own, size = task.loss(task.model, batch), task.batch_size(batch)
         weight, supervised = plan.weight_at(self._training.epoch), loss_value(own, step)
         if not weight:
             self._parts.append(_Part(size, 0, supervised))
             return own
-        beside, confident = self._source.loss(self._network, inputs_of(batch), step=step)
+        beside, confident = self._unlabelled(inputs_of(batch), step)
         unsupervised = loss_value(beside, step)
         self._parts.append(_Part(size, plan.ratio * size, supervised, unsupervised, confident))
         return own + weight * beside
+
+    def _unlabelled(self, inputs: Tensor, step: int) -> tuple[Tensor, float]:
+        """The loss without labels on what is made of some inputs, and the share that counts."""
+        plan, source, network = self._plan, self._source, self._task.model
+        drawing = np.random.default_rng((plan.descent.seed, step))
+        first, second = (int(seed) for seed in drawing.integers(2**62, size=2))
+        inputs = inputs.repeat_interleave(plan.ratio, 0)
+        made = source.samples(inputs, conditioning=plan.conditioning, seed=first)
+        with weights_in(network, None):  # buffers are restored at the end
+            return plan.consistency.of(
+                network, made, seed=second, weak=source.weak, strong=source.strong
+            )
 
     def taken(self) -> dict[str, Any]:
         """Means over the epoch, weighted by batch size, and how much was made; begins anew."""

@@ -1,16 +1,15 @@
 """What side-tuning is compared with: features alone, fine-tuning, training from scratch."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Loss
-from slipstream.recipes.side_tuning.training import Frozen
-from slipstream.training import Descent
-from slipstream.training.loop import Progress, descend
+from slipstream.evaluation import Task, takes_task
+from slipstream.recipes.frozen import Frozen
+from slipstream.training import TrainingPlan, trained_copy
+from slipstream.training.loop import Progress
 from slipstream.training.reinitialise import model_at
-from slipstream.weights import Weights, check_shapes, copy, weights_of
+from slipstream.weights import Weights, check_shapes, clone, weights_of
 
 
 @dataclass(frozen=True)
@@ -19,30 +18,27 @@ class SideControls:
 
     features: nn.Module  # the frozen base under a new head
     fine_tuned: nn.Module  # all of the base, under a new head
-    scratch: nn.Module  # from fresh weights
+    scratch: nn.Module  # from initial weights
     overwritten: dict[str, Tensor]  # what fine-tuning left of the base, under its old head
 
 
+@takes_task
 def side_controls(
-    model: nn.Module,
-    loss: Loss,
+    task: Task,
     *,
     base: nn.Module,
     weights: Weights,
     head: str,
-    data: Iterable[Batch],
-    descent: Descent,
+    descent: TrainingPlan,
     progress: Progress | None = None,
 ) -> SideControls:
     """Train what side-tuning is compared with, on the same data and in the same way.
 
     Args:
-        model: The whole model for the task, at fresh weights; left as it was.
-        loss: Maps a model and a batch to the batch's mean loss, a 0-dim tensor.
+        task: Its model is the whole one for the task, at initial weights; left as it was.
         base: The features that side-tuning used, `features_of(..., weights=weights, head=head)`.
         weights: Of the model that the base was made of.
         head: Name of the layer that is new for the task.
-        data: Batches of the task.
         descent: How.
         progress: Called after each step of each training.
 
@@ -52,13 +48,16 @@ def side_controls(
     Raises:
         ValueError: If the weights do not fit the model, or nothing can be trained.
     """
+    model, own = task.model, weights_of(task.model)
     body = {name: value for name, value in weights.items() if not name.startswith(f"{head}.")}
-    own = weights_of(model)
     check_shapes(body, {name: tuple(value.shape) for name, value in own.items()})
-    begun = model_at(model, {**own, **body})
-    fine = descend(begun, loss, data=data, descent=descent, progress=progress)
-    under = nn.Sequential(Frozen(base), model.get_submodule(head))
-    features = descend(under, loss, data=data, descent=descent, progress=progress)
-    scratch = descend(model, loss, data=data, descent=descent, progress=progress)
+    starts = (
+        nn.Sequential(Frozen(base), model.get_submodule(head)),
+        model_at(model, {**own, **body}),
+        model,
+    )
+    features, fine, scratch = (
+        trained_copy(replace(task, model=start), descent, progress=progress) for start in starts
+    )
     overwritten = {**weights, **{n: v for n, v in weights_of(fine).items() if n in body}}
-    return SideControls(features, fine, scratch, copy(overwritten))
+    return SideControls(features, fine, scratch, clone(overwritten))

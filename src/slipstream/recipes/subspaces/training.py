@@ -2,74 +2,65 @@
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from slipstream.evaluation import Batch, Loss, Metric, Task
+from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.angles import weight_cosine
 from slipstream.landscape.corner_training import CornerTraining
-from slipstream.landscape.span import Calibration, Span
-from slipstream.recipes.subspaces.folder import UNFINISHED, is_finished, read, save_subspace
-from slipstream.recipes.subspaces.subspace import Subspace, SubspacePlan
+from slipstream.landscape.span import Span
+from slipstream.recipes.subspaces.plan import SubspacePlan
+from slipstream.recipes.subspaces.stored import (
+    UNFINISHED,
+    calibration_of,
+    is_finished,
+    read,
+    save_subspace,
+)
+from slipstream.recipes.subspaces.subspace import Subspace
 from slipstream.storage.new_run import NewRun
-from slipstream.training.recorded_training import RecordingOptions, recorded, validated
-from slipstream.training.reinitialise import fresh_weights
+from slipstream.training import Progress, RecordingOptions, fresh_weights, recorded
 from slipstream.weights import (
     Weights,
     check_same_layout,
-    copy,
+    clone,
     first_nonfinite,
     parameter_names,
     weights_of,
 )
 
 
+@takes_task
 def train_subspace(
-    model: nn.Module,
-    loss: Loss,
+    task: Task,
     *,
-    data: Iterable[Batch],
     plan: SubspacePlan | None = None,
     initial: Sequence[Weights] | None = None,
-    calibration: Iterable[Batch] | None = None,
-    validation: Iterable[Batch] | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    run_folder: str | Path | None = None,
-    configuration: Mapping[str, Any] | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
-    progress: Callable[[int, int | None], object] | None = None,
+    run_folder: str | Path | NewRun | None = None,
+    progress: Progress | None = None,
 ) -> Subspace:
     """Train a line, a curve or a simplex of networks in one run.
 
     Minimises E_a loss(P(a)) + beta cos^2(w_j, w_k): each step draws a point P(a) = sum_i a_i w_i,
-    passes once forward and back there, and gives corner i the gradient times a_i; the cosine is
-    that of a random pair of corners. It costs what the training of one network costs, and the
+    computes the gradient there once, and gives corner i the gradient times a_i; the cosine is
+    that of a random pair of corners. It costs as much as the training of one network, and the
     memory of the corners.
 
     Source: "Learning Neural Network Subspaces" (Wortsman, Horton, Guestrin, Farhadi, Rastegari,
     2021), algorithm 1.
 
     Args:
-        model: Any module; left as it was.
-        loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
-        data: Training batches; if it has a method `epoch(number)`, that gives those of an epoch.
+        task: Model, loss and data; the model is left as it was. The midpoint is measured on the
+            validation data after every epoch.
         plan: Which networks, and how.
         initial: Where each corner starts; by default the first at the model's own weights, the
             others as its layers initialise them, see `fresh_weights`.
-        calibration: Batches for BatchNorm's statistics; by default `data`.
-        validation: Batches on which `metrics` of the midpoint are taken after every epoch.
-        metrics: Name to a function of the model and a batch; recorded with the run.
         run_folder: Records the midpoint after every epoch as a run, and the corners in the end.
-        configuration: What makes the run, as plain data; kept in it.
-        overwrite: Whether to delete the snapshots of a run that is already there.
-        resume: Whether to go on with a training that was interrupted; begins if there is none.
         progress: Called after each step with the steps done and their final number, if known.
 
     Returns:
@@ -81,16 +72,25 @@ def train_subspace(
         FileExistsError: If the run folder is not empty.
 
     Example:
-        >>> from slipstream.training import Descent
-        >>> model = nn.Linear(2, 1)
+        >>> from torch import nn
+        >>> from slipstream.training import TrainingPlan
         >>> loss = lambda model, batch: (model(batch) - 1).square().mean()
-        >>> plan = SubspacePlan("line", descent=Descent(epochs=30, lr=0.05))
-        >>> line = train_subspace(model, loss, data=[torch.eye(2)], plan=plan)
+        >>> plan = SubspacePlan("line", descent=TrainingPlan(epochs=30, lr=0.05))
+        >>> line = train_subspace(Task(nn.Linear(2, 1), [torch.eye(2)], loss), plan=plan)
         >>> sorted(line.at(0.3)), line.steps
         (['bias', 'weight'], 30)
     """
-    plan = plan or SubspacePlan()
+    plan, model, calibration = plan or SubspacePlan(), task.model, calibration_of(task)
     corners = _starts(model, plan, initial)
+    new = None if run_folder is None else NewRun.of(run_folder)
+    if new is not None and new.resume and is_finished(new.folder):
+        found = read(new.folder, calibration=calibration)
+        if found.plan == plan:
+            return found
+        raise ValueError(
+            f"{new.folder} holds a finished subspace of another plan, {found.plan}. "
+            "Give another path."
+        )
     training = CornerTraining(
         model,
         plan.descent,
@@ -100,52 +100,30 @@ def train_subspace(
         layerwise=plan.layerwise,
         repulsion=plan.repulsion,
     )
-    batches = data if calibration is None else calibration
-    task = _Making(model, plan, training, Calibration(model, loss, batches))
-    if run_folder is not None and resume and is_finished(Path(run_folder)):
-        return _finished(Path(run_folder), task)
-    own = {"subspace": asdict(plan)}
-    options = RecordingOptions(
-        state=UNFINISHED, identity={"plan": asdict(plan)}, weights=task.middle
-    )
-    new = None
-    if run_folder is not None:
-        new = NewRun(run_folder, configuration or {}, overwrite, resume)
-
-    def measure() -> dict[str, float]:
-        return {"cosine": mean_cosine(training.corners())} | validated(model, metrics, validation)
-
     with recorded(
-        training, Task(model), new, plan=own, start=corners, measure=measure, options=options
+        training,
+        task,
+        new,
+        plan={"subspace": asdict(plan)},
+        start=corners,
+        measure=lambda: {"cosine": mean_cosine(training.corners())} | task.validated(),
+        options=RecordingOptions(
+            state=UNFINISHED,
+            identity={"plan": asdict(plan)},
+            weights=lambda: Span(plan.family, tuple(training.corners()), calibration).midpoint,
+        ),
     ) as keep:
-        training.run(lambda batch: loss(model, batch), data=data, on_epoch=keep, progress=progress)
-    result = task.result()
-    if run_folder is not None:
-        save_subspace(result, Path(run_folder))
-        (Path(run_folder) / UNFINISHED).unlink()
+        training.run(
+            lambda batch: task.loss(model, batch), data=task.data, on_epoch=keep, progress=progress
+        )
+    trained = training.corners()
+    own = tuple(trained if calibration is None else map(calibration, trained))
+    span, angle = Span(plan.family, own, calibration), mean_cosine(trained)
+    result = Subspace(plan, span, tuple(training.losses), angle, training.step, training.seconds)
+    if new is not None:
+        save_subspace(result, new.folder)
+        (new.folder / UNFINISHED).unlink()
     return result
-
-
-@dataclass(frozen=True)
-class _Making:
-    """A subspace in the making."""
-
-    model: nn.Module
-    plan: SubspacePlan
-    training: CornerTraining
-    calibration: Calibration
-
-    def result(self) -> Subspace:
-        """What has been trained so far, the corners with BatchNorm statistics of their own."""
-        found = self.training.corners()
-        span = Span(self.plan.family, tuple(map(self.calibration, found)), self.calibration)
-        losses, angle = tuple(self.training.losses), mean_cosine(found)
-        steps, seconds = self.training.step, self.training.seconds
-        return Subspace(self.plan, span, losses, angle, steps, seconds)
-
-    def middle(self) -> Weights:
-        """Return the midpoint of what has been trained so far."""
-        return Span(self.plan.family, tuple(self.training.corners()), self.calibration).midpoint
 
 
 def mean_cosine(corners: Sequence[Weights]) -> float:
@@ -160,7 +138,7 @@ def _starts(
     if initial is None:
         seeds = np.random.default_rng((plan.descent.seed, 0)).integers(2**62, size=plan.corners)
         others = [fresh_weights(model, seed=int(seed)) for seed in seeds[1:]]
-        return [copy(weights_of(model)), *others]
+        return [clone(weights_of(model)), *others]
     if len(initial) != plan.corners:
         raise ValueError(
             f"initial must hold weights for each of the {plan.corners} corners, got {len(initial)}."
@@ -176,13 +154,3 @@ def _starts(
                 f"initial[{i}] and initial[{j}] are equal: corners that start as one stay one."
             )
     return list(initial)
-
-
-def _finished(folder: Path, task: _Making) -> Subspace:
-    """What an earlier call has finished."""
-    found = read(folder, calibration=task.calibration)
-    if found.plan != task.plan:
-        raise ValueError(
-            f"{folder} holds a finished subspace of another plan, {found.plan}. Give another path."
-        )
-    return found

@@ -2,19 +2,17 @@
 
 RUN/corners/0.safetensors   the corners, ordinary weights; written when the training is finished
 RUN/subspace.json           plan, losses and cost; written last: it says that the corners are whole
-RUN/unfinished.pt           the state to go on from, while the training is not finished
+RUN/unfinished.pt           the state to resume from, while the training is not finished
 """
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from torch import nn
-
-from slipstream.evaluation import Batch, Loss
+from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.span import Calibration, Span
-from slipstream.recipes.subspaces.subspace import Subspace, SubspacePlan
+from slipstream.recipes.subspaces.plan import SubspacePlan
+from slipstream.recipes.subspaces.subspace import Subspace
 from slipstream.storage.tensor_file import map_tensors, tensor_chunks
 from slipstream.storage.writing import write_whole
 from slipstream.training.plan import TrainingPlan
@@ -40,44 +38,38 @@ def save_subspace(subspace: Subspace, path: Path) -> None:
     write_whole(path / DESCRIPTION, [json.dumps(described, indent=1).encode()])
 
 
-def load_subspace(
-    path: str | Path,
-    *,
-    model: nn.Module | None = None,
-    loss: Loss | None = None,
-    data: Iterable[Batch] | None = None,
-) -> Subspace:
+@takes_task
+def load_subspace(path: str | Path, task: Task | None = None) -> Subspace:
     """Read a finished subspace from its run folder.
 
     Args:
         path: The run folder that `train_subspace` recorded.
-        model: For models with BatchNorm: what the weights belong to.
-        loss: For models with BatchNorm: runs the model on a batch.
-        data: For models with BatchNorm: training batches to recalibrate its statistics on.
+        task: For models with BatchNorm: the model, and training batches for its statistics.
 
     Returns:
-        The subspace. Without `model`, `loss` and `data`, only the corners of a model with
-        BatchNorm can be used.
+        The subspace. Without a task, only the corners of a model with BatchNorm can be used.
 
     Raises:
         FileNotFoundError: If there is no finished subspace.
-        ValueError: If its description is damaged, or only some of `model`, `loss`, `data` are
-            given.
+        ValueError: If its description is damaged.
     """
-    given = (model, loss, data)
-    if None in given and any(value is not None for value in given):
-        raise ValueError("model, loss and data go together: give all three, or none.")
     folder = Path(path)
     if not is_finished(folder):
         why = (
-            "its training is not finished: go on with resume=True"
+            "its training is not finished: resume it"
             if (folder / UNFINISHED).is_file()
             else f"it has no {DESCRIPTION}"
         )
         raise FileNotFoundError(f"{folder} holds no subspace: {why}.")
-    if model is None or loss is None or data is None:
-        return read(folder)
-    return read(folder, calibration=Calibration(model, loss, data))
+    return read(folder, calibration=None if task is None else calibration_of(task))
+
+
+def calibration_of(task: Task) -> Calibration | None:
+    """Return what estimates BatchNorm's statistics; None if the task leaves them as they are."""
+    if task.calibration == ():
+        return None
+    data = task.data if task.calibration is None else task.calibration
+    return Calibration(task.model, task.feed, data)
 
 
 def read(folder: Path, *, calibration: Calibration | None = None) -> Subspace:
@@ -105,5 +97,5 @@ def is_finished(folder: Path) -> bool:
 
 
 def corner_file(folder: Path, number: int) -> Path:
-    """Return where a corner lies."""
+    """Return the file of a corner."""
     return folder / CORNERS / f"{number}.safetensors"

@@ -1,0 +1,37 @@
+"""What LURE will do, as plain data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from slipstream.recipes.lure.unlearning import check_share
+from slipstream.storage.plan_fields import check_choices, option
+from slipstream.training import TrainingPlan
+
+Choice = Literal["saliency", "random", "none"]
+
+
+@dataclass(frozen=True)
+class LurePlan:
+    """What is forgotten before each new chunk of data, and how the network is trained.
+
+    Example:
+        >>> LurePlan(share=0.3).choice
+        'saliency'
+    """
+
+    share: float = option(
+        0.2, "Share of the weights that is re-initialised before each new chunk, from 0 to below 1."
+    )
+    choice: Choice = option(
+        "saliency", "Which weights: the least salient; random and none are for comparison."
+    )
+    slice_batches: int | None = option(
+        None, "Batches of the new chunk that the saliency is taken on.", shown="all"
+    )
+    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(20))  # on each chunk
+
+    def __post_init__(self) -> None:
+        check_share(self.share)
+        check_choices(self)
+        if self.slice_batches is not None and self.slice_batches < 1:
+            raise ValueError(f"slice_batches must be at least 1, got {self.slice_batches}.")
