@@ -43,7 +43,7 @@ class Exact:
 
     def decode(self, arrays: Mapping[str, np.ndarray], length: int) -> Tensor:
         """Return the values."""
-        return _sized(torch.from_numpy(arrays["values"].copy()), length)
+        return _sized(_tensor(arrays, "values", "float32"), length)
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class EightBit:
 
     def decode(self, arrays: Mapping[str, np.ndarray], length: int) -> Tensor:
         """Return multiples times scales."""
-        values = _sized(torch.from_numpy(arrays["values"].copy()), length)
-        scales = torch.from_numpy(arrays["scales"].copy())
+        values = _sized(_tensor(arrays, "values", "int8"), length)
+        scales = _tensor(arrays, "scales", "float32")
         _sized(scales, math.ceil(length / BLOCK))
         return (_blocks(values.float()) * scales[:, None]).flatten()[:length]
 
@@ -103,9 +103,9 @@ class TopK:
     def decode(self, arrays: Mapping[str, np.ndarray], length: int) -> Tensor:
         """Return the kept values at their places, zeros elsewhere."""
         vector = torch.zeros(length)
-        places = arrays["places"]
+        places = _array(arrays, "places", "uint8", "uint32")
         known = unpack(places, length) if places.dtype == np.uint8 else _below(places, length)
-        vector[known] = _sized(torch.from_numpy(arrays["values"].copy()), len(known))
+        vector[known] = _sized(_tensor(arrays, "values", "float32"), len(known))
         return vector
 
 
@@ -150,6 +150,21 @@ def unpack(packed: np.ndarray, length: int) -> Tensor:
 
 
 ENCODINGS: dict[str, Any] = {"exact": Exact, "8-bit": EightBit, "top-k": TopK}
+
+
+def _array(arrays: Mapping[str, np.ndarray], name: str, *dtypes: str) -> np.ndarray:
+    """An array of a message, if it is what the encoding writes."""
+    found = arrays[name]
+    if found.ndim != 1 or str(found.dtype) not in dtypes:
+        raise ValueError(
+            f"Expected {name} as a vector of {' or '.join(dtypes)}, got {found.dtype} "
+            f"{found.shape}."
+        )
+    return found
+
+
+def _tensor(arrays: Mapping[str, np.ndarray], name: str, dtype: str) -> Tensor:
+    return torch.from_numpy(_array(arrays, name, dtype).copy())
 
 
 def _below(places: np.ndarray, length: int) -> Tensor:

@@ -6,7 +6,7 @@ back. The server's strategy averages, and counts the bytes of both directions.
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from slipstream.federated.flower_api import (
     MetricRecord,
     RecordDict,
 )
+from slipstream.storage.strict_json import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ class CompressedAveraging(FedAvg):
         policy: Policy | None = None,
         encoding: Encoding | None = None,
         fraction_evaluate: float = 0.0,
+        max_norm: float | None = None,
         **settings: Any,
     ) -> None:
         """Choose what is exchanged, and how it is written.
@@ -83,11 +85,19 @@ class CompressedAveraging(FedAvg):
             policy: Decides what may move; everything, if not given.
             encoding: How changes are written, in both directions; exactly, if not given.
             fraction_evaluate: The share of the clients that evaluate the weights of every round.
+            max_norm: The longest change of the weights that is taken from a client; a longer one
+                is refused.
             settings: Further arguments of `FedAvg`.
         """
         super().__init__(fraction_evaluate=fraction_evaluate, **settings)
         self._model, self._policy, self._encoding = model, policy, encoding
+        self._max_norm = max_norm
+        self._state: Mapping[str, Any] | None = None
         self.server: Server | None = None
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Let the next start continue where `server.state_dict()` was taken."""
+        self._state = state
 
     @property
     def rounds(self) -> tuple[Round, ...]:
@@ -104,7 +114,10 @@ class CompressedAveraging(FedAvg):
                 weights=arrays.to_torch_state_dict(),
                 policy=self._policy,
                 encoding=self._encoding,
+                max_norm=self._max_norm,
             )
+            if self._state is not None:
+                self.server.load_state_dict(self._state)
         messages = super().configure_train(server_round, arrays, config, grid)
         return [self._with_order(message) for message in messages]
 
@@ -137,10 +150,12 @@ class CompressedAveraging(FedAvg):
                     node, error.reason or f"error {error.code}", forget=error.code not in LOST
                 )
                 continue
-            if PLAIN not in message.content:
-                self.server.refuse(node, "The message has no reply of compression_mod.")
+            try:
+                reply = _read_reply(message.content, self.weighted_by_key)
+            except RefusedError as error:
+                self.server.refuse(node, str(error))
                 continue
-            self.server.accept(node, _read_reply(message.content))
+            self.server.accept(node, reply)
             contents[node] = RecordDict(dict(message.content.metric_records))
         done = self.server.finish_round()
         for node, reason in done.refused.items():
@@ -208,9 +223,18 @@ def compression_mod(message: Message, context: Context, call_next: ClientAppCall
     return reply
 
 
-def _read_reply(content: RecordDict) -> Reply:
-    told = json.loads(str(content.config_records[PLAIN]["json"]))
-    return Reply(**told, arrays=_arrays(content))
+def _read_reply(content: RecordDict, weighted_by: str) -> Reply:
+    """Read what a client sent, which may be anything."""
+    if PLAIN not in content:
+        raise RefusedError("The message has no reply of compression_mod.")
+    metrics = list(content.metric_records.values())
+    if len(metrics) != 1 or not isinstance(metrics[0].get(weighted_by), int | float):
+        raise RefusedError(f"The message has not one MetricRecord with {weighted_by!r}.")
+    try:
+        given = read_json(str(content.config_records[PLAIN]["json"]).encode())
+        return Reply(**given, arrays=_arrays(content))
+    except Exception as error:
+        raise RefusedError(f"The reply cannot be read: {error}") from error
 
 
 def _examples(reply: Message, key: str) -> int:

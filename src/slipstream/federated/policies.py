@@ -5,7 +5,7 @@ A policy sees each new version of the weights, on the server, and says what may 
 
 from collections import deque
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,6 +22,19 @@ class Policy(Protocol):
 
     def observe(self, weights: Tensor, embedding: Embedding) -> Embedding:
         """Return what may move next, after the round that led to `weights` (weights,)."""
+
+
+def policy_state(policy: Policy) -> dict[str, Any]:
+    """Return what a policy has seen so far: its private attributes, tensors and plain data."""
+    found = {name: value for name, value in vars(policy).items() if name.startswith("_")}
+    return {n: list(v) if isinstance(v, deque) else v for n, v in found.items()}
+
+
+def load_policy_state_(policy: Policy, state: Mapping[str, Any]) -> None:
+    """Give a policy what `policy_state` returned."""
+    for name, value in state.items():
+        before = getattr(policy, name, None)
+        setattr(policy, name, deque(value, before.maxlen) if isinstance(before, deque) else value)
 
 
 class Everything:

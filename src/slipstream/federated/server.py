@@ -1,16 +1,19 @@
 """The server's side: averages what clients send, decides what may move, and keeps count."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slipstream.federated.encodings import Arrays, Encoding, Exact, describe_encoding
 from slipstream.federated.messages import Order, RefusedError, Reply, bytes_of
-from slipstream.federated.policies import Everything, Policy
+from slipstream.federated.policies import Everything, Policy, load_policy_state_, policy_state
 from slipstream.federated.shared import Form, Shared, buffer_arrays, buffers_in, part, write_change
 from slipstream.weights import Weights, is_continuous, weights_of
+
+MOST_EXAMPLES = 1 << 48  # of one client: more overflow the mean
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Server:
         weights: Weights | None = None,
         policy: Policy | None = None,
         encoding: Encoding | None = None,
+        max_norm: float | None = None,
     ) -> None:
         """Start at version 0.
 
@@ -61,10 +65,16 @@ class Server:
                 may be there.
             policy: Decides what is exchanged; everything, if not given.
             encoding: How changes are written, in both directions; exactly, if not given.
+            max_norm: The longest change of the weights (Euclidean) that is taken from a client; a
+                longer one is refused. Any length if not given.
 
         Raises:
-            ValueError: If the weights are not of the model's architecture.
+            ValueError: If the weights are not of the model's architecture, or `max_norm` is not
+                above 0.
         """
+        if max_norm is not None and not max_norm > 0:
+            raise ValueError(f"max_norm must be above 0, got {max_norm}.")
+        self.max_norm = max_norm
         self.form = Form.of(model)
         given = weights_of(model) if weights is None else weights
         own = self.form.layout.untie(given, where="The first weights")
@@ -107,15 +117,22 @@ class Server:
 
         Args:
             node: The client's number.
-            reply: What it sent.
+            reply: What it sent, which may be anything.
         """
-        self._up += bytes_of(reply.arrays)
         try:
-            self._updates[node] = self._read(reply)
+            self._up += bytes_of(reply.arrays)
+            update = self._read(reply)
         except KeyError as error:
             self.refuse(node, f"The reply lacks {error}.")
-        except ValueError as error:
-            self.refuse(node, str(error))
+        except (ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
+            # Whatever a client sends must not end the round of the others.
+            self.refuse(node, str(error), forget=node not in self._updates)
+        else:
+            if node in self._updates:
+                why = "The client replied twice in this round; the first reply counts."
+                self.refuse(node, why, forget=False)
+            else:
+                self._updates[node] = update
 
     def refuse(self, node: int, reason: str, *, forget: bool = True) -> None:
         """Note that a client failed.
@@ -153,6 +170,40 @@ class Server:
         self._begin_round()
         return done
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs, between two rounds: tensors and plain data."""
+        return {
+            "version": self.shared.version,
+            "shared": _tensors(self.shared.pack()),
+            "residual": self._residual.clone(),
+            "packets": {version: _tensors(arrays) for version, arrays in self._packets.items()},
+            "holds": dict(self._holds),
+            "policy": policy_state(self.policy),
+            "rounds": [asdict(done) for done in self.rounds],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where another server stopped; policy and encoding are this one's own.
+
+        Args:
+            state: What `state_dict` returned; `torch.save` keeps it.
+
+        Raises:
+            ValueError: If it is of a model of another size.
+        """
+        if len(state["residual"]) != len(self.shared.vector):
+            raise ValueError(
+                f"The state is of a model of {len(state['residual'])} weights; this one has "
+                f"{len(self.shared.vector)}."
+            )
+        self.shared = Shared.unpack(_arrays(state["shared"]), state["version"])
+        self._residual = state["residual"].clone()
+        self._packets = {version: _arrays(kept) for version, kept in state["packets"].items()}
+        self._holds = dict(state["holds"])
+        load_policy_state_(self.policy, state["policy"])
+        self.rounds = [Round(**done) for done in state["rounds"]]
+        self._begin_round()
+
     def _begin_round(self) -> None:
         self._down = self._up = 0
         self._updates: dict[int, _Update] = {}
@@ -164,6 +215,7 @@ class Server:
         return order
 
     def _read(self, reply: Reply) -> "_Update":
+        _check_told(reply)
         if reply.version != self.shared.version:
             raise RefusedError(
                 f"The reply is of version {reply.version}, this round is of version "
@@ -171,18 +223,31 @@ class Server:
             )
         if reply.checksum != self.shared.checksum:
             raise RefusedError(f"The client's copy of version {reply.version} is another one.")
-        if reply.examples < 1:
-            raise RefusedError(f"The client trained on {reply.examples} examples.")
         coordinates = self.shared.embedding.coordinates
         step = self.encoding.decode(part(reply.arrays, "step"), coordinates)
+        if step.dtype != torch.float32 or step.shape != (coordinates,):
+            raise RefusedError(f"The step is {step.dtype} {tuple(step.shape)}, not float32.")
         buffers = buffers_in(reply.arrays)
+        self._check_buffers(buffers)
         for name, value in {"the step": step, **buffers}.items():
             if not torch.isfinite(value).all():
                 raise RefusedError(f"The client sent a number that is not finite, in {name}.")
-        for name, value in self.shared.buffers.items():
-            if name not in buffers or buffers[name].shape != value.shape:
-                raise RefusedError(f"The client's buffer {name!r} is missing or of another shape.")
+        length = float(torch.linalg.vector_norm(self.shared.embedding.lift(step)))
+        if self.max_norm is not None and length > self.max_norm:
+            raise RefusedError(
+                f"The client's change has a norm of {length:.4g}; max_norm is {self.max_norm:g}."
+            )
         return _Update(reply.examples, step, buffers)
+
+    def _check_buffers(self, buffers: Mapping[str, Tensor]) -> None:
+        for name, value in self.shared.buffers.items():
+            sent = buffers.get(name)
+            if sent is None or sent.shape != value.shape or sent.dtype != value.dtype:
+                raise RefusedError(
+                    f"The client's buffer {name!r} is missing, or of another shape or dtype."
+                )
+        if more := sorted(set(buffers) - set(self.shared.buffers)):
+            raise RefusedError(f"The client sent a buffer {more[0]!r} that the model lacks.")
 
     def _next_version(self, updates: "list[_Update]") -> None:
         embedding, total = self.shared.embedding, sum(u.examples for u in updates)
@@ -205,11 +270,29 @@ class Server:
             del self._packets[min(self._packets)]
 
 
+def _check_told(reply: Reply) -> None:
+    for name in ("version", "examples", "checksum"):
+        if type(getattr(reply, name)) is not int:
+            raise RefusedError(f"{name} must be a whole number, got {getattr(reply, name)!r}.")
+    if not 1 <= reply.examples <= MOST_EXAMPLES:
+        raise RefusedError(f"The client trained on {reply.examples} examples.")
+    if unknown := [name for name in reply.arrays if not name.startswith(("step/", "buffer/"))]:
+        raise RefusedError(f"The client sent {unknown[0]!r}, which no reply has.")
+
+
 @dataclass(frozen=True)
 class _Update:
     examples: int
     step: Tensor  # (coordinates,)
     buffers: Mapping[str, Tensor]
+
+
+def _tensors(arrays: Arrays) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+
+
+def _arrays(tensors: Mapping[str, Tensor]) -> Arrays:
+    return {name: value.numpy().copy() for name, value in tensors.items()}
 
 
 def _under(version: int, arrays: Arrays) -> Arrays:
