@@ -125,6 +125,20 @@ def test_another_plan_data_or_target_is_refused(run, tmp_path):
         transfer(run, tmp_path / "run", seed=3, plan=TransferPlan(stages=4), resume=True)
 
 
+def test_statistics_that_were_rounded_differently_are_no_other_target(run, tmp_path, monkeypatch):
+    whole = transfer(run, tmp_path / "whole", plan=TransferPlan(stages=4))
+    broken(run, tmp_path / "run")
+    recalibrated = Task.recalibrated
+
+    def elsewhere(task, weights=None):
+        return {n: (v * (1 + 1e-6)).to(v) for n, v in recalibrated(task, weights).items()}
+
+    monkeypatch.setattr(Task, "recalibrated", elsewhere)
+    found = transfer(run, tmp_path / "run", plan=TransferPlan(stages=4), resume=True)
+    for name, value in whole.trajectory[-1].weights.items():
+        torch.testing.assert_close(found.trajectory[-1].weights[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_a_finished_transfer_is_only_given_back_where_it_was_asked_for(run, tmp_path):
     plan = TransferPlan("naive", stages=2)
     first = transfer(run, tmp_path / "run", plan=plan)

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from slipstream.transfer.plan import Keep, TransferPlan
 from slipstream.transfer.transfer_state import GRADIENTS, Stopwatch
 from slipstream.weights import Weights
 
+_ROUNDING = 1e-4, 1e-6  # relative and absolute: other threads or processors add in another order
 SUMMARY, PERMUTATIONS = "transfer.json", "permutations"
 COMPANIONS = (SUMMARY, *(f"{name}/*.safetensors" for name in (PERMUTATIONS, GRADIENTS)))
 SOURCE = "source"  # in the configuration of a transferred run
@@ -180,7 +181,8 @@ class StageLog:
         if self._writer is not None:
             stored = Trajectory.open(self._writer.path)[0].weights
         folder = None if self.run is None else self.run.folder
-        _check_same_target(from_main_process(stored), weights, folder)
+        calibrated = {name for name, _ in self.task.model.named_buffers()}
+        _check_same_target(from_main_process(stored), weights, folder, calibrated)
 
     def _metrics(self, stage: int, weights: Weights) -> Mapping[str, float]:
         """What was measured before the interruption, or is measured now."""
@@ -328,9 +330,15 @@ def _unprefixed(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix(MEASURED): value for name, value in metrics.items()}
 
 
-def _check_same_target(stored: Weights, given: Weights, folder: Path | None) -> None:
+def _check_same_target(
+    stored: Weights, given: Weights, folder: Path | None, calibrated: Collection[str] = ()
+) -> None:
+    """Raise unless the tensors are equal; calibrated statistics may be rounded differently."""
     for name, value in stored.items():
-        if not torch.equal(value, given[name].cpu()):
+        here = given[name].cpu()
+        near = name in calibrated and value.is_floating_point()
+        same = torch.allclose(value, here, *_ROUNDING) if near else torch.equal(value, here)
+        if not same:
             raise ValueError(
                 f"The transfer in {folder} was begun with another target (it differs in {name!r}) "
                 "or other data: resume it with the same, or give another path."
