@@ -31,7 +31,7 @@ def test_a_setup_is_trained_and_recorded(tmp_path, keep):
 def test_the_seventh_argument_of_a_plan_was_keep():
     from slipstream.training import old_calls
 
-    plan = old_calls.TrainingPlan(3, "adam", 0.1, 0.9, 0.0, "cosine", "log")
+    plan = old_calls.PlanWithKeep(3, "adam", 0.1, 0.9, 0.0, "cosine", "log")
     assert (plan.schedule, plan.keep, plan.warm_up) == ("cosine", "log", 0.0)
 
 
