@@ -104,7 +104,7 @@ NAMES = {
     },
     "slipstream.landscape": {
         "Curve": "slipstream.landscape:FittedCurve",
-        "Descent": "slipstream.training",
+        "Descent": "slipstream.training.old_calls",
         "Place": "slipstream.landscape:PlanePoint",
         "cosine": "slipstream.landscape:weight_cosine",
     },
@@ -126,7 +126,7 @@ NAMES = {
         "Setup": "slipstream.named_task:NamedTask",
     },
     "slipstream.recipes": {
-        "descend": "slipstream.training",
+        "descend": "slipstream.training.old_calls",
         "fresh_weights": "slipstream.training",
     },
     "slipstream.report.static": {
@@ -144,6 +144,16 @@ NAMES = {
         "record_training": "slipstream.training.old_calls",
         "train": "slipstream.training",
     },
+}
+
+# What to call now instead of what works as in 0.1.
+INSTEAD = {
+    "slipstream.training.old_calls.Descent": "slipstream.training.TrainingPlan.cosine",
+    "slipstream.training.old_calls.TrainingPlan": "slipstream.training.TrainingPlan",
+    "slipstream.training.old_calls.descend": "slipstream.training.trained_copy",
+    "slipstream.training.old_calls.record_training": (
+        "slipstream.training.record_training, with the task of NamedTask.build()"
+    ),
 }
 
 
@@ -184,7 +194,7 @@ def moved_names(package: str) -> Callable[[str], Any]:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, _, renamed = NAMES[package][name].partition(":")
         present = renamed or name
-        _warn(f"{package}.{name}", f"{module}.{present}")
+        _warn(f"{package}.{name}", INSTEAD.get(f"{module}.{present}", f"{module}.{present}"))
         return getattr(import_module(module), present)
 
     return find
