@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -37,6 +37,7 @@ from slipstream.pretrained import example_input_for, model_from_config
 from slipstream.symmetry.capture import call_with, capture
 from slipstream.symmetry.eval_copy import evaluation_copy
 from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.symmetry.outputs import output_tensors
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.proof import check
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -152,8 +153,9 @@ def largest_change(model: nn.Module, groups: NeuronGroups, inputs: Any) -> float
 
 
 def outputs_of(model: nn.Module, weights: dict[str, Tensor], inputs: Any) -> list[Tensor]:
-    """All tensors that the model answers with."""
-    return [leaf for leaf in tree_leaves(call_with(model, weights, inputs)) if is_real(leaf)]
+    """All tensors that the model returns."""
+    found = output_tensors(call_with(model, weights, inputs))
+    return [leaf for leaf in found.values() if is_real(leaf)]
 
 
 def is_real(leaf: Any) -> bool:
@@ -270,7 +272,7 @@ def run_large(given: argparse.Namespace) -> None:
     facts = machine()
     text = (
         "# Neuron groups of a Hugging Face folder without its weights\n\nThe model is built on the "
-        "meta device, traced with shapes only, and proven on a narrow twin. Seconds are processor "
+        "meta device, traced with shapes only, and proven on a narrow model. Seconds are processor "
         f"seconds on one thread, memory is the largest resident set.\n\n{machine_line(facts)}\n\n"
     )
     shown = [[cell(value) for value in row.values()] for row in rows]

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from oracles.network_zoo import NETWORKS
 from oracles.vision_networks import coupled_axes, declare_operators
-from slipstream.symmetry.eval_copy import answer
+from slipstream.symmetry.outputs import output_tensors
 
 
 class OneToOne(nn.Module):
@@ -34,9 +34,9 @@ class OneToOne(nn.Module):
         self.others = {name: value for name, value in inputs.items() if name != self.name}
 
     def forward(self, first: Tensor) -> Tensor:
-        """Return the first of the answers."""
-        found = answer(self.model(**{self.name: first}, **self.others))
-        return next(iter(found.values())) if isinstance(found, Mapping) else found[0]
+        """Return the first of the outputs."""
+        found = output_tensors(self.model(**{self.name: first}, **self.others))
+        return next(iter(found.values()))
 
 
 def build(name: str, seed: int) -> tuple[nn.Module, Tensor]:

@@ -84,7 +84,7 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no Hugging Face folder: it holds no config\.json"):
+    with pytest.raises(ValueError, match=r"not a Hugging Face folder: it holds no config\.json"):
         model_from_config(tmp_path)
 
 
@@ -103,5 +103,5 @@ def test_timm_networks_come_by_name():
 
 
 def test_a_model_of_ones_own_does_not_tell_its_input():
-    with pytest.raises(ValueError, match="Linear does not tell what it takes"):
+    with pytest.raises(ValueError, match="Linear does not say what it takes"):
         example_input_for(torch.nn.Linear(3, 2))

@@ -1,7 +1,8 @@
 """Modules from Hugging Face folders and timm names, with inputs they take; never a download."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 TOKENS = 8  # of an example text
-IMAGE = 224  # the side of an example image, where the model does not tell one
+IMAGE = 224  # the side of an example image, where the model does not name one
 
 
 def model_from_config(folder: str | Path) -> nn.Module:
-    """Build the model of a Hugging Face folder on the meta device: shapes without numbers.
+    """Build the model of a Hugging Face folder on the meta device: shapes without values.
 
     Args:
         folder: Holds `config.json`; its weights are not read.
@@ -91,7 +92,7 @@ def example_input_for(model: nn.Module) -> dict[str, Any] | Tensor:
         shape = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
         if shape is None:
             raise ValueError(
-                f"{type(model).__name__} does not tell what it takes: give an example input."
+                f"{type(model).__name__} does not say what it takes: give an example input."
             )
         return _noise(*shape)
     config: Any = model.config
@@ -104,6 +105,26 @@ def example_input_for(model: nn.Module) -> dict[str, Any] | Tensor:
         raise ValueError(f"No example of the inputs of {type(model).__name__} is known: give one.")
     # What is kept for the next token is no output.
     return given | ({"use_cache": False} if "use_cache" in names else {})
+
+
+def other_inputs_for(model: nn.Module, example_input: Any) -> Iterator[dict[str, Any]]:
+    """Yield the example with each optional input of a model of transformers, one at a time.
+
+    Args:
+        model: Any module; of another origin, there are none.
+        example_input: As `example_input_for` returns it.
+
+    Yields:
+        Keyword arguments, some of which the model may refuse.
+    """
+    if not hasattr(model, "main_input_name") or not isinstance(example_input, Mapping):
+        return
+    names = inspect.signature(model.forward).parameters
+    main = example_input.get(model.main_input_name)
+    for name, make in _OPTIONAL.items():
+        if name in names and name not in example_input and isinstance(main, Tensor):
+            with suppress(AttributeError, IndexError, TypeError):
+                yield {**example_input, name: make(main, model)}
 
 
 def _wants(model: nn.Module, name: str) -> bool:
@@ -154,9 +175,29 @@ _INPUTS: dict[str, Callable[[Any], Tensor]] = {
 }
 
 
+def _masked_patches(images: Tensor, model: nn.Module) -> Tensor:
+    config: Any = model.config
+    patches = (images.shape[-1] // config.patch_size) ** 2
+    return torch.ones(len(images), patches, dtype=torch.bool, device=images.device)
+
+
+def _masked_times(waves: Tensor, model: nn.Module) -> Tensor:
+    count = model._get_feat_extract_output_lengths(waves.shape[1])  # type: ignore[operator]
+    return torch.ones(len(waves), int(count), dtype=torch.bool, device=waves.device)
+
+
+_OPTIONAL: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
+    "token_type_ids": lambda tokens, _: torch.zeros_like(tokens),
+    "attention_mask": lambda given, _: torch.ones_like(given, dtype=torch.int64),
+    "bool_masked_pos": _masked_patches,
+    "mask_time_indices": _masked_times,
+    "langs": lambda tokens, _: torch.zeros_like(tokens),
+}
+
+
 def _config_of(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is no Hugging Face folder: it holds no config.json.")
+        raise ValueError(f"{folder} is not a Hugging Face folder: it holds no config.json.")
     transformers = _import("transformers")
     try:
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)

@@ -219,7 +219,7 @@ class Moody(nn.Module):
 
 
 def test_a_branch_on_data_is_refused_with_a_way_out():
-    with pytest.raises(ValueError, match=r"No tracer takes Moody: .* NeuronGroups\.load"):
+    with pytest.raises(ValueError, match=r"Moody cannot be traced: .* NeuronGroups\.load"):
         find_neuron_groups(Moody(), torch.ones(4, 6))
 
 

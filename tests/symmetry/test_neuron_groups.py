@@ -78,9 +78,15 @@ def test_json_is_this_text_and_comes_back(tmp_path):
         ("nonsense", "not the JSON of neuron groups"),
         (TEXT.replace('"format": 2', '"format": 3'), "format 3 are newer than 2"),
         (TEXT.replace('"units",\n    2', '"cells",\n    2'), "names no known group: 'cells'"),
-        (TEXT.replace('"signed": true', '"signed": false'), "sign of 'units', which is no signed"),
-        (TEXT.replace('"offset": 2', '"offset": 3'), "covers places 3 to 9 on axis 1 of 'weight'"),
-        (TEXT.replace('"tensor": "weight"', '"tensor": "bias"'), "no tensor of the model"),
+        (
+            TEXT.replace('"signed": true', '"signed": false'),
+            "sign of 'units', which is not a signed",
+        ),
+        (
+            TEXT.replace('"offset": 2', '"offset": 3'),
+            "covers positions 3 to 9 on axis 1 of 'weight'",
+        ),
+        (TEXT.replace('"tensor": "weight"', '"tensor": "bias"'), "not a tensor of the model"),
     ],
 )
 def test_bad_json_is_refused(text, message):
@@ -96,7 +102,7 @@ ONE = NeuronGroup("one", 3)
     [
         ([ONE, ONE], [], "same name"),
         ([ONE], [Block("w", 0, 0, ("one",)), Block("w", 0, 2, ("one",))], "overlap on axis 0"),
-        ([NeuronGroup("child", 2, ("one",)), ONE], [], "no group before it"),
+        ([NeuronGroup("child", 2, ("one",)), ONE], [], "not a group before it"),
         (
             [ONE, NeuronGroup("two", 2, ("one",)), NeuronGroup("three", 2, ("two",))],
             [],
@@ -144,7 +150,7 @@ def test_signs_can_be_given_up():
         "group   size  in     listed on",
         "heads   2     -      ±w:0",
         "inside  3     heads  ±w:0",
-        "2 groups move 100.0% of the numbers, 100.0% along every axis",
+        "2 groups move 100.0% of the parameters, 100.0% along every axis",
         "where ± stands, a neuron may also change its sign",
     ]
 
@@ -154,6 +160,6 @@ def test_the_table_is_readable():
         "group   size  in    listed on",
         "conv    4     -     conv.weight:0, conv.bias:0, head.weight:1",
         "inside  2     conv  conv.weight:0, conv.bias:0, head.weight:1",
-        "2 groups move 93.3% of the numbers, 73.3% along every axis",
+        "2 groups move 93.3% of the parameters, 73.3% along every axis",
         "pinned by input in the model: the order is given (conv.weight:1)",
     ]

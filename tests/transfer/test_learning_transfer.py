@@ -511,7 +511,7 @@ class Moody(nn.Module):
 def test_a_model_that_no_tracer_takes_is_told_in_our_words_only(capfd):
     model = Moody()
     run = Trajectory.from_weights([weights_of(model), weights_of(Moody())])
-    with pytest.raises(ValueError, match=r"No tracer takes Moody: .* by hand"):
+    with pytest.raises(ValueError, match=r"Moody cannot be traced: .* by hand"):
         transfer(run, weights_of(model), model, data=[(torch.ones(4, 6), torch.arange(4) % 3)])
     assert capfd.readouterr() == ("", "")
 

@@ -4,7 +4,7 @@ import inspect
 import logging
 from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from slipstream.symmetry.eval_copy import answer, traceable
+from slipstream.symmetry.eval_copy import in_mode, traceable
+from slipstream.symmetry.outputs import OutputError, left_out, output_tensors
 from slipstream.symmetry.selections import drop_unused_, take_early_
 from slipstream.weights import weights_of
 
@@ -29,6 +30,8 @@ class Capture:
     graph: torch.fx.Graph
     weights: Mapping[torch.fx.Node, str]  # the placeholders that are weights, by name
     constants: Mapping[torch.fx.Node, str]  # those that are buffers outside of the state dict
+    held: tuple[Tensor, ...] = ()  # the values of constants, and of tensors that are attributes
+    not_counted: tuple[str, ...] = ()  # what the model returned besides its outputs
 
 
 def arguments_of(example_input: ExampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -46,37 +49,75 @@ def arguments_of(example_input: ExampleInput) -> tuple[tuple[Any, ...], dict[str
 
 
 def call_with(model: nn.Module, tensors: Mapping[str, Tensor], example_input: ExampleInput) -> Any:
-    """Return what `model` answers to `example_input` with `tensors` for its own."""
+    """Return what `model` returns for `example_input` with `tensors` for its own."""
     args, kwargs = arguments_of(example_input)
-    return answer(torch.func.functional_call(model, dict(tensors), args, kwargs))
+    return torch.func.functional_call(model, dict(tensors), args, kwargs)
 
 
-def capture(model: nn.Module, example_input: ExampleInput) -> Capture:
-    """Trace `model`, which is in evaluation mode, without computing anything.
+def capture(model: nn.Module, example_input: ExampleInput, *, training: bool = False) -> Capture:
+    """Trace `model` without computing anything.
 
     Args:
         model: Any module.
         example_input: A tensor, a tuple of arguments, or a dictionary of keyword arguments.
+        training: In training mode, where dropout and other noise are left out.
 
     Returns:
         The graph of high-level ATen operators; nothing is decomposed.
 
     Raises:
-        ValueError: If the model does not accept the input, or no tracer takes the model.
+        OutputError: If the model returns something in which no tensors can be found.
+        ValueError: If the model does not accept the input, or cannot be traced.
     """
-    failures = []
-    for tracer in (_by_make_fx, _by_export):
-        try:
-            with _silent(logging.getLogger("torch._subclasses.fake_tensor")), traceable(model):
-                captured = tracer(model, example_input)
+    failures: list[Exception] = []
+    with in_mode(model, training=training):
+        for tracer in (_by_make_fx, _by_export):
+            try:
+                with _silent(logging.getLogger("torch._subclasses.fake_tensor")), traceable(model):
+                    captured = tracer(model, example_input)
+                _check_shapes_known(captured.graph)
                 break
-        except Exception as error:  # ruff: ignore[blind-except] - tracers fail in many ways
-            failures.append(error)
-    else:
-        raise ValueError(_refusal(model, example_input, failures[0])) from failures[0]
+            except OutputError:
+                raise
+            except Exception as error:  # ruff: ignore[blind-except] - tracers fail in many ways
+                failures.append(error)
+        else:
+            raise ValueError(_refusal(model, example_input, failures[0])) from failures[0]
     take_early_(captured.graph)
     drop_unused_(captured.graph)
     return captured
+
+
+def same_graph(first: Capture, second: Capture) -> bool:
+    """Return whether two captures of a model are of the same operators on the same weights."""
+    return _text_of(first) == _text_of(second)
+
+
+def _text_of(captured: Capture) -> list[tuple[str, ...]]:
+    number = {node: str(n) for n, node in enumerate(captured.graph.nodes)}
+    return [
+        (
+            node.op,
+            str(node.target) if node.op == "call_function" else "",
+            captured.weights.get(node, ""),
+            str(torch.fx.map_arg((node.args, dict(node.kwargs)), number.__getitem__)),
+        )
+        for node in captured.graph.nodes
+    ]
+
+
+def _check_shapes_known(graph: torch.fx.Graph) -> None:
+    """A shape that depends on values is a symbol, of which no axis can be made."""
+    for node in graph.nodes:
+        for leaf in tree_flatten(node.meta.get("val"))[0]:
+            sizes = leaf.shape if isinstance(leaf, Tensor) else (leaf,)
+            if any(
+                isinstance(size, torch.SymInt | torch.SymFloat | torch.SymBool) for size in sizes
+            ):
+                raise ValueError(
+                    f"the shape of what {node.target} returns depends on the values of a tensor, "
+                    "as with a boolean mask, nonzero or unique"
+                )
 
 
 def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
@@ -87,19 +128,26 @@ def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
     if any(tensor.is_meta for tensor in tensors.values()):
         tensors, leaves = _as_if_on_cpu((tensors, leaves))
     places = [number for number, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    not_counted: list[str] = []
 
     def run(*values: Tensor) -> Any:
         given = leaves.copy()
         for place, value in zip(places, values[len(tensors) :], strict=True):
             given[place] = value
         own = dict(zip(tensors, values, strict=False))
-        return call_with(model, own, tree_unflatten(given, structure))
+        result = call_with(model, own, tree_unflatten(given, structure))
+        not_counted[:] = left_out(result) if isinstance(result, Mapping) else []
+        return list(output_tensors(result).values())
 
     trace = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
     with torch.no_grad(), _noting_modules(model):
         graph = trace(*tensors.values(), *(leaves[place] for place in places)).graph
     own = dict(zip(graph.find_nodes(op="placeholder"), tensors, strict=False))
-    return _captured(graph, own, names)
+    held = [value for name, value in tensors.items() if name not in names]
+    attributes = [getattr(graph.owning_module, n.target) for n in graph.find_nodes(op="get_attr")]
+    held += [value for value in attributes if isinstance(value, Tensor)]
+    found = _captured(graph, own, names)
+    return replace(found, held=tuple(held), not_counted=tuple(not_counted))
 
 
 def _as_if_on_cpu(tree: Any) -> Any:
@@ -115,11 +163,25 @@ def _as_if_on_cpu(tree: Any) -> Any:
     return tree_map(imagine, tree)
 
 
+class _Returning(nn.Module):
+    """A model that returns nothing but its output tensors."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> list[Tensor]:
+        return list(output_tensors(self.model(*args, **kwargs)).values())
+
+
 def _by_export(model: nn.Module, example_input: ExampleInput) -> Capture:
     args, kwargs = arguments_of(example_input)
-    program = torch.export.export(model, args, kwargs, strict=False)
+    wrapper = _Returning(model)
+    wrapper.training = model.training
+    program = torch.export.export(wrapper, args, kwargs, strict=False)
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names = {node: name.removeprefix("model.") for node, name in names.items()}
     canonical = {id(value): name for name, value in _all_tensors(model, remove_duplicate=True)}
     known = {
         name: canonical[id(value)] for name, value in _all_tensors(model, remove_duplicate=False)
@@ -131,7 +193,8 @@ def _by_export(model: nn.Module, example_input: ExampleInput) -> Capture:
     }
     for node in program.graph.nodes:
         stack = node.meta.get("nn_module_stack") or {}
-        node.meta["custom"] = {"where": next((path for path, _ in reversed(stack.values())), "")}
+        path = next((path for path, _ in reversed(stack.values())), "")
+        node.meta["custom"] = {"where": path.removeprefix("model").removeprefix(".")}
     return _captured(program.graph, own, weights_of(model))
 
 
@@ -194,7 +257,7 @@ def _refusal(model: nn.Module, example_input: ExampleInput, failure: Exception) 
     """What to tell the user: first of all whether the model accepts the input at all."""
     _check_runs(model, example_input)
     return (
-        f"No tracer takes {type(model).__name__}: {_first_line(failure)} Most often a branch "
+        f"{type(model).__name__} cannot be traced: {_first_line(failure)} Most often a branch "
         "or a shape depends on the values of a tensor. Either move that out of `forward`, or write "
         "the neuron groups by hand: NeuronGroups.load('groups.json'), then check them with "
         "slipstream.symmetry.proof.check(model, groups, example_input)."

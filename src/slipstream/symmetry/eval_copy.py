@@ -1,8 +1,11 @@
 """A copy of a model that can be traced and proven: it computes the same, in the plainest way."""
 
 import copy
-from collections.abc import Generator, Mapping
+import io
+import threading
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from types import GeneratorType, ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -10,21 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.nn.modules import transformer
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from slipstream.symmetry.chance import WithoutChance
 
 DENSE = "slipstream_dense"  # under which transformers knows `_dense_experts`
+SHARED: tuple[type, ...] = (type(threading.Lock()), type(threading.RLock()), ModuleType)
+SHARED += (GeneratorType, io.TextIOWrapper, io.BufferedReader, io.BufferedWriter, io.FileIO)
 
 
 @contextmanager
 def evaluation_copy(model: nn.Module) -> Generator[nn.Module]:
     """Yield a copy of `model` in evaluation mode, or the model itself if it refuses to be copied.
 
-    Either way, the model is as before when the block ends.
+    Either way, modes are as before when the block ends; what else a model keeps is put back by
+    `untouched.left_as_it_was`.
     """
     modes = [(module, module.training) for module in model.modules()]
-    try:
-        replica = copy.deepcopy(model)
-    except (RuntimeError, TypeError):  # a module holds a computed tensor, or a lock
-        replica = model
+    replica = _copied(model)
     try:
         # The grouped products of transformers refuse float64, in which groups are proven.
         with plainly(), _experts(replica, "eager"):
@@ -35,12 +42,77 @@ def evaluation_copy(model: nn.Module) -> Generator[nn.Module]:
 
 
 @contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Generator[None]:
+    """Run `model` in evaluation mode, or in training mode without chance.
+
+    Dropout and the noise of training are left out, and normalisations use their running
+    statistics: what remains are the branches and outputs that only training has.
+    """
+    if not training:
+        model.eval()
+        yield
+        return
+    model.train()
+    changed: list[tuple[Any, float]] = []
+    for module in model.modules():
+        if isinstance(module, _DropoutNd | _NormBase):
+            module.eval()
+        elif isinstance(module, nn.RNNBase | nn.MultiheadAttention):
+            changed.append((module, module.dropout))
+            module.dropout = 0.0
+    try:
+        with WithoutChance():
+            yield
+    finally:
+        model.eval()
+        for module, dropout in changed:
+            module.dropout = dropout
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy that shares locks, and takes computed tensors out of their graph."""
+    shared = dict.fromkeys(SHARED, _itself)
+    try:
+        with (
+            patch.dict(copy._deepcopy_dispatch, shared),  # type: ignore[attr-defined]
+            patch.object(Tensor, "__deepcopy__", _copied_tensor),
+        ):
+            replica = copy.deepcopy(model)
+    except Exception:  # ruff: ignore[blind-except] - a class may refuse it in its own way
+        return model
+    own = {id(module) for module in model.modules()}
+    return model if any(id(module) in own for module in replica.modules()) else replica
+
+
+_copy_leaf = Tensor.__deepcopy__
+
+
+def _copied_tensor(tensor: Tensor, memo: dict[int, Any]) -> Any:
+    if id(tensor) in memo:
+        return memo[id(tensor)]
+    leaf = tensor if tensor.is_leaf else tensor.detach()
+    memo[id(tensor)] = copied = _copy_leaf(leaf, memo)  # type: ignore[no-untyped-call]
+    return copied
+
+
+def _itself(value: Any, _memo: dict[int, Any]) -> Any:
+    return value
+
+
+@contextmanager
 def traceable(model: nn.Module) -> Generator[None]:
     """Let `model` run without looking at the values of tensors, as far as that can be arranged."""
     # As torch.export does it: models skip checks of values then, and caches of what they computed,
     # which would hand out tensors without numbers ever after.
-    with _experts(model, DENSE), patch.object(torch.compiler, "_is_compiling_flag", True):
-        yield
+    compiled = {module: module._compiled_call_impl for module in model.modules()}
+    for module in compiled:
+        module._compiled_call_impl = None  # `module.compile()` changes nothing but the speed
+    try:
+        with _experts(model, DENSE), patch.object(torch.compiler, "_is_compiling_flag", True):
+            yield
+    finally:
+        for module, implementation in compiled.items():
+            module._compiled_call_impl = implementation
 
 
 @contextmanager
@@ -56,27 +128,6 @@ def plainly() -> Generator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-def answer(result: Any) -> Any:
-    """Return what a model is asked for: of a dictionary with logits only the logits.
-
-    Models of transformers also return hidden states and caches, which no reader of the logits sees.
-
-    Args:
-        result: What a model returned.
-
-    Returns:
-        The logits, or the result as it is.
-
-    Example:
-        >>> answer({"logits": 1, "last_hidden_state": 2})
-        {'logits': 1}
-    """
-    if isinstance(result, Mapping):
-        logits = {name: value for name, value in result.items() if "logits" in str(name)}
-        return logits or result
-    return result
 
 
 def _as_told(_mask: Tensor | None, is_causal: bool | None, _size: int | None) -> bool:

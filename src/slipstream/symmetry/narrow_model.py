@@ -1,4 +1,4 @@
-"""A small twin of a model that has shapes but no numbers: what holds for it holds for the model.
+"""A narrow model in place of one that has shapes but no values: its groups are the same.
 
 Groups follow from how axes are tied, not from how long they are. So where a narrower model of the
 same configuration has the same groups on the same tensors, its proof is theirs.
@@ -22,7 +22,7 @@ OLDER_MLPS = ("n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim"
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
 
 
-def twin_of(model: nn.Module) -> nn.Module:
+def narrow_model(model: nn.Module) -> nn.Module:
     """Build a model of the same class with as many layers and heads, but narrow.
 
     Args:
@@ -45,35 +45,39 @@ def twin_of(model: nn.Module) -> nn.Module:
     for part in _parts(narrow):
         _narrow_(part)
     kind: Any = type(model)
-    twin: nn.Module = kind(narrow)
-    return twin.eval()
+    built: nn.Module = kind(narrow)
+    return built.eval()
 
 
-def proven_alike(groups: NeuronGroups, twin: NeuronGroups, proven: NeuronGroups) -> NeuronGroups:
-    """Return the groups of which the twin's counterpart was proven.
+def proven_alike(groups: NeuronGroups, narrow: NeuronGroups, proven: NeuronGroups) -> NeuronGroups:
+    """Return the groups whose counterparts in the narrow model were proven.
 
     Args:
         groups: Of the model.
-        twin: Of its twin, before the proof.
-        proven: Of the twin, after it.
+        narrow: Of the narrow model, before the proof.
+        proven: Of the narrow model, after it.
 
     Returns:
-        The groups that hold; the others are in `dropped`, as the twin's.
+        The groups that hold; the others are in `dropped`, as those of the narrow model.
 
     Raises:
-        ValueError: If the twin is built in another way, so that it proves nothing.
+        ValueError: If the narrow model has other groups, so that it proves nothing.
     """
-    if _structure(groups) != _structure(twin):
+    if _structure(groups) != _structure(narrow):
         raise ValueError(
             "The groups could not be proven at this size: a narrower model of the same "
             "configuration has other groups. Load the weights, or pass prove=False (--no-prove)."
         )
     names = {
-        small.name: large.name for small, large in zip(twin.groups, groups.groups, strict=True)
+        small.name: large.name for small, large in zip(narrow.groups, groups.groups, strict=True)
     }
     kept = groups.keep(names[group.name] for group in proven.groups)
     kept = kept.without_signs(names[group.name] for group in proven.groups if not group.signed)
-    return replace(kept, dropped=groups.dropped + proven.dropped)
+    return replace(
+        kept,
+        dropped=groups.dropped + proven.dropped,
+        caveats=tuple(dict.fromkeys(groups.caveats + proven.caveats)),
+    )
 
 
 def _parts(config: Any) -> Iterator[Any]:

@@ -13,7 +13,7 @@ FORMAT = 2  # 1 had no signs
 
 @dataclass(frozen=True)
 class NeuronGroup:
-    """Neurons that may change places, together in every block that lists them."""
+    """Permutable neurons, which move together in every block that lists them."""
 
     name: str  # the tensor and axis that first lists them, e.g. "conv1.weight:0"
     size: int
@@ -23,9 +23,9 @@ class NeuronGroup:
 
 @dataclass(frozen=True)
 class Block:
-    """A run of places on one axis of one tensor: the product of its factors, last one fastest.
+    """A run of positions on one axis of one tensor: the product of its factors, last one fastest.
 
-    A factor is the name of a neuron group, or a number of places that stay where they are. The
+    A factor is the name of a neuron group, or a number of positions that stay. The
     input axis of a linear layer behind a flattened 7 x 7 map is `("conv.weight:0", 49)`. A signed
     group may be listed without its sign: the gain of a normalisation, a running variance.
     """
@@ -54,10 +54,10 @@ class Pin:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a model its neuron groups move, as shares of its numbers."""
+    """How much of a model its neuron groups move, as shares of its parameters."""
 
     moved: float  # listed by a group along some axis
-    everywhere: float  # listed by groups along all axes; the places inside a kernel do not count
+    everywhere: float  # listed by groups along all axes; the positions inside a kernel do not count
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class NeuronGroups:
     shapes: Mapping[str, tuple[int, ...]]  # every tensor of the model
     pins: tuple[Pin, ...] = ()
     dropped: tuple[Pin, ...] = ()  # groups that failed the proof, with how far the output moved
+    caveats: tuple[str, ...] = ()  # which calls the groups hold for, and what was not tested
 
     def __post_init__(self) -> None:
         self._check()
@@ -95,7 +96,7 @@ class NeuronGroups:
         return tuple(block for block in blocks if axis is None or block.axis == axis)
 
     def length(self, block: Block) -> int:
-        """Return how many places of its axis `block` covers."""
+        """Return how many positions of its axis `block` covers."""
         return math.prod(self._by_name[f].size if isinstance(f, str) else f for f in block.factors)
 
     def children_of(self, group: str) -> tuple[str, ...]:
@@ -103,7 +104,7 @@ class NeuronGroups:
         return tuple(child.name for child in self.groups if group in child.parents)
 
     def keep(self, names: Iterable[str]) -> "NeuronGroups":
-        """Return only the named groups; a block's other factors become places that stay.
+        """Return only the named groups; a block's other factors become positions that stay.
 
         A group that is left without one of its parents keeps one order for all of that parent's
         neurons, which is a subset of what was allowed.
@@ -141,7 +142,7 @@ class NeuronGroups:
         )
 
     def coverage(self) -> Coverage:
-        """Return which share of the model's numbers the groups move."""
+        """Return which share of the model's parameters the groups move."""
         pinned = {axis for pin in self.pins for axis in pin.tensors}
         moved = everywhere = 0.0
         for name in self._by_tensor:
@@ -161,7 +162,10 @@ class NeuronGroups:
 
     def to_json(self) -> str:
         """Return the groups as JSON text that `from_json` reads."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        data = {"format": FORMAT, **asdict(self)}
+        if not self.caveats:
+            del data["caveats"]
+        return json.dumps(data, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "NeuronGroups":
@@ -188,6 +192,7 @@ class NeuronGroups:
                 shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
                 pins=tuple(_pin_from(p) for p in data["pins"]),
                 dropped=tuple(_pin_from(p) for p in data["dropped"]),
+                caveats=tuple(data.get("caveats", ())),
             )
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"This is not the JSON of neuron groups: {error!r}.") from error
@@ -232,12 +237,12 @@ class NeuronGroups:
                 )
             if bad := [f for f in block.signs if f not in block.factors or not self[f].signed]:
                 raise ValueError(
-                    f"A block of {block.tensor!r} has the sign of {bad[0]!r}, which is no signed "
-                    "group among its factors."
+                    f"A block of {block.tensor!r} has the sign of {bad[0]!r}, which is not a "
+                    "signed group among its factors."
                 )
             if block.tensor not in self.shapes:
                 raise ValueError(
-                    f"A block lies on {block.tensor!r}, which is no tensor of the model."
+                    f"A block lies on {block.tensor!r}, which is not a tensor of the model."
                 )
             shape = self.shapes[block.tensor]
             end = block.offset + self.length(block)
@@ -245,7 +250,7 @@ class NeuronGroups:
                 0 <= block.axis < len(shape) and block.offset >= 0 and end <= shape[block.axis]
             ):
                 raise ValueError(
-                    f"A block covers places {block.offset} to {end} on axis {block.axis} of "
+                    f"A block covers positions {block.offset} to {end} on axis {block.axis} of "
                     f"{block.tensor!r}, which has shape {tuple(shape)}."
                 )
             spans = taken.setdefault((block.tensor, block.axis), [])
@@ -261,7 +266,7 @@ def _check_parents(groups: tuple[NeuronGroup, ...]) -> None:
         for parent in group.parents:
             if parent not in known:
                 raise ValueError(
-                    f"Group {group.name!r} names {parent!r}, which is no group before it."
+                    f"Group {group.name!r} names {parent!r}, which is not a group before it."
                 )
             if missing := [p for p in known[parent].parents if p not in group.parents]:
                 raise ValueError(f"Group {group.name!r} must name {missing[0]!r} as a parent too.")
@@ -303,7 +308,7 @@ def _table(groups: NeuronGroups) -> str:
     ]
     coverage = groups.coverage()
     lines.append(
-        f"{len(groups)} groups move {coverage.moved:.1%} of the numbers, "
+        f"{len(groups)} groups move {coverage.moved:.1%} of the parameters, "
         f"{coverage.everywhere:.1%} along every axis"
     )
     if any(group.signed for group in groups.groups):
@@ -314,4 +319,5 @@ def _table(groups: NeuronGroups) -> str:
             + (f" ({', '.join(pin.tensors[:4])})" if pin.tensors else "")
             for pin in pins
         ]
+    lines += [f"note: {caveat}" for caveat in groups.caveats]
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """A model with disturbed weights, and what it computes from them, in float64."""
 
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -13,72 +14,108 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from slipstream.symmetry.capture import ExampleInput, call_with
-from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.symmetry.eval_copy import in_mode
+from slipstream.symmetry.neuron_groups import Block, NeuronGroups
+from slipstream.symmetry.outputs import output_tensors
 from slipstream.symmetry.permutation import Permutation
+from slipstream.symmetry.untouched import Memory
 from slipstream.weights import weights_of
 
 EXAMPLES = 8  # of a batch are enough, two if they are large, one if it is very large
-LARGE = 2**14  # numbers of all of them together
+LARGE = 2**14  # values of all of them together
 LAST_BIT = 2.0**-52
-LOW_PRECISION = (torch.float32, torch.float16, torch.bfloat16)
+FLAT = 1e-12  # of the largest value: an output that varies less is constant
+WIDER = {
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
+    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
+}
+MODES = (False, True)  # evaluation, training without chance
 
 
 @dataclass(frozen=True)
-class Trial:
+class PerturbedModel:
     """A model with disturbed weights: gains, biases and statistics differ for every neuron."""
 
     model: nn.Module
+    memory: Memory  # of what the model keeps, put back after every evaluation
     groups: NeuronGroups
     example_input: ExampleInput  # float64
     tensors: Mapping[str, Tensor]  # all tensors of the model, disturbed, float64
+    modes: tuple[bool, ...] = (False,)  # in which it is evaluated: training or not
     outputs: Sequence[Tensor] = ()
-    effects: Mapping[str, float] = field(default_factory=dict)  # |weight * derivative| of weights
+    # |weight * derivative| of blocks, and of tensors by name, as far as there are derivatives
+    effects: Mapping[Block | str, float] = field(default_factory=dict)
 
     @classmethod
     def prepare(
-        cls, model: nn.Module, groups: NeuronGroups, example_input: ExampleInput, *, seed: int
-    ) -> "Trial":
+        cls,
+        model: nn.Module,
+        memory: Memory,
+        groups: NeuronGroups,
+        example_input: ExampleInput,
+        *,
+        seed: int,
+    ) -> "PerturbedModel":
         """Disturb the weights, and evaluate the model on a few of the examples.
 
         Args:
             model: In evaluation mode.
-            groups: Whose tensors' effects on the output are measured.
+            memory: Of `model`.
+            groups: Whose blocks' effects on the output are measured.
             example_input: A batch; all of it is used if the model does not accept a part.
             seed: Of the disturbance.
 
         Returns:
-            The trial.
+            The perturbed model, evaluated in training mode too if its outputs are others there.
         """
         few = _first_examples(example_input)
         try:
-            return cls._on(model, groups, few, seed)
+            return cls._on(model, memory, groups, few, seed)
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
-            return cls._on(model, groups, example_input, seed)
+            return cls._on(model, memory, groups, example_input, seed)
 
     @classmethod
     def _on(
-        cls, model: nn.Module, groups: NeuronGroups, example_input: ExampleInput, seed: int
-    ) -> "Trial":
+        cls,
+        model: nn.Module,
+        memory: Memory,
+        groups: NeuronGroups,
+        example_input: ExampleInput,
+        seed: int,
+    ) -> "PerturbedModel":
         own = dict(model.named_parameters()) | dict(model.named_buffers())
         tensors = {name: _to_double(tensor.detach(), copy=True) for name, tensor in own.items()}
-        trial = cls(model, groups, tree_map(_to_double, example_input), tensors)
+        perturbed = cls(model, memory, groups, tree_map(_to_double, example_input), tensors)
         with torch.no_grad():
-            _measure_statistics_(trial)
+            _measure_statistics_(perturbed)
             tensors = _disturbed(tensors, weights_of(model), seed)
-        return replace(trial, tensors=tensors)._with_effects()
+        perturbed = replace(perturbed, tensors=tensors)
+        return replace(perturbed, modes=perturbed._modes())._with_effects()
 
     def evaluate(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the output tensors for other values of some tensors."""
-        with _double_precision():
-            result = call_with(self.model, {**self.tensors, **tensors}, self.example_input)
-        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        """Return the output tensors of all modes for other values of some tensors."""
+        return [
+            output
+            for training in self.modes
+            for output in self._evaluate({**self.tensors, **tensors}, training=training)
+        ]
+
+    def _evaluate(self, tensors: Mapping[str, Tensor], *, training: bool) -> list[Tensor]:
+        buffers = dict(self.model.named_buffers())
+        # A model may write to its buffers: each evaluation begins with the same.
+        given = {n: value.clone() if n in buffers else value for n, value in tensors.items()}
+        try:
+            with _double_precision(), in_mode(self.model, training=training):
+                result = call_with(self.model, given, self.example_input)
+            return list(output_tensors(result).values())
+        finally:
+            self.memory.restore()
 
     def change(self, tensors: Mapping[str, Tensor]) -> float:
-        """Return how far the outputs move, relative to the largest number of each."""
+        """Return how far the outputs move, relative to how far the values of each are apart."""
         with torch.no_grad():
             outputs = self.evaluate(tensors)
-        changes = [_relative(*pair) for pair in zip(outputs, self.outputs, strict=True)]
-        return max(changes, default=0.0)
+        return _largest_change(outputs, self.outputs)
 
     @cached_property
     def repeated(self) -> float:
@@ -93,34 +130,87 @@ class Trial:
             {
                 name: value * (1 + LAST_BIT * _signs(value.shape, generator).to(value))
                 for name, value in self.tensors.items()
-                if value.is_floating_point()
+                if value.is_floating_point() or value.is_complex()
             }
         )
 
-    def permuted(self, names: Sequence[str], *, seed: int) -> dict[str, Tensor]:
-        """Return the tensors that move when every one of the named groups does."""
+    def permuted(
+        self, names: Sequence[str], *, seed: int, only: Block | None = None
+    ) -> dict[str, Tensor]:
+        """Return the tensors that move when every one of the named groups does.
+
+        Args:
+            names: Of groups.
+            seed: Of the permutations.
+            only: The one block in which they move, if not in all.
+        """
         drawn = Permutation.random(self.groups, seed=seed)
         orders = {
             name: _never_identity(order) if name in names else _identity(order)
             for name, order in drawn.orders.items()
         }
         signs = {name: _both(sign) for name, sign in drawn.signs.items() if name in names}
-        moving = {b.tensor for name in names for b in self.groups.blocks_of(name)}
+        groups = self.groups if only is None else _only(self.groups, names, only)
+        moving = {b.tensor for name in names for b in groups.blocks_of(name)}
         own = {name: value for name, value in self.tensors.items() if name in moving}
-        return Permutation(self.groups, orders, signs).apply(own)
+        return Permutation(groups, orders, signs).apply(own)
 
-    def _with_effects(self) -> "Trial":
-        parameters = dict(self.model.named_parameters())
-        names = [n for n in dict.fromkeys(b.tensor for b in self.groups.blocks) if n in parameters]
-        own = {name: self.tensors[name].detach().requires_grad_() for name in names}
-        with torch.enable_grad():
-            outputs = self.evaluate(own)
-            derivatives = _derivatives(outputs, list(own.values()))
-        effects = {
-            name: 0.0 if derivative is None else derivative.mul_(own[name].detach()).norm().item()
-            for name, derivative in zip(names, derivatives, strict=True)
+    def _modes(self) -> tuple[bool, ...]:
+        """Evaluation, and training if that computes something else, and the same every time."""
+        with torch.no_grad():
+            plain = self._evaluate(self.tensors, training=False)
+            try:
+                first, again = (self._evaluate(self.tensors, training=True) for _ in range(2))
+            except Exception:  # ruff: ignore[blind-except] - it may need targets, or a loss
+                return (False,)
+        same = len(first) == len(plain) and _largest_change(first, plain) == 0
+        repeats = len(first) == len(again) and _largest_change(again, first) == 0
+        return MODES if repeats and not same else (False,)
+
+    def _with_effects(self) -> "PerturbedModel":
+        statistics = _running_statistics(self.model)
+        own = {
+            name: value.detach().requires_grad_()
+            for name, value in self.tensors.items()
+            if (value.is_floating_point() or value.is_complex()) and name not in statistics
         }
+        try:
+            with torch.enable_grad():
+                outputs = self.evaluate(own)
+                found = _derivatives(outputs, list(own.values()))
+        except RuntimeError:  # an operator without a derivative
+            with torch.no_grad():
+                outputs, found = self.evaluate({}), [None] * len(own)
+        effects: dict[Block | str, float] = {}
+        for (name, value), derivative in zip(own.items(), found, strict=True):
+            if derivative is not None:
+                effect = (value.detach() * derivative).abs()
+                effects[name] = float(effect.norm())
+                for block in self.groups.blocks_on(name):
+                    length = self.groups.length(block)
+                    effects[block] = float(effect.narrow(block.axis, block.offset, length).norm())
         return replace(self, outputs=[output.detach() for output in outputs], effects=effects)
+
+
+def _running_statistics(model: nn.Module) -> set[str]:
+    """The buffers for which batch normalisation has no derivative."""
+    return {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+
+
+def _only(groups: NeuronGroups, names: Sequence[str], block: Block) -> NeuronGroups:
+    """The groups with no block of the named ones but one."""
+    kept = (b for b in groups.blocks if b == block or not set(b.groups) & set(names))
+    return replace(groups, blocks=tuple(kept))
+
+
+def _largest_change(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> float:
+    changes = [_relative(*pair) for pair in zip(outputs, references, strict=True)]
+    return max(changes, default=0.0)
 
 
 def with_noise(example_input: ExampleInput, *, seed: int) -> ExampleInput:
@@ -128,7 +218,7 @@ def with_noise(example_input: ExampleInput, *, seed: int) -> ExampleInput:
     generator = torch.Generator().manual_seed(seed)
 
     def disturb(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.is_floating_point():
+        if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
             return leaf
         factor, noise = torch.randn(2, *leaf.shape, generator=generator).to(leaf)
         return torch.where(leaf.isfinite(), leaf * factor + noise, leaf)
@@ -149,12 +239,14 @@ def _first_examples(example_input: ExampleInput) -> ExampleInput:
 
 def _derivatives(outputs: Iterable[Tensor], weights: list[Tensor]) -> list[Tensor | None]:
     """Of a weighted sum of all outputs; none where the model overwrites what they need."""
-    terms = [
-        (output * torch.linspace(0.5, 1.5, output.numel()).view_as(output)).sum()
-        / output.detach().abs().max().clamp_min(1e-300)
-        for output in outputs
-        if output.requires_grad
-    ]
+    terms = []
+    for output in outputs:
+        if output.requires_grad and output.numel():
+            finite = torch.where(output.isfinite(), output, 0)
+            weight = torch.linspace(0.5, 1.5, output.numel()).view_as(output)
+            scale = _spread(output.detach())
+            parts = (finite.real, finite.imag) if finite.is_complex() else (finite,)
+            terms += [(part * weight).sum() / scale for part in parts]
     with suppress(RuntimeError):
         if terms:
             total = torch.stack(terms).sum()
@@ -162,21 +254,23 @@ def _derivatives(outputs: Iterable[Tensor], weights: list[Tensor]) -> list[Tenso
     return [None] * len(weights)
 
 
-def _measure_statistics_(trial: Trial) -> None:
+def _measure_statistics_(perturbed: PerturbedModel) -> None:
     """Give untrained BatchNorm the statistics of the input; with 0 and 1 deep networks fade."""
     untrained = [
         module
-        for module in trial.model.modules()
+        for module in perturbed.model.modules()
         if isinstance(module, _NormBase) and _is_constant(module.running_var)
     ]
     if not untrained:
         return
     momenta = [module.momentum for module in untrained]
+    perturbed.model.eval()
     for module in untrained:
         module.train().momentum = 1.0
     # One value per channel has no variance: then the statistics stay 0 and 1.
-    with suppress(ValueError):
-        trial.evaluate({})
+    with suppress(ValueError), _double_precision():
+        call_with(perturbed.model, perturbed.tensors, perturbed.example_input)
+    perturbed.memory.restore()
     for module, momentum in zip(untrained, momenta, strict=True):
         module.eval().momentum = momentum
 
@@ -197,7 +291,7 @@ def _disturbed(tensors: Mapping[str, Tensor], names: Iterable[str], seed: int) -
         value = tensors[name]
         if (
             value.numel()
-            and value.is_floating_point()
+            and (value.is_floating_point() or value.is_complex())
             and (value.dim() == 1 or _is_constant(value))
         ):
             noise = torch.rand(value.shape, generator=generator).to(value) + 0.5
@@ -206,10 +300,39 @@ def _disturbed(tensors: Mapping[str, Tensor], names: Iterable[str], seed: int) -
 
 
 def _relative(output: Tensor, reference: Tensor) -> float:
+    """The largest change, as a share of the spread; what is infinite must stay as it is."""
+    if output.shape != reference.shape:
+        return math.inf
     if output.numel() == 0:
         return 0.0
-    change = (output.double() - reference.double()).abs().max()
-    return float(change / reference.double().abs().max().clamp_min(1e-300))
+    output, reference = (_wide(value) for value in (output, reference))
+    finite = reference.isfinite()
+    same = torch.where(reference.isnan(), output.isnan(), output == reference)
+    if not bool((finite | same).all()):
+        return math.inf
+    change = float(torch.where(finite, output - reference, 0).abs().max())
+    if change == 0 or not math.isfinite(change):
+        return 0.0 if change == 0 else math.inf
+    return change / _spread(reference)
+
+
+def _spread(output: Tensor) -> float:
+    """How far the values of an output are apart: offsets say nothing about what it depends on."""
+    # A class or feature may have an offset of its own, so examples are compared if there are some.
+    values = _wide(output)
+    values = torch.where(values.isfinite(), values, 0)
+    if values.numel() == 0:
+        return 1.0
+    largest = float(values.abs().max())
+    candidates = [values - values.mean()] if values.numel() > 1 else []
+    if values.dim() > 1 and len(values) > 1:
+        candidates.insert(0, values - values.mean(0))
+    spreads = (float(candidate.abs().max()) for candidate in candidates)
+    return next((s for s in spreads if s > FLAT * largest), max(largest, 1e-300))
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
 def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -234,7 +357,7 @@ def _both(signs: Tensor) -> Tensor:
 def _to_double(value: Any, *, copy: bool = False) -> Any:
     if not isinstance(value, Tensor):
         return value
-    return value.to(torch.float64 if value.is_floating_point() else value.dtype, copy=copy)
+    return value.to(WIDER.get(value.dtype, value.dtype), copy=copy)
 
 
 class _InDoublePrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -247,11 +370,12 @@ class _InDoublePrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        wide = {
-            key: torch.float64 if isinstance(v, torch.dtype) and v in LOW_PRECISION else v
-            for key, v in (kwargs or {}).items()
-        }
+        wide = {key: _wider(value) for key, value in (kwargs or {}).items()}
         return func(*args, **wide)
+
+
+def _wider(value: Any) -> Any:
+    return WIDER.get(value, value) if isinstance(value, torch.dtype) else value
 
 
 @contextmanager

@@ -1,11 +1,13 @@
 """Operators that multiply and sum over shared axes: linear maps, matrix products, convolutions."""
 
 from collections.abc import Sequence
+from functools import reduce
 from string import ascii_letters
 
 from slipstream.symmetry.atoms import POSITIONS, Axis, Layout, length, merge, pin
-from slipstream.symmetry.axis_rules.elementwise import align
-from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
+from slipstream.symmetry.axis_rules.elementwise import align, scale
+from slipstream.symmetry.axis_rules.registry import Call, Value, rule
+from slipstream.symmetry.axis_rules.sliding import is_still
 
 
 def contract(call: Call, operands: Sequence[tuple[str, Layout]], result: str) -> Layout:
@@ -39,12 +41,92 @@ def linear(call: Call) -> Layout:
     inputs, weight = call.axes("input"), call.axes("weight")
     batch = ascii_letters[: len(inputs) - 1]
     result = contract(call, [(batch + "I", inputs), ("OI", weight)], batch + "O")
-    if call["bias"] is not None:
-        call.tie(result[-1], call.axes("bias")[0])
+    _add_bias(call, result[-1], result[:-1])
     return result
 
 
-@rule("matmul", "mm", "bmm", "mv", "dot", signs=True)
+def _add_bias(call: Call, outputs: Axis, others: Sequence[Axis]) -> None:
+    """Tie the outputs with the bias, which has no sign of any other axis."""
+    if isinstance(call["bias"], Value):
+        call.tie(outputs, call.axes("bias")[0])
+        for axis in others:
+            call.unsigned(axis)
+
+
+@rule("bilinear", signs=True)
+def bilinear(call: Call) -> Layout:
+    """Rows of the weight are outputs, its two other axes the two inputs."""
+    first, second, weight = (call.axes(name) for name in ("input1", "input2", "weight"))
+    batch = ascii_letters[: len(first) - 1]
+    operands = [(batch + "I", first), (batch + "J", second), ("OIJ", weight)]
+    result = contract(call, operands, batch + "O")
+    _add_bias(call, result[-1], result[:-1])
+    return result
+
+
+@rule("cdist _cdist_forward _euclidean_dist", signs=True)
+def cdist(call: Call) -> Layout:
+    """Distances between rows: the columns of both list the same, with the same signs."""
+    first, second = call.axes("x1"), call.axes("x2")
+    rank = max(len(first), len(second)) - 2
+    letters = [ascii_letters[rank + 2 - len(axes) : rank] for axes in (first, second)]
+    operands = [(letters[0] + "PM", first), (letters[1] + "RM", second)]
+    result = contract(call, operands, ascii_letters[:rank] + "PR")
+    for axis in result:
+        call.unsigned(axis)
+    return result
+
+
+@rule("outer", "ger", signs=True)
+def outer(call: Call) -> Layout:
+    """Every entry of the first times every entry of the second."""
+    return tuple(axes[0] for axes in call.tensors())
+
+
+@rule("vecdot", "linalg_vecdot", "inner", signs=True)
+def inner(call: Call) -> Layout:
+    """Sums over one axis of both, the last one by default."""
+    first, second = call.tensors()
+    if call.operator == "inner":
+        letters = (
+            ascii_letters[: len(first) - 1],
+            ascii_letters[len(first) : len(first + second) - 1],
+        )
+        operands = [(letters[0] + "K", first), (letters[1] + "K", second)]
+        return contract(call, operands, "".join(letters))
+    axes = scale(call, [first, second])
+    dim = (-1 if call["dim"] is None else call["dim"]) % len(axes)
+    call.unsigned(axes[dim])
+    return axes[:dim] + axes[dim + 1 :]
+
+
+@rule("tensordot", signs=True)
+def tensordot(call: Call) -> Layout:
+    """Sums over some axes of the first with some of the second."""
+    first, second = call.axes("self"), call.axes("other")
+    names = [list(ascii_letters[: len(first)]), list(ascii_letters[len(first) :][: len(second)])]
+    pairs = zip(call["dims_self"], call["dims_other"], strict=True)
+    for dim, other in pairs:
+        names[1][other % len(second)] = names[0][dim % len(first)]
+    result = [n for n in names[0] if n not in names[1]] + [n for n in names[1] if n not in names[0]]
+    operands = [("".join(names[0]), first), ("".join(names[1]), second)]
+    return contract(call, operands, "".join(result))
+
+
+@rule("linalg_multi_dot", "chain_matmul", signs=True)
+def chain(call: Call) -> Layout:
+    """Several matrix products."""
+    return reduce(lambda first, second: _product(call, first, second), call.tensors())
+
+
+@rule("addr", signs=True)
+def add_outer(call: Call) -> Layout:
+    """An outer product, added to something that broadcasts to it."""
+    bias, first, second = call.tensors()
+    return align(call, [bias, (first[0], second[0])])
+
+
+@rule("matmul mm bmm mv dot vdot linalg_matmul", signs=True)
 def matmul(call: Call) -> Layout:
     """The last axis of the first meets the last but one of the second; axes before are a batch."""
     return _product(call, *call.tensors())
@@ -61,13 +143,45 @@ def add_product(call: Call) -> Layout:
 @rule("einsum", signs=True)
 def einsum(call: Call) -> Layout:
     """An Einstein sum by its equation."""
-    equation = call["equation"].replace(" ", "")
-    if "." in equation or "->" not in equation:
-        raise UnsupportedError("an equation without '->', or with '...', has no rule")
-    terms, result = equation.split("->")
-    if any(len(set(term)) < len(term) for term in terms.split(",")):
-        raise UnsupportedError("a repeated letter takes a diagonal")
-    return contract(call, list(zip(terms.split(","), call.tensors(), strict=True)), result)
+    terms, result = _spelled_out(call["equation"].replace(" ", ""), call.tensors())
+    operands = [
+        _without_repeats(call, term, axes) for term, axes in zip(terms, call.tensors(), strict=True)
+    ]
+    return contract(call, operands, result)
+
+
+def _spelled_out(equation: str, tensors: Sequence[Layout]) -> tuple[list[str], str]:
+    """The terms and the result, with a letter for every axis that `...` stands for."""
+    left, arrow, result = equation.partition("->")
+    terms = left.split(",")
+    rank = max(
+        len(axes) - len(term.replace("...", ""))
+        for term, axes in zip(terms, tensors, strict=True)
+        if len(axes) >= len(term.replace("...", ""))
+    )
+    spare = "".join(letter for letter in ascii_letters if letter not in equation)[:rank]
+    if not arrow:
+        letters = left.replace(",", "").replace(".", "")
+        single = sorted(letter for letter in set(letters) if letters.count(letter) == 1)
+        result = ("..." if "..." in left else "") + "".join(single)
+    full = [
+        term.replace("...", spare[rank - (len(axes) - len(term.replace("...", ""))) :])
+        for term, axes in zip(terms, tensors, strict=True)
+    ]
+    return full, result.replace("...", spare)
+
+
+def _without_repeats(call: Call, term: str, axes: Layout) -> tuple[str, Layout]:
+    """The diagonal along axes with the same letter, which list the same."""
+    kept: dict[str, Axis] = {}
+    for letter, axis in zip(term, axes, strict=True):
+        if letter in kept:
+            call.tie(kept[letter], axis)
+            call.unsigned(axis)
+            for other in axes:
+                call.independent(axis, other)
+        kept.setdefault(letter, axis)
+    return "".join(kept), tuple(kept.values())
 
 
 @rule("conv1d", "conv2d", "conv3d", signs=True)
@@ -87,24 +201,35 @@ def transposed_convolution(call: Call) -> Layout:
 def _convolve(call: Call, weight: Layout) -> Layout:
     outputs, inside, *kernel = weight
     inputs = call.axes("input")
-    *batch, channels = inputs[: len(inputs) - len(kernel)]
-    for axis in inputs[len(inputs) - len(kernel) :]:
-        call.pin(axis, "a window slides along this axis")
+    rank = len(inputs) - len(kernel)
+    *batch, channels = inputs[:rank]
     for axis in kernel:
         pin(axis, POSITIONS)
-    letters = ascii_letters[: len(batch)]
+    sizes = call.shapes[0][rank:]
+    places = [
+        axis if is_still(call, number, length(kernel[number]), axis, size) else None
+        for number, (axis, size) in enumerate(zip(inputs[rank:], sizes, strict=True))
+    ]
+    for axis, still in zip(inputs[rank:], places, strict=True):
+        if still is None:
+            call.pin(axis, "a window slides along this axis")
+    letters = ascii_letters[: len(batch) + len(kernel)]
     *rest, groups, outside = contract(
         call,
         [
-            (letters + "GI", (*batch, *call.divide(channels, call["groups"]))),
+            (letters + "GI", (*batch, *inputs[rank:], *call.divide(channels, call["groups"]))),
             ("GOI", (*call.divide(outputs, call["groups"]), inside)),
         ],
         letters + "GO",
     )
     result = merge([groups, outside])
-    if call["bias"] is not None:
-        call.tie(result, call.axes("bias")[0])
-    return (*rest, result, *call.places(call.shapes[0][len(batch) + 1 :]))
+    _add_bias(call, result, rest)
+    moving = zip(places, call.places(sizes), strict=True)
+    return (
+        *rest[: len(batch)],
+        result,
+        *(new if still is None else still for still, new in moving),
+    )
 
 
 def _product(call: Call, first: Layout, second: Layout) -> Layout:

@@ -7,7 +7,7 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Valu
 
 
 # Operators that PyTorch tags as pointwise come here without being listed; odd ones keep signs.
-@rule("hardswish log_sigmoid rrelu threshold where clamp max.other min.other copy fill")
+@rule("hardswish log_sigmoid rrelu threshold where clamp max.other min.other copy fill polar")
 @rule("__and __or __xor __lshift __rshift")
 @rule("dropout alpha_dropout feature_dropout feature_alpha_dropout", signs=True)
 @rule("neg negative sign sgn tanh sinh asinh arcsinh atanh arctanh", signs=True)
@@ -36,6 +36,12 @@ def scale(call: Call, layouts: list[Layout]) -> Layout:
     return tuple(_multiply(call, axes) for axes in _meeting(layouts))
 
 
+@rule("complex", signs=True)
+def as_complex(call: Call) -> Layout:
+    """A real and an imaginary part."""
+    return align(call, call.tensors())
+
+
 @rule("add sub subtract rsub", signs=True)
 def add(call: Call) -> Layout:
     """A sum or a difference, of tensors or with a constant."""
@@ -49,6 +55,15 @@ def add(call: Call) -> Layout:
 def product(call: Call) -> Layout:
     """A product or a quotient, of tensors or with a constant."""
     return scale(call, call.tensors())
+
+
+@rule("masked_fill", signs=True)
+def masked_fill(call: Call) -> Layout:
+    """One number wherever the mask says so."""
+    axes, value = call.axes("self"), call["value"]
+    if isinstance(value, Value) or value != 0:
+        _without_signs(call, axes)
+    return scale(call, [call.axes("mask"), axes])
 
 
 @rule("where.self where.ScalarSelf where.ScalarOther", signs=True)
@@ -78,6 +93,7 @@ def power(call: Call) -> Layout:
     return axes
 
 
+@rule("real imag conj _conj conj_physical _conj_physical _neg_view", signs=True)
 @rule("alias clone contiguous detach lift_fresh lift_fresh_copy lift", signs=True, keeps=True)
 @rule("to _to_copy type_as resolve_conj resolve_neg", signs=True, keeps=True)
 def copy(call: Call) -> Layout:

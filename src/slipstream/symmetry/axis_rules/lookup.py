@@ -55,6 +55,14 @@ def embedding(call: Call) -> Layout:
     return (*call.axes("indices"), features)
 
 
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only", reads="indices")
+def embedding_bag(call: Call) -> list[Layout]:
+    """Sums, means or maxima of rows of the table, looked up by number."""
+    rows, features = call.axes("weight")
+    _look_up(call, rows, "indices")
+    return [(*call.places(call.shapes[0][:1]), features), *map(call.places, call.shapes[1:])]
+
+
 @rule("index_select", signs=True, reads="index")
 def index_select(call: Call) -> Layout:
     """Places of one axis, looked up by number."""

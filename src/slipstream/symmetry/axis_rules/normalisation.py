@@ -52,12 +52,24 @@ def layer_norm(call: Call) -> Layout:
 def weight_norm(call: Call) -> Layout:
     """A weight with its length along one axis kept in a tensor of its own."""
     axes, lengths = call.axes("v"), call.axes("g")
+    if not lengths:  # one length for all
+        return axes
     dim = call["dim"] % len(axes)
     call.tie(axes[dim], lengths[dim])
     for number, axis in enumerate(axes):
         if number != dim:
             call.independent(axes[dim], axis)
     return axes
+
+
+@rule("norm_except_dim")
+def norm_except_dim(call: Call) -> Layout:
+    """The lengths along one axis; the others are kept with one place."""
+    axes, dim = call.axes("v"), call["dim"]
+    if dim == -1:  # one length for all
+        return ()
+    one: Axis = ((),)
+    return tuple(axis if number == dim % len(axes) else one for number, axis in enumerate(axes))
 
 
 @rule("group_norm")

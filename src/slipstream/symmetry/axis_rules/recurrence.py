@@ -34,6 +34,21 @@ def recurrence(call: Call) -> list[Value]:
     return [Value((first, second, features)), *ends]
 
 
+@rule("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
+def one_step(call: Call) -> list[Layout] | Layout:
+    """One step of one layer: the same units in the weights and in the states."""
+    batch, features = call.axes("input")
+    given = call["hx"] if call.operator == "lstm_cell" else [call["hx"]]
+    states = [item.axes for item in given]
+    for state in states:
+        call.tie(state[0], batch)
+    names = ("w_ih", "w_hh", "b_ih", "b_hh")
+    weights = [call.axes(name) for name in names if isinstance(call[name], Value)]
+    units = _cell(call, features, weights, states)
+    result: Layout = (batch, units[0])
+    return [result, result] if call.operator == "lstm_cell" else result
+
+
 def _cells(call: Call) -> Iterator[Sequence[Layout]]:
     """The weights of every layer and direction: of inputs, of the state, biases, projection."""
     given = [item.axes for item in call["params"]]
@@ -50,7 +65,7 @@ def _cell(
     call.tie(inputs, features)
     for bias in [rows, *(axes[0] for axes in others if len(axes) == 1)]:
         call.tie(again, bias)
-    gates, units = call.divide(rows, GATES[call.operator])
+    gates, units = call.divide(rows, GATES[call.operator.removesuffix("_cell")])
     call.pin(gates, "the gates are in a given order")
     shown = units
     for axes in others:
@@ -60,5 +75,5 @@ def _cell(
     call.tie(previous, shown)
     for state, axis in zip(states, (shown, units), strict=False):
         # Equal places, such as the zeros of the usual start, do not tie one layer with another.
-        call.tie(renewed(state)[2], axis)
+        call.tie(renewed(state)[-1], axis)
     return [shown, units]

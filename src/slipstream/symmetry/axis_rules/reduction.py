@@ -1,6 +1,7 @@
 """Operators that take one axis, or several, together, or that see an order along an axis."""
 
 from slipstream.symmetry.atoms import Axis, Layout
+from slipstream.symmetry.axis_rules.elementwise import align
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 
@@ -29,6 +30,28 @@ def _reduced(call: Call, axes: Layout) -> Layout | list[Layout]:
     return result if len(call.shapes) == 1 else [result] * len(call.shapes)
 
 
+@rule("mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss kl_div poisson_nll_loss")
+@rule("binary_cross_entropy binary_cross_entropy_with_logits gaussian_nll_loss")
+def loss(call: Call) -> Layout:
+    """A sum over all positions of what is compared there."""
+    axes = align(call, call.tensors())
+    return axes if len(call.shapes[0]) == len(axes) else ()
+
+
+@rule("cosine_similarity")
+def cosine_similarity(call: Call) -> Layout:
+    """Two tensors are compared along one axis."""
+    axes = align(call, call.tensors())
+    return without(axes, [call["dim"] % len(axes)], keep=False)
+
+
+@rule("pairwise_distance")
+def pairwise_distance(call: Call) -> Layout:
+    """Two tensors are compared along the last axis."""
+    axes = align(call, call.tensors())
+    return without(axes, [len(axes) - 1], keep=bool(call["keepdim"]))
+
+
 @rule("diff")
 def difference(call: Call) -> Layout:
     """Each place along an axis with the next one."""
@@ -47,16 +70,42 @@ def triangle(call: Call) -> Layout:
     return axes
 
 
+@rule("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft", signs=True)
+@rule("fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2", signs=True)
+@rule("fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn", signs=True)
+@rule("fft_fftshift fft_ifftshift", signs=True)
+def spectrum(call: Call) -> Layout:
+    """Frequencies along some axes; the others go along."""
+    axes, shape = call.axes("self"), call.shapes[0]
+    count = len(call["s"]) if call["s"] is not None else len(axes)
+    dims = range(len(axes) - count, len(axes)) if call["dim"] is None else call["dim"]
+    changed = dims_of(dims if isinstance(dims, int) else list(dims), len(axes))
+    for dim in changed:
+        call.pin(axes[dim], "a Fourier transform runs along this axis")
+    return tuple(
+        call.places([shape[dim]])[0] if dim in changed else axis for dim, axis in enumerate(axes)
+    )
+
+
+@rule("stft", signs=True)
+def stft(call: Call) -> Layout:
+    """Frequencies and times of a signal, which is the last axis."""
+    *batch, time = call.axes("self")
+    call.pin(time, "a Fourier transform runs along this axis")
+    return (*batch, *call.places(call.shapes[0][len(batch) :]))
+
+
+@rule("cummax", "cummin")
 @rule("cumprod", "logcumsumexp")
 @rule("cumsum", "flip", "roll", signs=True)
-def ordered(call: Call) -> Layout:
+def ordered(call: Call) -> Layout | list[Layout]:
     """The result depends on the order along an axis, which cannot move then."""
     axes = call.axes("self")
     if not (dims := dims_of(call["dim"] if call["dim"] is not None else call["dims"], len(axes))):
         raise UnsupportedError("it acts on all axes as if they were one")
     for dim in dims:
         call.pin(axes[dim], "it depends on the order along this axis")
-    return axes
+    return axes if len(call.shapes) == 1 else [axes] * len(call.shapes)
 
 
 def dims_of(dims: int | list[int], rank: int) -> list[int]:

@@ -23,7 +23,7 @@ def permute(call: Call) -> Layout:
     return tuple(axes[dim] for dim in call["dims"])
 
 
-@rule("transpose swapaxes swapdims t mT numpy_T adjoint mH", signs=True, keeps=True)
+@rule("transpose swapaxes swapdims t mT numpy_T adjoint mH matrix_H", signs=True, keeps=True)
 def transpose(call: Call) -> Layout:
     """Two axes change places, or all of them."""
     axes = list(call.axes("self"))
@@ -54,10 +54,13 @@ def movedim(call: Call) -> Layout:
 @rule("expand", "expand_as", "broadcast_to", signs=True, keeps=True)
 def expand(call: Call) -> Layout:
     """Along an axis that repeats one place, all places are equal."""
-    shape = call.shapes[0]
-    axes = call.axes("self")
-    padded = (((),),) * (len(shape) - len(axes)) + axes
-    return tuple(a if length(a) == n else uniform(n) for a, n in zip(padded, shape, strict=True))
+    return _expanded(call.axes("self"), call.shapes[0])
+
+
+@rule("broadcast_tensors", signs=True)
+def broadcast_tensors(call: Call) -> list[Layout]:
+    """Every tensor is expanded to the same shape."""
+    return [_expanded(*pair) for pair in zip(call.tensors(), call.shapes, strict=True)]
 
 
 @rule("meshgrid", "meshgrid.indexing")
@@ -116,6 +119,86 @@ def channel_shuffle(call: Call) -> Layout:
     axes = call.axes("self")
     groups, inside = call.divide(axes[1], call["groups"])
     return (axes[0], merge([inside, groups]), *axes[2:])
+
+
+@rule("view_as_complex", signs=True)
+def view_as_complex(call: Call) -> Layout:
+    """Pairs on the last axis become complex numbers."""
+    *axes, pair = call.axes("self")
+    call.pin(pair, "it holds real and imaginary parts")
+    return tuple(axes)
+
+
+@rule("view_as_real", signs=True)
+def view_as_real(call: Call) -> Layout:
+    """A new last axis with the real and the imaginary part."""
+    return (*call.axes("self"), *call.places([2]))
+
+
+@rule("im2col", signs=True)
+def im2col(call: Call) -> Layout:
+    """Channels times the positions of a window, at every position of the window."""
+    *batch, channels, height, width = call.axes("input", "self")
+    for axis in (height, width):
+        call.pin(axis, "a window slides along this axis")
+    inside = fixed(math.prod(call["kernel_size"]))
+    return (*batch, merge([channels, inside]), *call.places(call.shapes[0][-1:]))
+
+
+@rule("col2im", signs=True)
+def col2im(call: Call) -> Layout:
+    """Channels times the positions of a window are added up on a map."""
+    *batch, columns, windows = call.axes("input", "self")
+    channels, inside = call.divide(columns, call.shapes[0][-3])
+    for axis in (inside, windows):
+        call.pin(axis, "a window slides along this axis")
+    return (*batch, channels, *call.places(call.shapes[0][-2:]))
+
+
+@rule("unfold", signs=True)
+def unfold(call: Call) -> Layout:
+    """Windows along one axis, and a new axis for the positions inside a window."""
+    axes = call.axes("self")
+    dim = call["dimension"] % len(axes)
+    call.pin(axes[dim], "a window slides along this axis")
+    windows, inside = call.places([call.shapes[0][dim], call["size"]])
+    return (*axes[:dim], windows, *axes[dim + 1 :], inside)
+
+
+@rule("kron", signs=True)
+def kron(call: Call) -> Layout:
+    """Every axis is the product of the axes of both."""
+    first, second = call.axes("self"), call.axes("other")
+    rank = max(len(first), len(second))
+    padded = ((((),),) * (rank - len(axes)) + axes for axes in (first, second))
+    return tuple(merge(pair) for pair in zip(*padded, strict=True))
+
+
+@rule("diagonal linalg_diagonal trace diag", signs=True)
+def diagonal(call: Call) -> Layout:
+    """Both axes list the same; the diagonal lists it once."""
+    axes = list(call.axes("self", "A"))
+    dims = [
+        0 if call["dim1"] is None else call["dim1"],
+        1 if call["dim2"] is None else call["dim2"],
+    ]
+    first, second = (axes[dim % len(axes)] for dim in dims)
+    kept = [axis for n, axis in enumerate(axes) if n not in [dim % len(axes) for dim in dims]]
+    if call["offset"] or call["diagonal"] or length(first) != length(second):
+        for axis in (first, second):
+            call.pin(axis, "it takes a diagonal beside the main one")
+        return (*kept, *call.places(call.shapes[0][-1:]))
+    call.tie(first, second)
+    call.unsigned(first)
+    for axis in kept:
+        call.independent(first, axis)
+        call.independent(axis, first)
+    return tuple(kept) if call.operator == "trace" else (*kept, first)
+
+
+def _expanded(axes: Layout, shape: tuple[int, ...]) -> Layout:
+    padded = (((),),) * (len(shape) - len(axes)) + axes
+    return tuple(a if length(a) == n else uniform(n) for a, n in zip(padded, shape, strict=True))
 
 
 def _copies(axis: Axis, count: int) -> Axis:

@@ -5,7 +5,7 @@ import torch
 
 from oracles.network_zoo import NETWORKS
 from slipstream.pretrained import example_input_for
-from slipstream.symmetry.narrow_model import proven_alike, twin_of
+from slipstream.symmetry.narrow_model import narrow_model, proven_alike
 from slipstream.symmetry.tracing import find_neuron_groups
 
 transformers = pytest.importorskip("transformers")
@@ -29,7 +29,7 @@ def test_a_model_without_numbers_has_the_groups_of_one_with_them(name):
 def test_a_twin_is_narrow_and_as_deep():
     large = transformers.LlamaConfig(num_hidden_layers=3, num_attention_heads=8, pad_token_id=31999)
     with torch.device("meta"):
-        twin = twin_of(transformers.LlamaForCausalLM(large))
+        twin = narrow_model(transformers.LlamaForCausalLM(large))
     assert twin.config.num_hidden_layers == 3
     assert sum(value.numel() for value in twin.parameters()) < 100_000
     assert large.hidden_size == 4096
