@@ -262,7 +262,7 @@ def case_rows(results: list[Result]) -> list[tuple[str, ...]]:
 def way_rows(results: list[Result]) -> list[tuple[str, ...]]:
     """Return a row for each way to predict, over all fine-tunings."""
     rows = []
-    for way in results[0].predictions:
+    for way in results[0].predictions if results else ():
         cells = []
         for place in range(len(SHARES)):
             found = errors(results, way, place)

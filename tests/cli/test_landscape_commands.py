@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -140,18 +141,14 @@ def test_study_of_a_transfer(folder, parts, tmp_path, monkeypatch):
 
 
 def test_the_source_of_a_transfer_is_found_from_another_folder(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(folder)
-    slipstream("transfer", "run", "--target-seed", 1, "--stages", 2, "--out", tmp_path / "moved")
-    file = tmp_path / "moved" / "run.json"
-    description = json.loads(file.read_text())
-    description["configuration"]["source"] = "run"  # as 0.1 recorded it
-    file.write_text(json.dumps(description))
-    shutil.copytree(tmp_path / "moved", folder / "near")
+    shutil.copytree(folder / "run", tmp_path / "there" / "run")
+    monkeypatch.chdir(tmp_path / "there")
+    slipstream("transfer", "run", "--target-seed", 1, "--stages", 2, "--out", "moved")
     monkeypatch.chdir(tmp_path)
-    text = slipstream("landscape", "study", folder / "near", "--points", 2).stdout
-    assert "permuted source" in text
-    result = slipstream("landscape", "study", "moved", "--points", 2, code=2)
-    assert "was transferred from run, where there is no run now" in result.stderr
+    study = ("landscape", "study", Path("there", "moved"), "--points", 2)
+    assert "permuted source" in slipstream(*study).stdout
+    Path("there", "run").rename("elsewhere")
+    assert "where there is no run now" in slipstream(*study, code=2).stderr
 
 
 def test_mistakes_are_one_line(folder, tmp_path):

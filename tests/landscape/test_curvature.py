@@ -14,6 +14,7 @@ from cases import CASES
 from slipstream.evaluation import Task, classification_loss
 from slipstream.landscape import (
     CurvaturePlan,
+    SpectrumPlan,
     curvature_along,
     gradient_noise,
     hessian_product,
@@ -174,9 +175,8 @@ def test_eigenvalues_are_those_of_the_exact_hessian():
     seen = []
     found = hessian_spectrum(
         Task(model, data),
-        count=3,
-        tolerance=1e-9,
         progress=lambda *at: seen.append(at),
+        plan=SpectrumPlan(count=3, tolerance=1e-9),
     )
     torch.testing.assert_close(found.eigenvalues, values.flip(0)[:3])
     assert found.lowest == pytest.approx(float(values[0]))
@@ -198,7 +198,7 @@ def diagonal(values):
 def test_residuals_bound_the_error_before_it_has_converged():
     values = [1.1**n for n in range(60)]
     model, loss = diagonal(values)
-    found = hessian_spectrum(Task(model, [torch.zeros(1)], loss), iterations=6)
+    found = hessian_spectrum(Task(model, [torch.zeros(1)], loss), plan=SpectrumPlan(iterations=6))
     assert not found.converged
     assert found.products == 6
     error = min(abs(value - float(found.eigenvalues[0])) for value in values)
@@ -211,7 +211,7 @@ def test_residuals_bound_the_error_before_it_has_converged():
 def test_more_eigenvalues_than_are_different():
     """The Hessian maps a small space into itself: the search goes on elsewhere."""
     model, loss = diagonal([7.0, 0.0, 0.0, 0.0, 0.0])
-    found = hessian_spectrum(Task(model, [torch.zeros(1)], loss), count=4)
+    found = hessian_spectrum(Task(model, [torch.zeros(1)], loss), plan=SpectrumPlan(count=4))
     torch.testing.assert_close(found.eigenvalues, torch.tensor([7.0, 0, 0, 0]).double())
     assert found.converged
 
@@ -308,7 +308,7 @@ def test_at_a_minimum_nothing_rises():
 def test_all_at_once_is_each_alone():
     model, data = network(), examples()
     found = measure_curvature(Task(model, data), plan=CurvaturePlan(seed=3))
-    spectrum = hessian_spectrum(Task(model, data), tolerance=1e-2, seed=3)
+    spectrum = hessian_spectrum(Task(model, data), plan=SpectrumPlan(tolerance=1e-2, seed=3))
     trace = hessian_trace(Task(model, data), samples=10, seed=3)
     raised = sharpness(Task(model, data))
     assert found.largest == spectrum.eigenvalues[0].item()
@@ -471,14 +471,19 @@ def test_bad_input_is_told():
         (lambda: hessian_trace(Task(model, data, squared), mode="train"), "mode must be 'eval' or"),
         (lambda: hessian_trace(Task(model, data, squared), weights=nowhere), "batch 0 .* is nan"),
         (
-            lambda: hessian_spectrum(Task(model, data, squared), count=6),
+            lambda: hessian_spectrum(Task(model, data, squared), plan=SpectrumPlan(count=6)),
             "count must be from 1 to 5",
         ),
         (
-            lambda: hessian_spectrum(Task(model, data, squared), count=3, iterations=2),
+            lambda: hessian_spectrum(
+                Task(model, data, squared), plan=SpectrumPlan(count=3, iterations=2)
+            ),
             "iterations must be at least count, 3, got 2",
         ),
-        (lambda: hessian_spectrum(Task(model, data, squared), tolerance=0), "tolerance must be"),
+        (
+            lambda: hessian_spectrum(Task(model, data, squared), plan=SpectrumPlan(tolerance=0)),
+            "tolerance must be",
+        ),
         (lambda: gradient_noise(Task(model, data[:1], squared)), "data has 1 batch; the noise"),
         (lambda: sharpness(Task(model, data, squared), radius=0), "radius must be above 0, got 0"),
         (

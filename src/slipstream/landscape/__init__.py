@@ -34,6 +34,7 @@ from slipstream.landscape.span import Shape, Span, SpanMetrics, evaluate_span
 from slipstream.landscape.spectrum import (
     HessianSpectrum,
     HessianTrace,
+    SpectrumPlan,
     hessian_spectrum,
     hessian_trace,
 )
@@ -66,6 +67,7 @@ __all__ = [
     "Sharpness",
     "Span",
     "SpanMetrics",
+    "SpectrumPlan",
     "StudyPlan",
     "align_then_barrier",
     "barrier_along",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress, evaluate_points
-from slipstream.landscape.line import Barrier, learned, line_of, polyline
+from slipstream.landscape.line import Barrier, learned, loss_line, polyline
 from slipstream.matching import Matching, match_activations, match_weights
 from slipstream.storage.plan_fields import option
 from slipstream.symmetry.neuron_groups import NeuronGroups
@@ -106,7 +106,7 @@ def align_then_barrier(
         progress=progress,
     )
     before, after = (
-        Barrier(line_of([start, target], rows, {n: value[part] for n, value in values.items()}))
+        Barrier(loss_line([start, target], rows, {n: value[part] for n, value in values.items()}))
         for start, part in ((source, slice(plan.points)), (aligned, slice(plan.points, None)))
     )
     return AlignedBarriers(before, after, found, aligned)

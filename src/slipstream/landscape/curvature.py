@@ -13,7 +13,7 @@ from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress
 from slipstream.landscape.hessian import MeanLoss, Mode
 from slipstream.landscape.point_store import PointStore
-from slipstream.landscape.spectrum import spectrum_of, trace_of
+from slipstream.landscape.spectrum import SpectrumPlan, spectrum_of, trace_of
 from slipstream.storage.fingerprints import fingerprint
 from slipstream.storage.plan_fields import option
 from slipstream.trajectory import Snapshot, Trajectory
@@ -200,9 +200,8 @@ def measure_curvature(
     """
     plan = plan or CurvaturePlan()
     mean = MeanLoss(task, weights=weights, mode=plan.mode)
-    spectrum = spectrum_of(
-        mean, count=1, iterations=plan.iterations, tolerance=plan.tolerance, seed=plan.seed
-    )
+    lanczos = SpectrumPlan(1, plan.iterations, plan.tolerance, plan.seed)
+    spectrum = spectrum_of(mean, lanczos)
     trace = trace_of(mean, samples=plan.samples, seed=plan.seed)
     raised = sharpness_of(mean, mean.gradient(), plan.radius)
     noise = noise_of(mean).scale if len(mean.batches) > 1 else math.nan

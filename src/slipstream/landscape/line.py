@@ -118,7 +118,7 @@ def loss_along(
         raise ValueError(f"weights must be two or more to go between, got {len(named)}.")
     table = polyline(len(named), points)
     values = evaluate_points(named, table, task, memory=memory, resume=resume, progress=progress)
-    return line_of(list(named.values()), table, values)
+    return loss_line(list(named.values()), table, values)
 
 
 @takes_task
@@ -199,7 +199,7 @@ def polyline(corners: int, points: int) -> Tensor:
     return rows
 
 
-def line_of(corners: Sequence[Weights], table: Tensor, values: Mapping[str, Tensor]) -> LossLine:
+def loss_line(corners: Sequence[Weights], table: Tensor, values: Mapping[str, Tensor]) -> LossLine:
     """Return the values at the points of a polyline as a line."""
     positions = table @ torch.arange(len(corners), dtype=torch.float64)
     return LossLine(positions, _distances(corners, positions), values)

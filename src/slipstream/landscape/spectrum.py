@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.hessian import MeanLoss, Mode
+from slipstream.storage.plan_fields import option
 from slipstream.weights import Weights
 
 Progress = Callable[[int, int], object]  # products done, and at most
@@ -37,16 +38,32 @@ class HessianTrace:
     products: int
 
 
-@takes_task
+@dataclass(frozen=True)
+class SpectrumPlan:
+    """What `hessian_spectrum` looks for."""
+
+    count: int = option(1, "How many of the largest eigenvalues.", minimum=1)
+    # At most; each is a product with the Hessian, and keeps a vector in memory.
+    iterations: int = option(100, "Of Lanczos, at most.", minimum=1)
+    tolerance: float = option(1e-3, "Residual of the eigenvalues, relative to the largest.")
+    seed: int = option(0, "Of the first vector.")
+    mode: Mode = option("eval", "eval: BatchNorm uses running statistics, dropout is off; or own.")
+
+    def __post_init__(self) -> None:
+        if self.iterations < self.count:
+            raise ValueError(
+                f"iterations must be at least count, {self.count}, got {self.iterations}."
+            )
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance must be above 0, got {self.tolerance}.")
+
+
+@takes_task(plan=SpectrumPlan)
 def hessian_spectrum(
     task: Task,
     *,
     weights: Weights | None = None,
-    count: int = 1,
-    iterations: int = 100,
-    tolerance: float = 1e-3,
-    seed: int = 0,
-    mode: Mode = "eval",
+    plan: SpectrumPlan | None = None,
     progress: Progress | None = None,
 ) -> HessianSpectrum:
     """Find the largest eigenvalues of the Hessian of the mean loss, and the smallest one.
@@ -58,18 +75,14 @@ def hessian_spectrum(
     Args:
         task: The model, left as it was, the loss, and the data, which is kept in memory.
         weights: Where to look, instead of at the model's own tensors.
-        count: How many of the largest eigenvalues.
-        iterations: At most; each is a product with the Hessian, and keeps a vector in memory.
-        tolerance: Relative to the largest absolute eigenvalue.
-        seed: Of the first vector.
-        mode: `eval`, or `own`: as of `hessian_product`.
+        plan: How many eigenvalues, and how precisely.
         progress: Called after each product with their number, and the most there can be.
 
     Returns:
         Eigenvalues with residuals and vectors, and whether they converged.
 
     Raises:
-        ValueError: If an argument is out of range, or as of `hessian_product`.
+        ValueError: If there are not so many eigenvalues, or as of `hessian_product`.
 
     Source: "An Iteration Method for the Solution of the Eigenvalue Problem of Linear Differential
     and Integral Operators" (Lanczos, 1950), with full reorthogonalisation.
@@ -78,16 +91,15 @@ def hessian_spectrum(
         >>> from torch import nn
         >>> model = nn.Linear(3, 1, bias=False)
         >>> bowl = lambda model, batch: (model.weight.square() * batch).sum() / 2
-        >>> found = hessian_spectrum(Task(model, [torch.tensor([[5.0, -1.0, 2.0]])], bowl), count=2)
+        >>> task = Task(model, [torch.tensor([[5.0, -1.0, 2.0]])], bowl)
+        >>> found = hessian_spectrum(task, plan=SpectrumPlan(count=2))
         >>> [round(value, 4) for value in (*found.eigenvalues.tolist(), found.lowest)]
         [5.0, 2.0, -1.0]
         >>> found.converged, found.products
         (True, 3)
     """
-    mean = MeanLoss(task, weights=weights, mode=mode)
-    return spectrum_of(
-        mean, count=count, iterations=iterations, tolerance=tolerance, seed=seed, progress=progress
-    )
+    plan = plan or SpectrumPlan()
+    return spectrum_of(MeanLoss(task, weights=weights, mode=plan.mode), plan, progress)
 
 
 @takes_task
@@ -152,29 +164,20 @@ def trace_of(
 
 
 def spectrum_of(
-    mean: MeanLoss,
-    *,
-    count: int,
-    iterations: int,
-    tolerance: float,
-    seed: int,
-    progress: Progress | None = None,
+    mean: MeanLoss, plan: SpectrumPlan, progress: Progress | None = None
 ) -> HessianSpectrum:
     """Do what `hessian_spectrum` says, of a loss at given weights."""
+    count = plan.count
     if not 1 <= count <= mean.size:
         raise ValueError(f"count must be from 1 to {mean.size}, the parameters, got {count}.")
-    if iterations < count:
-        raise ValueError(f"iterations must be at least count, {count}, got {iterations}.")
-    if not tolerance > 0:
-        raise ValueError(f"tolerance must be above 0, got {tolerance}.")
-    most = min(iterations, mean.size)
-    lanczos = _Lanczos(mean, seed)
+    most = min(plan.iterations, mean.size)
+    lanczos = _Lanczos(mean, plan.seed)
     ritz = None
     while len(lanczos.diagonal) < most:
         lanczos.step()
         if progress is not None:
             progress(len(lanczos.diagonal), most)
-        ritz = lanczos.ritz(tolerance)
+        ritz = lanczos.ritz(plan.tolerance)
         if len(lanczos.diagonal) >= count and ritz.settled(count):
             break
     assert ritz is not None  # there is at least one step

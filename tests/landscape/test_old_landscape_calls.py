@@ -16,6 +16,7 @@ from slipstream.landscape import (
     PlaneGrid,
     Shape,
     Span,
+    SpectrumPlan,
     StudyPlan,
     align_then_barrier,
     barrier_along,
@@ -110,7 +111,7 @@ CALLS = {
     ),
     "hessian_spectrum": (
         lambda: hessian_spectrum(MODEL, LOSS, weights=A, data=DATA, iterations=5),
-        lambda: hessian_spectrum(TASK, weights=A, iterations=5),
+        lambda: hessian_spectrum(TASK, weights=A, plan=SpectrumPlan(iterations=5)),
     ),
     "hessian_trace": (
         lambda: hessian_trace(MODEL, LOSS, weights=A, data=DATA, samples=2),
