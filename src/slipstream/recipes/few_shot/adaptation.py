@@ -23,7 +23,13 @@ from slipstream.evaluation.batches import (
 )
 from slipstream.evaluation.batchnorm import batch_statistics
 from slipstream.evaluation.swapped_weights import eval_mode, weights_in
-from slipstream.recipes.few_shot.inner_loop import Adaptation, Batching, Call, InnerLoop, call_at
+from slipstream.recipes.few_shot.inner_loop import (
+    Adaptation,
+    Batching,
+    BoundFunction,
+    InnerLoop,
+    call_at,
+)
 from slipstream.recipes.few_shot.task_layers import batchnorm_in_parts
 from slipstream.weights import Weights, clone, weights_of
 
@@ -87,7 +93,7 @@ class AfterAdaptation:
             return self.each(model, batch, free=free, masks=masks).mean()
         learner = InnerLoop(self.adaptation, model, self.loss, free, masks)
         with batch_statistics(model):
-            return learner.learn_together(batch, Call(model, self.metric or self.loss))
+            return learner.learn_together(batch, BoundFunction(model, self.metric or self.loss))
 
     def each(
         self,
@@ -116,7 +122,7 @@ class AfterAdaptation:
         """
         batching = self._batching(model, batch)
         learner = InnerLoop(self.adaptation, model, self.loss, free, masks)
-        judge = Call(model, self.metric or self.loss)
+        judge = BoundFunction(model, self.metric or self.loss)
 
         def one(task: TaskBatch) -> Any:
             return call_at(judge, learner.learn(task.support), task.query)

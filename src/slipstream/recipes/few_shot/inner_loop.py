@@ -74,7 +74,7 @@ def head_of(model: nn.Module, patterns: tuple[str, ...] = ()) -> list[str]:
     return [name for name in names if name.rpartition(".")[0] == owner]
 
 
-class Call(nn.Module):
+class BoundFunction(nn.Module):
     """A function of a model and a batch, as a module that holds the model."""
 
     def __init__(self, model: nn.Module, function: Callable[[nn.Module, Batch], Any]) -> None:
@@ -99,7 +99,7 @@ class InnerLoop:
         masks: Mapping[str, Tensor] | None,
     ) -> None:
         """Begin at the parameters of the model, or at `free`, times `masks`."""
-        self._how, self._loss = adaptation, Call(model, loss)
+        self._how, self._loss = adaptation, BoundFunction(model, loss)
         values = dict(model.named_parameters()) if free is None else dict(free)
         if masks is None and adaptation.sparse:
             masks = {n: (v != 0).to(v) for n, v in values.items() if _is_sparse(v)}
@@ -122,7 +122,7 @@ class InnerLoop:
             now = {name: value - self._how.rate * slopes[name] for name, value in now.items()}
         return {**self._held, **self._masked(now)}
 
-    def learn_together(self, batch: TaskBatch, judge: Call) -> Tensor:
+    def learn_together(self, batch: TaskBatch, judge: BoundFunction) -> Tensor:
         """Return the mean over tasks, all in one pass."""
         tasks, how, model = batch_size(batch), self._how, self._loss.model
         double = how.second_order and torch.is_grad_enabled()
@@ -168,6 +168,6 @@ def _is_sparse(value: Tensor) -> bool:
     return value.dim() > 1 and 0 < int(value.count_nonzero()) < value.numel()
 
 
-def call_at(call: Call, weights: Mapping[str, Tensor], batch: Batch) -> Any:
+def call_at(call: BoundFunction, weights: Mapping[str, Tensor], batch: Batch) -> Any:
     """Return what a function returns with other weights in its model."""
     return functional_call(call, {f"model.{n}": v for n, v in weights.items()}, (batch,))
