@@ -6,10 +6,10 @@ import logging
 import pytest
 import torch
 from recorded_networks import tied
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 
 from slipstream.trajectory import Trajectory, check_run, import_run
-from slipstream.trajectory.checkpoint_files import number_in
+from slipstream.trajectory.step_names import steps_in
 
 
 def weights(value=0.0):
@@ -198,8 +198,8 @@ def test_what_has_no_number_among_numbers_is_left_out_aloud(source, caplog):
 
 
 def test_two_of_one_step_are_named(source):
-    for name in ("model_1", "optimizer_1"):
-        torch.save(weights(), source / f"{name}.pt")
+    for shift, name in enumerate(("model_1", "optimizer_1")):
+        torch.save({n: v + shift for n, v in weights().items()}, source / f"{name}.pt")
     with pytest.raises(ValueError, match=r"model_1.pt and optimizer_1.pt both count as step 1"):
         import_run(source)
 
@@ -266,4 +266,84 @@ def test_nan_is_imported_as_it_is(source):
     ],
 )
 def test_the_number_in_a_name(name, number):
-    assert number_in(name) == number
+    assert steps_in([name]) == {name: number}
+
+
+@pytest.mark.parametrize(
+    ("names", "steps"),
+    [
+        (["epoch_1_loss_0.90.pt", "epoch_2_loss_0.25.pt"], [1, 2]),
+        (["weights.01-0.93.pth", "weights.02-0.33.pth"], [1, 2]),
+        (["ep1_resnet18.pt"], [1]),
+        (["model_9e2.pt", "model_1e3.pt"], [900, 1000]),
+        (["ckpt_900.pt", "ckpt_1k.pt", "ckpt_2.5k.pt"], [900, 1000, 2500]),
+        (["step-900.pt", "step-1,000.pt"], [900, 1000]),
+        (["resnet50_acc0.71_ep12.pth"], [12]),
+        (["acc_0.95-step_7.pt", "acc_0.5-step_8.pt"], [7, 8]),
+        (["checkpoint-3-of-gpt2.pt"], [3]),
+        (["best.pt", "run_3.pt"], [None, 3]),
+    ],
+)
+def test_the_steps_of_a_folder_of_names(names, steps):
+    assert list(steps_in(names).values()) == steps
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["run_3_7.pt"], "several numbers"),
+        (["2024-11-05.pt"], "several numbers"),
+        (["step_100.pt", "epoch_2.pt"], "some.*others|Some of the names"),
+    ],
+)
+def test_what_names_do_not_tell_is_asked_for(names, words):
+    with pytest.raises(ValueError, match=words):
+        steps_in(names)
+
+
+def test_one_file_of_many_kinds_is_imported(tmp_path):
+    torch.save({"state_dict": named("", 1)}, tmp_path / "checkpoint-1.pth.tar")
+    assert import_run(tmp_path / "checkpoint-1.pth.tar", tmp_path / "one").steps == [1]
+    torch.save(named("", 1), tmp_path / "best.pt")
+    assert import_run(tmp_path / "best.pt", tmp_path / "best").steps == [0]
+
+
+def test_twins_count_once(source, tmp_path, caplog):
+    held = {"state_dict": named("", 3), "global_step": 30}
+    for name in ("epoch=2-step=30.ckpt", "last.ckpt"):
+        torch.save(held, source / name)
+    assert import_run(source, tmp_path / "run").steps == [30]
+    assert "last.ckpt is the same as" in caplog.text
+    torch.save(held | {"state_dict": named("", 4)}, source / "last.ckpt")
+    with pytest.raises(ValueError, match="both count as step 30"):
+        import_run(source, tmp_path / "other")
+
+
+def test_prefixes_of_wrappers_are_cut_off(source, tmp_path, caplog):
+    torch.save(named("_orig_mod.module.", 1), source / "1.pt")
+    assert set(import_run(source, tmp_path / "run").names) == set(named("", 1))
+    assert "'_orig_mod.module.'" in caplog.text
+
+
+def test_tied_names_of_save_model_are_aliases(source, tmp_path):
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(5, 3)
+            self.decoder = torch.nn.Linear(3, 5, bias=False)
+            self.decoder.weight = self.embed.weight
+
+    save_model(Tied(), str(source / "step1.safetensors"))
+    Tied().load_state_dict(import_run(source, tmp_path / "run")[0].state_dict())
+
+
+def test_two_files_with_one_tensor_are_refused(source, tmp_path):
+    for number in (1, 2):
+        save_file(
+            {"w": torch.ones(2), f"v{number}": torch.ones(1)}, source / f"{number}.safetensors"
+        )
+    weights = {"w": "1.safetensors", "v1": "1.safetensors", "v2": "2.safetensors"}
+    index = json.dumps({"weight_map": weights})
+    (source / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"Two files of .* hold the tensor 'w'"):
+        import_run(source, tmp_path / "run")

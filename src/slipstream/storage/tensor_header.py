@@ -17,6 +17,7 @@ _DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "I8": "int8",
+    "F8_E8M0": "float8_e8m0fnu",
     "F8_E5M2": "float8_e5m2",
     "F8_E4M3": "float8_e4m3fn",
     "U16": "uint16",
@@ -126,7 +127,8 @@ def parse_header(text: bytes) -> tuple[Mapping[str, Place], int]:
                 places[name] = _place(name, entry, base)
         end = _end(places, base)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"the header of the file is damaged: {error}") from error
+        kind = "cannot be read" if "not known here" in str(error) else "is damaged"
+        raise ValueError(f"the header of the file {kind}: {error}") from error
     return MappingProxyType(places), end
 
 
@@ -136,6 +138,8 @@ def _place(name: str, entry: Mapping[str, Any], base: int) -> Place:
         raise ValueError(f"{name!r} has entries that the format does not know")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{name!r} has a shape or offsets that are not whole numbers from 0 on")
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"{name!r} has the dtype {entry['dtype']}, which is not known here")
     form = TensorForm(tuple(shape), _DTYPES[entry["dtype"]])
     start, stop = offsets
     if stop - start != form.bytes:

@@ -1,6 +1,7 @@
 """The checkpoints that other tools write: where they are, what their step is, what they hold."""
 
 import json
+import logging
 import pickle
 import re
 import zipfile
@@ -14,8 +15,12 @@ from torch import Tensor
 from slipstream.storage.packed_file import unpack_tensors
 from slipstream.storage.packed_header import SUFFIX as PACKED
 
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors", PACKED)
-_HUGGING_FACE = ("model.safetensors", "adapter_model.safetensors", "pytorch_model.bin")
+_log = logging.getLogger(__name__)
+_SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors", PACKED)
+_HUGGING_FACE = (
+    *("model.safetensors", "adapter_model.safetensors"),
+    *("pytorch_model.bin", "adapter_model.bin"),
+)
 _USUAL_KEYS = ("state_dict", "model_state_dict", "model", "module")
 
 
@@ -33,7 +38,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True)
-class Contents:
+class PickledCheckpoint:
     """What a pickled checkpoint holds."""
 
     weights: Mapping[str, Tensor]
@@ -42,21 +47,23 @@ class Contents:
 
 
 def find_checkpoints(source: Path) -> list[Checkpoint]:
-    """Return the checkpoints in a folder, in the order of their names.
+    """Return the checkpoints in a folder, in the order of their names; or a single file.
 
     Args:
         source: Holds `.pt`, `.pth`, `.ckpt` or `.safetensors` files, or Hugging Face folders, or is
-            one itself.
+            one of these itself.
 
     Returns:
         At least one checkpoint.
 
     Raises:
-        NotADirectoryError: If `source` is no folder.
+        NotADirectoryError: If `source` is neither a folder nor a checkpoint.
         ValueError: If it holds none.
     """
+    if source.is_file() and source.name.endswith(_SUFFIXES):
+        return [Checkpoint(source.name, (source,))]
     if not source.is_dir():
-        raise NotADirectoryError(f"source must be a folder of checkpoints, {source} is none.")
+        raise NotADirectoryError(f"source must be a folder of checkpoints, {source} is not one.")
     paths = sorted(source.iterdir())
     folders = ((path.name, model_files(path)) for path in paths if path.is_dir())
     if found := [Checkpoint(name, files) for name, files in folders if files]:
@@ -64,31 +71,12 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
     whole = model_files(source)
     if whole and set(whole) >= {path for path in paths if path.suffix == ".safetensors"}:
         return [Checkpoint(source.resolve().name, whole)]
-    if found := [Checkpoint(path.name, (path,)) for path in paths if path.suffix in _SUFFIXES]:
+    if found := [Checkpoint(path.name, (path,)) for path in paths if path.name.endswith(_SUFFIXES)]:
         return found
     raise ValueError(
         f"source {source} holds no checkpoints: neither files ending in {', '.join(_SUFFIXES)} "
         f"nor folders with {', '.join(_HUGGING_FACE)}."
     )
-
-
-def number_in(name: str) -> int | None:
-    """Return the step that a file name tells: the number after "step", else the last number.
-
-    Args:
-        name: With its suffix.
-
-    Returns:
-        The number, or None if there is none.
-
-    Example:
-        >>> number_in("epoch=3-step=1200.ckpt"), number_in("resnet18_40.pt"), number_in("best.pt")
-        (1200, 40, None)
-    """
-    stem = re.sub(r"\.[A-Za-z]\w*$", "", name)
-    after_step = re.findall(r"(?:step|iter)\D{0,3}(\d+)", stem, flags=re.IGNORECASE)
-    numbers = after_step or re.findall(r"\d+", stem)
-    return int(numbers[-1]) if numbers else None
 
 
 def trainer_state(checkpoint: Checkpoint) -> tuple[float | None, dict[str, float]]:
@@ -105,7 +93,7 @@ def trainer_state(checkpoint: Checkpoint) -> tuple[float | None, dict[str, float
     return state.get("epoch"), {k: v for k, v in metrics.items() if k not in ("step", "epoch")}
 
 
-def read_pickled(path: Path, *, key: str | None = None) -> Contents:
+def read_pickled(path: Path, *, key: str | None = None) -> PickledCheckpoint:
     """Read a `.pt`, `.pth`, `.ckpt`, `.bin` or `.packed` file; nothing in it is executed.
 
     Args:
@@ -119,7 +107,7 @@ def read_pickled(path: Path, *, key: str | None = None) -> Contents:
         ValueError: If the file holds code, is damaged, or no weights are found in it.
     """
     if path.suffix == PACKED:
-        return Contents(unpack_tensors(path))
+        return PickledCheckpoint(unpack_tensors(path))
     try:
         held = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
@@ -135,7 +123,7 @@ def read_pickled(path: Path, *, key: str | None = None) -> Contents:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     weights = _weights_in(held, path, key)
     step, epoch = (held.get(name) for name in ("global_step", "epoch"))
-    return Contents(
+    return PickledCheckpoint(
         weights,
         step if isinstance(step, int) else None,
         epoch if isinstance(epoch, int | float) else None,
@@ -150,8 +138,13 @@ def _weights_in(held: object, path: Path, key: str | None) -> dict[str, Tensor]:
     for place in _USUAL_KEYS if key is None else (key,):
         if isinstance(held, Mapping) and isinstance(held.get(place), Mapping):
             held = held[place]
-    if isinstance(held, Mapping) and held and all(isinstance(v, Tensor) for v in held.values()):
-        return dict(held)
+    if isinstance(held, Mapping):
+        tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+        others = [str(name) for name in held if str(name) not in tensors]
+        if tensors and all(name.rpartition(".")[2] == "_extra_state" for name in others):
+            if others:
+                _log.warning("%s: %s left out, not tensors.", path, ", ".join(others))
+            return tensors
     listed = ", ".join(map(str, keys)) or f"a {type(held).__name__}"
     raise ValueError(
         f"No weights were found in {path}. It holds {listed}: pass key= with the one that "

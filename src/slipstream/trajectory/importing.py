@@ -6,21 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
-from slipstream.storage.tensor_header import read_places
+from slipstream.storage.strict_json import read_json
+from slipstream.storage.tensor_file import map_tensors
+from slipstream.storage.tensor_header import Place, read_header, read_places
 from slipstream.storage.writing import flush_folder
 from slipstream.trajectory.checkpoint_files import (
     Checkpoint,
     find_checkpoints,
-    number_in,
     read_pickled,
     trainer_state,
 )
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.run_folder import RunWriter, create_run
+from slipstream.trajectory.step_names import steps_in
 from slipstream.trajectory.trajectory import Trajectory
 
+WRAPPERS = ("_orig_mod.", "module.")  # of torch.compile and data parallelism
 _log = logging.getLogger(__name__)
 Value = TypeVar("Value")
 
@@ -42,10 +46,10 @@ def import_run(
     Lightning `.ckpt`, `.pt`, `.pth` and `.safetensors` files are understood.
 
     Args:
-        source: The folder of checkpoints.
+        source: The folder of checkpoints, or a single one.
         destination: The run folder to make; by default beside `source`, its name ending in "-run".
         steps: The step of each file or folder to import, by name. By default Lightning's
-            global step, else the number after "step" or the last number in the name.
+            global step, else what the names tell, see `steps_in`.
         prefix: Keep only tensors whose names start with it, and cut it off: "model." for Lightning.
         key: Where in pickled files the weights are; by default the usual keys are tried.
         configuration: What made the run, as plain data; kept in `run.json`.
@@ -64,7 +68,9 @@ def import_run(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"destination {target} is not empty: give another path.")
     chosen = _numbered(find_checkpoints(source), source, steps, key)
-    layout = _layout(next(iter(chosen.values())), prefix, key)
+    first = next(iter(chosen.values()))
+    prefix = prefix or _wrappers(first, key)
+    layout = _layout(first, prefix, key)
     partial = target.with_name(f".{target.name}.partial")
     try:
         with create_run(
@@ -90,20 +96,25 @@ def _numbered(
 ) -> dict[int, Checkpoint]:
     """The checkpoints by step, in growing order."""
     if steps is None:
-        told = {checkpoint.name: _told_step(checkpoint, key) for checkpoint in found}
+        told = _told_steps(found, key)
         steps = {name: step for name, step in told.items() if step is not None}
         if not steps:
-            raise ValueError(
-                f"No number in the names {', '.join(told)} in {source} tells their steps: pass "
-                f"steps={{{found[0].name!r}: 0, ...}}."
-            )
-        if nameless := [name for name in told if name not in steps]:
+            if len(found) > 1:
+                raise ValueError(
+                    f"No number in the names {', '.join(told)} in {source} tells their steps: pass "
+                    f"steps={{{found[0].name!r}: 0, ...}}."
+                )
+            steps = {found[0].name: 0}
+        elif nameless := [name for name in told if name not in steps]:
             _log.warning("Left out, no number in the name: %s", ", ".join(nameless))
     by_name = {checkpoint.name: checkpoint for checkpoint in found}
     chosen: dict[int, Checkpoint] = {}
     for name, step in sorted(steps.items(), key=lambda item: item[1]):
         if name not in by_name:
             raise ValueError(f"steps names {name!r}; {source} holds {', '.join(by_name)}.")
+        if step in chosen and _are_twins(chosen[step], by_name[name], key):
+            _log.warning("Left out: %s is the same as %s.", name, chosen[step].name)
+            continue
         if step in chosen:
             raise ValueError(
                 f"{chosen[step].name} and {name} both count as step {step}: pass steps="
@@ -113,20 +124,76 @@ def _numbered(
     return chosen
 
 
-def _told_step(checkpoint: Checkpoint, key: str | None) -> int | None:
-    if checkpoint.files[0].suffix == ".ckpt":
-        inside = read_pickled(checkpoint.files[0], key=key).step
-        if inside is not None:
-            return inside
-    return number_in(checkpoint.name)
+def _told_steps(found: list[Checkpoint], key: str | None) -> dict[str, int | None]:
+    """The steps by Lightning's own count, else by the names of all together."""
+    told: dict[str, int | None] = {}
+    for checkpoint in found:
+        lightning = checkpoint.files[0].suffix == ".ckpt"
+        inside = read_pickled(checkpoint.files[0], key=key).step if lightning else None
+        told[checkpoint.name] = inside
+    unknown = [name for name, step in told.items() if step is None]
+    try:
+        return told | steps_in(unknown)
+    except ValueError as error:
+        repair = f"pass steps={{{found[0].name!r}: 1, ...}}"
+        raise ValueError(f"{str(error).removesuffix('.')}: {repair}.") from error
+
+
+def _are_twins(first: Checkpoint, second: Checkpoint, key: str | None) -> bool:
+    """Whether two checkpoints hold the same weights, as `last.ckpt` and another often do."""
+    if first.is_safetensors != second.is_safetensors:
+        return False
+    a, b = (_weights(checkpoint, key) for checkpoint in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _weights(checkpoint: Checkpoint, key: str | None) -> dict[str, Tensor]:
+    if checkpoint.is_safetensors:
+        return {n: v for path in checkpoint.files for n, v in map_tensors(path).items()}
+    return _read(checkpoint, "", key)[0]
 
 
 def _layout(checkpoint: Checkpoint, prefix: str, key: str | None) -> Layout:
     if not checkpoint.is_safetensors:
         return Layout.of_weights(_read(checkpoint, prefix, key)[0], ties=True)
-    places = {n: place for path in checkpoint.files for n, place in read_places(path).items()}
-    kept = _without_prefix(places, prefix, checkpoint)
-    return Layout({name: place.form for name, place in kept.items()})
+    kept = _without_prefix(_places(checkpoint), prefix, checkpoint)
+    return Layout({name: place.form for name, place in kept.items()}, _aliases(checkpoint, kept))
+
+
+def _places(checkpoint: Checkpoint) -> dict[str, Place]:
+    """Where the tensors lie in all shards together."""
+    places: dict[str, Place] = {}
+    for path in checkpoint.files:
+        for name, place in read_places(path).items():
+            if name in places:
+                raise ValueError(f"Two files of {checkpoint.name} hold the tensor {name!r}.")
+            places[name] = place
+    return places
+
+
+def _aliases(checkpoint: Checkpoint, kept: Mapping[str, Place]) -> dict[str, str]:
+    """Further names of tied tensors, which `safetensors.torch.save_model` notes in the header."""
+    found: dict[str, str] = {}
+    for path in checkpoint.files:
+        noted = read_json(read_header(path)).get("__metadata__", {})
+        found |= {a: first for a, first in noted.items() if first in kept and a not in kept}
+    return found
+
+
+def _wrappers(checkpoint: Checkpoint, key: str | None) -> str:
+    """The prefix that `torch.compile` and data parallelism put before all names."""
+    names = list(_places(checkpoint)) if checkpoint.is_safetensors else []
+    names = names or list(_read(checkpoint, "", key)[0])
+    prefix = ""
+    while wrapper := next(
+        (w for w in WRAPPERS if all(name.startswith(prefix + w) for name in names)), ""
+    ):
+        prefix += wrapper
+    if prefix:
+        _log.warning("The prefix %r of all names was cut off.", prefix)
+    elif all(name.startswith("model.") for name in names):
+        _log.warning("All names start with 'model.': prefix='model.' cuts that off.")
+    return prefix
 
 
 def _import(
@@ -146,7 +213,11 @@ def _read(
 ) -> tuple[dict[str, Tensor], float | None]:
     """The weights of a pickled checkpoint, all shards together, and its epoch."""
     parts = [read_pickled(path, key=key) for path in checkpoint.files]
-    weights = {name: value for part in parts for name, value in part.weights.items()}
+    weights: dict[str, Tensor] = {}
+    for part in parts:
+        if twice := [name for name in part.weights if name in weights]:
+            raise ValueError(f"Two files of {checkpoint.name} hold the tensor {twice[0]!r}.")
+        weights |= part.weights
     return _without_prefix(weights, prefix, checkpoint), parts[0].epoch
 
 

@@ -1,0 +1,84 @@
+"""Which step a checkpoint is of, by the names of all files of a folder together."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_NUMBER = re.compile(
+    r"(?P<word>[A-Za-z]*)(?P<gap>[^A-Za-z\d]*)"
+    r"(?P<number>\d{1,3}(?:,\d{3})+|\d+(?:\.\d+)?(?:e\d+)?)(?P<unit>[kKmM](?![A-Za-z]))?"
+)
+_KINDS = {  # words before a number, the surest first
+    "step": ("step", "steps", "globalstep", "iter", "iters", "iteration", "it"),
+    "epoch": ("epoch", "epochs", "ep"),
+    "checkpoint": ("checkpoint", "ckpt", "cp", "snapshot", "model", "weights", "net"),
+}
+_UNITS = {"": 1, "k": 1000, "m": 1_000_000}
+
+
+@dataclass(frozen=True)
+class _Number:
+    """A number in a name."""
+
+    word: str  # the letters before it
+    kind: str  # of that word; "" if it is none of ours
+    glued: bool  # to letters: "resnet18"
+    value: int | None  # None if it is not whole: a metric
+
+
+def steps_in(names: Sequence[str]) -> dict[str, int | None]:
+    """Return the step that each name tells.
+
+    A number after a word such as "step" is taken, else one after "epoch", else one after
+    "checkpoint" and the like, else the only other whole number. Decimals are metrics, and "1k",
+    "1,000" and "1e3" are 1000.
+
+    Args:
+        names: Of files or folders, with their suffix.
+
+    Returns:
+        The step by name, or None where there is no number.
+
+    Raises:
+        ValueError: If a name has several numbers and none is surely the step, or some names tell
+            the step and others the epoch.
+
+    Example:
+        >>> steps_in(["epoch=3-step=1200.ckpt", "best.ckpt"])
+        {'epoch=3-step=1200.ckpt': 1200, 'best.ckpt': None}
+        >>> steps_in(["epoch_2_loss_0.25.pt"]), steps_in(["resnet18_40.pt"])
+        ({'epoch_2_loss_0.25.pt': 2}, {'resnet18_40.pt': 40})
+    """
+    found = {name: _told(name) for name in names}
+    kinds = {number.kind for number in found.values() if number is not None}
+    if {"step", "epoch"} <= kinds:
+        raise ValueError(
+            f"Some of the names {', '.join(names)} tell the step and others the epoch: say the "
+            "steps yourself."
+        )
+    return {name: None if number is None else number.value for name, number in found.items()}
+
+
+def _told(name: str) -> _Number | None:
+    stem = re.sub(r"(\.(pt|pth|ckpt|bin|safetensors|packed|tar|model))+$", "", name, flags=re.I)
+    numbers = [_number(match) for match in _NUMBER.finditer(stem)]
+    for kind in _KINDS:
+        if of_kind := [n for n in numbers if n.kind == kind and n.value is not None]:
+            return of_kind[-1] if kind == "step" else of_kind[0]
+    whole = [number for number in numbers if number.value is not None and number.word != "v"]
+    free = [number for number in whole if not number.glued] or whole
+    if len({number.value for number in free}) > 1:
+        raise ValueError(
+            f"{name} holds several numbers, and none is surely its step: say the steps yourself."
+        )
+    return free[0] if free else None
+
+
+def _number(match: re.Match[str]) -> _Number:
+    word, gap = match["word"].lower(), match["gap"]
+    kind = next((k for k, words in _KINDS.items() if word in words and len(gap) <= 3), "")
+    text, unit = match["number"].replace(",", ""), (match["unit"] or "").lower()
+    value = float(text) * _UNITS[unit]
+    metric = "." in text and not unit
+    whole = int(value) if value.is_integer() and not metric else None
+    return _Number(word, kind, bool(word) and not gap, whole)
