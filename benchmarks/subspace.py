@@ -23,7 +23,6 @@ from common import machine, machine_line, table, write
 from slipstream.averaging import SWA, Averages
 from slipstream.evaluation import Ensemble, Task, accuracy, classification_loss, evaluate
 from slipstream.landscape import CurvePlan, Shape, Span, evaluate_span, fit_curve
-from slipstream.landscape.span import Calibration
 from slipstream.recipes import Subspace, SubspacePlan, train_subspace
 from slipstream.testbed import Examples, build_network, load_data
 from slipstream.training import Descent
@@ -78,11 +77,11 @@ class Bench:
 
     def calibrated(self, weights: Weights) -> dict[str, Tensor]:
         """The weights with BatchNorm statistics of their own."""
-        return Calibration(self.model, classification_loss, self.train)(weights)
+        return weights | Task(self.model, self.train).recalibrated(weights)
 
     def span(self, shape: Shape, corners: Iterable[Weights]) -> Span:
         """Points between some weights."""
-        return Span(shape, tuple(corners), Calibration(self.model, classification_loss, self.train))
+        return Span(shape, tuple(corners), Task(self.model, self.train))
 
     def judge(self, weights: Weights) -> dict[str, float]:
         """Metrics on test data."""

@@ -313,3 +313,11 @@ def test_statistics_of_batchnorm_are_mixed_if_asked_for():
     data = data_of(case)
     found = evaluate_points(corners, table, Task(model, data, calibration=()), metrics=BOTH)
     assert torch.allclose(found["loss"], plain(model, corners, table, data)["loss"])
+
+
+def test_a_task_without_data_does_not_leave_the_statistics_as_they_are():
+    case = CASES["conv_flatten"]
+    task = Task(case.model().double()).on(data_of(case))
+    with pytest.raises(ValueError, match="calibration is empty, and the model has BatchNorm"):
+        evaluate_points(ends(case), polyline(2, 3), task)
+    assert task.on([]).calibration == []

@@ -8,13 +8,11 @@ from torch import nn
 from slipstream.evaluation import (
     Task,
     accuracy,
-    classification_loss,
     evaluate,
     recalibrate_batchnorm,
 )
 from slipstream.landscape import Shape, Span, evaluate_span, weight_cosine
 from slipstream.landscape.angles import squared_cosine_gradient
-from slipstream.landscape.span import Calibration
 from slipstream.weights import weights_of
 
 SHAPES = [
@@ -135,7 +133,7 @@ def test_every_point_has_statistics_of_its_own():
         corners[0],
         {n: v * 2 if v.is_floating_point() else v for n, v in corners[1].items()},
     )
-    span = Span(Shape("simplex", 2), corners, Calibration(model, classification_loss, data))
+    span = Span(Shape("simplex", 2), corners, Task(model, data))
     middle = span.midpoint
     expected = recalibrate_batchnorm(model, weights=middle, data=data)
     assert torch.equal(middle["1.running_mean"], expected["1.running_mean"])

@@ -102,8 +102,14 @@ class Task:
         BatchNorm is still calibrated on the training data.
         """
         data = self.part(split) if isinstance(split, str) else split
-        calibration = self.data if self.calibration is None else self.calibration
-        return replace(self, data=data, calibration=calibration)
+        return replace(self, data=data, calibration=self.calibration_batches)
+
+    @property
+    def calibration_batches(self) -> Iterable[Batch]:
+        """What BatchNorm's statistics are estimated on; `()` if they stay as they are."""
+        if self.calibration is not None:
+            return self.calibration
+        return [] if self.data == () else self.data  # having no data is not to leave them
 
     def example(self) -> Any:
         """Return inputs to trace the model with.
@@ -169,7 +175,7 @@ class Task:
 
     def recalibrated(self, weights: Weights | None = None) -> dict[str, Tensor]:
         """Return BatchNorm's statistics at `weights`, as of `recalibrate_batchnorm`."""
-        data = self.data if self.calibration is None else self.calibration
+        data = self.calibration_batches
         if isinstance(data, tuple) and not data:
             return {}
         return recalibrate_batchnorm(

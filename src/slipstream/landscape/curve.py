@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from slipstream.evaluation import Batch, Task, takes_task
 from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.line import Barrier, LossLine, learned
-from slipstream.landscape.span import Calibration, Shape, Span, evaluate_span
+from slipstream.landscape.span import Shape, Span, evaluate_span
 from slipstream.storage.fingerprints import batch_digest
 from slipstream.storage.plan_fields import option
 from slipstream.storage.resumable_state import ResumableState
@@ -145,10 +145,9 @@ def fit_curve(
     trained = training.corners()
     for i in bends:
         corners[i] |= {name: trained[i][name] for name in start}
-    own = Calibration(model, task.feed, data if task.calibration is None else task.calibration)
     measured = task if measured_on is None else task.on(measured_on)
-    span = Span(shape, tuple(corners), own)
-    line = Span(Shape("simplex", 2), (corners[0], corners[-1]), own)
+    span = Span(shape, tuple(corners), task)
+    line = Span(Shape("simplex", 2), (corners[0], corners[-1]), task)
     straight, along = (barrier_along(way, measured, points=plan.points) for way in (line, span))
     return FittedCurve(
         plan, span, straight, along, tuple(training.losses), training.step, training.seconds

@@ -284,10 +284,10 @@ def _one_pass(model: nn.Module) -> Generator[None]:
 
 def _calibration(task: Task, batches: Sequence[tuple[Batch, int]]) -> list[Batch]:
     """The batches for the statistics of BatchNorm at each point; none if they are just mixed."""
-    given = task.calibration
+    given = task.calibration_batches
     if not batchnorm_layers(task.model) or (isinstance(given, tuple) and not given):
         return []
-    if given is None:
+    if task.calibration is None:
         return [batch for batch, _ in batches]
     kept = [task.to(batch) for batch in given]
     if not kept:

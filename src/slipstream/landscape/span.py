@@ -2,16 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from slipstream.evaluation import Batch, Metric, Task, recalibrate_batchnorm, takes_task
+from slipstream.evaluation import Metric, Task, takes_task
 from slipstream.landscape.evaluator import Progress, evaluate_points
 from slipstream.landscape.points import mix
 from slipstream.weights import Weights, check_same_layout
@@ -134,22 +134,6 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """What re-estimates BatchNorm's statistics for some weights."""
-
-    model: nn.Module
-    loss: Callable[[nn.Module, Batch], object]  # runs the model on a batch
-    batches: Iterable[Batch]
-
-    def __call__(self, weights: Weights) -> dict[str, Tensor]:
-        """Return the weights with statistics of their own; as they are without BatchNorm."""
-        found = recalibrate_batchnorm(
-            self.model, weights=weights, data=self.batches, forward=self.loss
-        )
-        return {**weights, **found}
-
-
-@dataclass(frozen=True)
 class Span:
     """Corners and the shape between them; every point of it is ordinary weights.
 
@@ -161,7 +145,7 @@ class Span:
 
     shape: Shape
     corners: tuple[Weights, ...]
-    calibration: Calibration | None = field(default=None, repr=False, compare=False)
+    calibration: Task | None = field(default=None, repr=False, compare=False)  # for BatchNorm
 
     def __post_init__(self) -> None:
         if len(self.corners) != self.shape.corners:
@@ -187,11 +171,11 @@ class Span:
         coefficients = self.shape.coefficients(position)
         weights = mix(self.corners, coefficients)
         if self.calibration is not None:
-            return self.calibration(weights)
+            return weights | self.calibration.recalibrated(weights)
         if max(coefficients) < 1 and any(name.endswith("running_mean") for name in weights):
             raise ValueError(
                 "The weights hold running statistics of BatchNorm, which must be recalibrated at "
-                "every point: give the model, the loss and training batches."
+                "every point: give a Task with the model and training batches."
             )
         return weights
 
@@ -242,7 +226,7 @@ def evaluate_span(
         ValueError: If there is no data or `points` is below 2.
     """
     if span.calibration is not None:
-        task = replace(task, calibration=span.calibration.batches)
+        task = replace(task, calibration=span.calibration.calibration_batches)
     positions = tuple(span.shape.positions(points))
     rows = [span.shape.coefficients(position) for position in positions]
     values = evaluate_points(

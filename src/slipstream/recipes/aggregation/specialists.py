@@ -106,7 +106,7 @@ def specialist_starts(
 
 def calibrated(tasks: Sequence[Task], weights: Weights) -> dict[str, Tensor]:
     """Return the weights with BatchNorm's statistics of several tasks together."""
-    parts = [task.data if task.calibration is None else task.calibration for task in tasks]
+    parts = [task.calibration_batches for task in tasks]
     data: Iterable[Batch] = _Chained(parts) if any(part != () for part in parts) else ()
     return {**weights, **replace(tasks[0], calibration=data).recalibrated(weights)}
 

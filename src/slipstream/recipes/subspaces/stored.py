@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from slipstream.evaluation import Task, takes_task
-from slipstream.landscape.span import Calibration, Span
+from slipstream.landscape.span import Span
 from slipstream.recipes.subspaces.plan import SubspacePlan
 from slipstream.recipes.subspaces.subspace import Subspace
 from slipstream.storage.tensor_file import map_tensors, tensor_chunks
@@ -61,19 +61,11 @@ def load_subspace(path: str | Path, task: Task | None = None) -> Subspace:
             else f"it has no {DESCRIPTION}"
         )
         raise FileNotFoundError(f"{folder} holds no subspace: {why}.")
-    return read(folder, calibration=None if task is None else calibration_of(task))
+    return read(folder, task)
 
 
-def calibration_of(task: Task) -> Calibration | None:
-    """Return what estimates BatchNorm's statistics; None if the task leaves them as they are."""
-    if task.calibration == ():
-        return None
-    data = task.data if task.calibration is None else task.calibration
-    return Calibration(task.model, task.feed, data)
-
-
-def read(folder: Path, *, calibration: Calibration | None = None) -> Subspace:
-    """Read a finished subspace."""
+def read(folder: Path, task: Task | None = None) -> Subspace:
+    """Read a finished subspace, whose points the task calibrates."""
     try:
         described = json.loads((folder / DESCRIPTION).read_bytes())
         given = described["plan"]
@@ -81,7 +73,7 @@ def read(folder: Path, *, calibration: Calibration | None = None) -> Subspace:
         corners = tuple(map_tensors(corner_file(folder, n)) for n in range(plan.corners))
         return Subspace(
             plan,
-            Span(plan.family, corners, calibration),
+            Span(plan.family, corners, task),
             tuple(described["losses"]),
             described["cosine"],
             described["steps"],

@@ -17,7 +17,6 @@ from slipstream.landscape.span import Span
 from slipstream.recipes.subspaces.plan import SubspacePlan
 from slipstream.recipes.subspaces.stored import (
     UNFINISHED,
-    calibration_of,
     is_finished,
     read,
     save_subspace,
@@ -80,11 +79,11 @@ def train_subspace(
         >>> sorted(line.at(0.3)), line.steps
         (['bias', 'weight'], 30)
     """
-    plan, model, calibration = plan or SubspacePlan(), task.model, calibration_of(task)
+    plan, model = plan or SubspacePlan(), task.model
     corners = _starts(model, plan, initial)
     new = None if run_folder is None else NewRun.of(run_folder)
     if new is not None and new.resume and is_finished(new.folder):
-        found = read(new.folder, calibration=calibration)
+        found = read(new.folder, task)
         if found.plan == plan:
             return found
         raise ValueError(
@@ -110,15 +109,15 @@ def train_subspace(
         options=RecordingOptions(
             state=UNFINISHED,
             identity={"plan": asdict(plan)},
-            weights=lambda: Span(plan.family, tuple(training.corners()), calibration).midpoint,
+            weights=lambda: Span(plan.family, tuple(training.corners()), task).midpoint,
         ),
     ) as keep:
         training.run(
             lambda batch: task.loss(model, batch), data=task.data, on_epoch=keep, progress=progress
         )
     trained = training.corners()
-    own = tuple(trained if calibration is None else map(calibration, trained))
-    span, angle = Span(plan.family, own, calibration), mean_cosine(trained)
+    own = tuple(corner | task.recalibrated(corner) for corner in trained)
+    span, angle = Span(plan.family, own, task), mean_cosine(trained)
     result = Subspace(plan, span, tuple(training.losses), angle, training.step, training.seconds)
     if new is not None:
         save_subspace(result, new.folder)
