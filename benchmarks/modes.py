@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from common import machine, machine_line, table, write
-from slipstream.modes import OnlineModes, fit_modes
+from slipstream.modes import OnlineModes, OnlinePlan, fit_modes
 from slipstream.testbed.networks import resnet18
 from slipstream.trajectory import Layout, Trajectory, create_run
 
@@ -166,7 +166,7 @@ def online(weights: int, repeats: int) -> dict[str, Any]:
     side = round((weights / 8) ** 0.5)
     model = nn.Sequential(*(nn.Linear(side, side) for _ in range(8)))
     count = sum(value.numel() for value in model.parameters())
-    followed = OnlineModes(model, modes=MODES, samples=SAMPLES, warm_up=10, trial=5)
+    followed = OnlineModes(model, OnlinePlan(modes=MODES, samples=SAMPLES, warm_up=10, trial=5))
     plain = plain_modes.OnlineSums(range(PLAIN))
     row, reference = np.zeros(PLAIN), np.random.default_rng(0).standard_normal(PLAIN)
     with_numpy = numpy_update(count)
@@ -193,7 +193,7 @@ def online(weights: int, repeats: int) -> dict[str, Any]:
 def share_of_a_step(repeats: int) -> dict[str, Any]:
     """An update of a ResNet-18 against one step of its training, and of an epoch of CIFAR-10."""
     model = resnet18()
-    followed = OnlineModes(model, modes=MODES, samples=SAMPLES, warm_up=3, trial=2)
+    followed = OnlineModes(model, OnlinePlan(modes=MODES, samples=SAMPLES, warm_up=3, trial=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     batch, labels = torch.randn(128, 3, 32, 32), torch.randint(10, (128,))
 
@@ -221,7 +221,7 @@ def exactness(updates: int) -> dict[str, float]:
         generator = torch.Generator().manual_seed(0)
         a, b = (torch.randn(10_100, generator=generator) for _ in range(2))
         mode = torch.randint(3, (10_100,), generator=generator)
-        followed = OnlineModes(model, modes=3, warm_up=20, trial=5)
+        followed = OnlineModes(model, OnlinePlan(modes=3, warm_up=20, trial=5))
         curve = torch.randn(3, updates + 20, generator=generator).cumsum(1) / updates**0.5
         seen = []
         for t in range(updates + 20):

@@ -165,11 +165,8 @@ def judge(folder: Path, device: str) -> Iterator[tuple[str, str, float]]:
     validation, test = list(experiment.validation), list(experiment.test)
     for name, makers in ways(run).items():
         choice = choose_average(
-            experiment.model,
-            experiment.measured,
-            candidates=makers,
-            validation=validation,
-            train=calibration,
+            makers,
+            replace(experiment, validation=validation, calibration=calibration),
             criterion="accuracy",
             highest=True,
         )

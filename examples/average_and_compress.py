@@ -32,13 +32,7 @@ def main() -> None:
                     torch.autograd.backward(classification_loss(model, batch))
                     optimizer.step()
         smaller = compress_run(folder)
-        choice = choose_average(
-            model,
-            metrics,
-            candidates=average_candidates(Trajectory.open(folder)),
-            validation=experiment.validation,
-            train=experiment.data,
-        )
+        choice = choose_average(average_candidates(Trajectory.open(folder)), experiment)
     print(f"{smaller.snapshots} snapshots take {smaller.share:.0%} of what they took")
     for name, weights in {
         "last": None,

@@ -125,6 +125,7 @@ NAMES = {
         "Experiment": "slipstream.evaluation:Task",
         "Setup": "slipstream.named_task:NamedTask",
     },
+    "slipstream.porting": {"Candidate": "slipstream.porting:PortCandidate"},
     "slipstream.recipes": {
         "descend": "slipstream.training.old_calls",
         "fresh_weights": "slipstream.training",

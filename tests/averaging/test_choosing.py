@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from slipstream.averaging import EMA, LAWA, average_candidates, average_run, choose_average
 from slipstream.cli.app import app
-from slipstream.evaluation import evaluate, recalibrate_batchnorm
+from slipstream.evaluation import Task, evaluate, recalibrate_batchnorm
 from slipstream.modes import fit_modes
 from slipstream.named_task import NamedTask
 from slipstream.trajectory import Trajectory
@@ -37,9 +37,9 @@ ONE = [torch.ones(2, 1)]
 def choose(trajectory, metrics, *, rules=None, **options):
     model = nn.Linear(1, 1, bias=False)
     candidates = average_candidates(trajectory, rules=rules)
-    return choose_average(
-        model, metrics, candidates=candidates, validation=ONE, train=ONE, **options
-    )
+    rest = {name: metric for name, metric in metrics.items() if name != "loss"}
+    task = Task(model, ONE, metrics["loss"], validation=ONE, metrics=rest)
+    return choose_average(candidates, task, **options)
 
 
 def test_the_best_on_validation_data_wins():
@@ -93,11 +93,8 @@ def test_batchnorm_is_recalibrated_for_averages_and_left_alone_for_the_last_snap
     train, validation = [torch.randn(7, 3), torch.randn(5, 3)], [torch.randn(4, 3)]
     metrics = {"loss": lambda model, batch: model(batch).square().mean()}
     choice = choose_average(
-        model,
-        metrics,
-        candidates=average_candidates(run, rules=[LAWA(2)]),
-        validation=validation,
-        train=train,
+        average_candidates(run, rules=[LAWA(2)]),
+        Task(model, train, metrics["loss"], validation=validation),
     )
     averaged = average_run(run, LAWA(2))
     averaged |= recalibrate_batchnorm(model, weights=averaged, data=train)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from modes.small_training import batches, network, train
-from slipstream.modes import OnlineModes
+from slipstream.modes import OnlineModes, OnlinePlan
 
 OPTIONS = {"modes": 2, "warm_up": 5, "trial": 3, "reference": "component"}  # members tie
 
@@ -15,7 +15,7 @@ OPTIONS = {"modes": 2, "warm_up": 5, "trial": 3, "reference": "component"}  # me
 def followed(model, share=slice(None)):
     """The modes of a training on a share of each batch, with an update after each step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    online = OnlineModes(model, **OPTIONS)
+    online = OnlineModes(model, OnlinePlan(**OPTIONS))
     optimizer.register_step_post_hook(lambda *_: online.update())
     train(model, optimizer, [batch[share].double() for batch in batches()])
     return online

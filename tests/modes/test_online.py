@@ -14,7 +14,7 @@ from torch import distributed, nn
 
 from modes import online_processes
 from oracles import plain_modes
-from slipstream.modes import OnlineModes, moments
+from slipstream.modes import OnlineModes, OnlinePlan, moments
 from slipstream.modes.grouping import combinations, group_rows, standardised
 
 
@@ -69,7 +69,7 @@ def relative(found, expected):
 @pytest.mark.parametrize(("updates", "forgetting"), [(1000, 1.0), (1000, 0.99), (12, 0.9)])
 def test_it_is_the_batch_fit_even_after_a_thousand_updates_with_large_offsets(updates, forgetting):
     model = network()
-    followed = OnlineModes(model, modes=3, warm_up=20, trial=5, forgetting=forgetting)
+    followed = OnlineModes(model, OnlinePlan(modes=3, warm_up=20, trial=5, forgetting=forgetting))
     seen = observed(model, followed, 20 + updates, offset=100.0, noise=0.5)[20:]
     modes = flat(followed.assignment).long()
     references = followed.references[modes].T  # (updates, weights)
@@ -84,7 +84,7 @@ def test_it_is_the_batch_fit_even_after_a_thousand_updates_with_large_offsets(up
 
 def test_in_float64_it_is_an_average_of_what_it_has_seen():
     model = network(torch.float64)
-    followed = OnlineModes(model, modes=3, warm_up=10, trial=3)
+    followed = OnlineModes(model, OnlinePlan(modes=3, warm_up=10, trial=3))
     seen = observed(model, followed, 60, noise=1.0)[10:]
     r = followed.references - followed.references.mean(1, keepdim=True)
     kernels = 1 / 50 + r[:, -1:] * r / r.square().sum(1, keepdim=True)
@@ -96,7 +96,7 @@ def test_in_float64_it_is_an_average_of_what_it_has_seen():
 
 def test_it_is_the_plain_sums():
     model = network(torch.float64)
-    followed = OnlineModes(model, modes=3, warm_up=5, trial=4)
+    followed = OnlineModes(model, OnlinePlan(modes=3, warm_up=5, trial=4))
     seen = observed(model, followed, 15)[5:].numpy()
     references = followed.references[flat(followed.assignment).long()].T.numpy()
     plain = plain_modes.OnlineSums(seen[0])
@@ -110,7 +110,7 @@ def test_it_is_the_plain_sums():
 @pytest.mark.parametrize("reference", ["member", "component"])
 def test_weights_follow_the_reference_they_correlate_with_most(reference):
     model = network(torch.float64)
-    followed = OnlineModes(model, modes=4, warm_up=8, trial=6, reference=reference)
+    followed = OnlineModes(model, OnlinePlan(modes=4, warm_up=8, trial=6, reference=reference))
     seen = observed(model, followed, 14, noise=0.6)[8:]
     alike = torch.corrcoef(torch.cat([seen.T, followed.references]))[: seen.shape[1], -4:]
     assert torch.equal(flat(followed.assignment).long(), alike.abs().argmax(1))
@@ -118,7 +118,7 @@ def test_weights_follow_the_reference_they_correlate_with_most(reference):
 
 def test_a_component_goes_on_as_the_same_combination_of_weights():
     model = network(torch.float64)
-    followed = OnlineModes(model, modes=2, warm_up=8, trial=2, reference="component")
+    followed = OnlineModes(model, OnlinePlan(modes=2, warm_up=8, trial=2, reference="component"))
     seen = observed(model, followed, 14, offset=3.0).T  # all weights are sampled
     early = seen[:, :8]
     rows = standardised(early)
@@ -129,7 +129,7 @@ def test_a_component_goes_on_as_the_same_combination_of_weights():
 
 def test_a_member_reference_is_one_of_the_weights():
     model = network(torch.float64)
-    followed = OnlineModes(model, modes=3, warm_up=8, trial=2)
+    followed = OnlineModes(model, OnlinePlan(modes=3, warm_up=8, trial=2))
     seen = observed(model, followed, 20)[8:]
     alike = torch.corrcoef(torch.cat([seen.T, followed.references]))[: seen.shape[1], -3:]
     torch.testing.assert_close(alike.max(0).values, torch.ones(3, dtype=torch.float64))
@@ -138,7 +138,7 @@ def test_a_member_reference_is_one_of_the_weights():
 def test_training_is_not_altered_and_what_is_not_modelled_is_the_models():
     model = network()
     model[2].bias.requires_grad_(False)
-    followed = OnlineModes(model, modes=2, warm_up=3, trial=2)
+    followed = OnlineModes(model, OnlinePlan(modes=2, warm_up=3, trial=2))
     observed(model, followed, 9)
     before = copy.deepcopy(model.state_dict())
     weights = followed.weights()
@@ -155,9 +155,12 @@ def test_training_is_not_altered_and_what_is_not_modelled_is_the_models():
 def test_it_goes_on_from_a_saved_state_as_if_never_stopped(at, tmp_path):
     options = {"modes": 3, "warm_up": 5, "trial": 4, "forgetting": 0.95}
     whole_model, first_model, second_model = network(), network(), network()
-    whole = OnlineModes(whole_model, **options)
+    whole = OnlineModes(whole_model, OnlinePlan(**options))
     observed(whole_model, whole, 15)
-    first, second = OnlineModes(first_model, **options), OnlineModes(second_model, **options)
+    first, second = (
+        OnlineModes(first_model, OnlinePlan(**options)),
+        OnlineModes(second_model, OnlinePlan(**options)),
+    )
     for t in drive(first_model, 15):
         if t < at:
             first.update()
@@ -175,7 +178,7 @@ def test_strips_do_not_change_it(monkeypatch):
     for strip in (moments._STRIP, 7):
         monkeypatch.setattr(moments, "_STRIP", strip)
         model = network()
-        followed = OnlineModes(model, modes=3, warm_up=5, trial=4)
+        followed = OnlineModes(model, OnlinePlan(modes=3, warm_up=5, trial=4))
         observed(model, followed, 15)
         results.append(followed.weights())
     for name, value in results[0].items():
@@ -184,7 +187,7 @@ def test_strips_do_not_change_it(monkeypatch):
 
 def test_what_never_moves_stays():
     model = network(torch.float64)
-    followed = OnlineModes(model, modes=2, warm_up=4, trial=2)
+    followed = OnlineModes(model, OnlinePlan(modes=2, warm_up=4, trial=2))
     still = model[0].weight.detach().clone()
     for _ in drive(model, 10):
         with torch.no_grad():
@@ -198,7 +201,7 @@ def test_of_several_processes_the_first_keeps_it(monkeypatch):
     model = network()
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_rank", lambda: 1)
-    followed = OnlineModes(model, modes=2, warm_up=3, trial=2)
+    followed = OnlineModes(model, OnlinePlan(modes=2, warm_up=3, trial=2))
     observed(model, followed, 9)
     assert followed.updates == 0
     with pytest.raises(RuntimeError, match="only the first keeps OnlineModes"):
@@ -214,10 +217,10 @@ def test_mistakes_are_told_and_change_nothing():
         ({"forgetting": 1.5}, "forgetting must be above 0 and at most 1"),
     ]:
         with pytest.raises(ValueError, match=message):
-            OnlineModes(model, **options)
+            OnlineModes(model, OnlinePlan(**options))
     with pytest.raises(ValueError, match="No parameter of the model requires a gradient"):
         OnlineModes(copy.deepcopy(model).requires_grad_(False))
-    followed = OnlineModes(model, modes=2, warm_up=3, trial=2)
+    followed = OnlineModes(model, OnlinePlan(modes=2, warm_up=3, trial=2))
     observed(model, followed, 4)
     with pytest.raises(RuntimeError, match="4 of the 5 updates that warm_up=3 and trial=2"):
         followed.weights()
@@ -229,7 +232,7 @@ def test_mistakes_are_told_and_change_nothing():
     with pytest.raises(ValueError, match=r"a NaN or an infinity in '2.weight' at step 5"):
         followed.update()
     assert str(followed.state_dict()) == str(kept)
-    still = OnlineModes(network(), modes=2, warm_up=3, trial=2)
+    still = OnlineModes(network(), OnlinePlan(modes=2, warm_up=3, trial=2))
     for _ in range(3):
         still.update()
     with pytest.raises(ValueError, match="modes=2, but 0 of the sampled weights move"):
@@ -237,11 +240,13 @@ def test_mistakes_are_told_and_change_nothing():
 
 
 def test_a_state_of_another_model_or_of_other_options_is_refused():
-    followed = OnlineModes(network(), modes=2)
+    followed = OnlineModes(network(), OnlinePlan(modes=2))
     with pytest.raises(ValueError, match=r"The model to resume OnlineModes with: .*'0.weight'"):
-        OnlineModes(nn.Sequential(nn.Linear(3, 5)), modes=2).load_state_dict(followed.state_dict())
+        OnlineModes(nn.Sequential(nn.Linear(3, 5)), OnlinePlan(modes=2)).load_state_dict(
+            followed.state_dict()
+        )
     with pytest.raises(ValueError, match="made with modes=2, not modes=3"):
-        OnlineModes(network(), modes=3).load_state_dict(followed.state_dict())
+        OnlineModes(network(), OnlinePlan(modes=3)).load_state_dict(followed.state_dict())
     with pytest.raises(ValueError, match="of format 2, newer than 1"):
         followed.load_state_dict(followed.state_dict() | {"format": 2})
 
@@ -263,7 +268,7 @@ def test_two_processes_follow_what_one_does(tmp_path):
     assert second["followers"] == {}
     model = online_processes.network().double()
     alone = online_processes.followed(model)
-    resumed = OnlineModes(model, **online_processes.OPTIONS)
+    resumed = OnlineModes(model, OnlinePlan(**online_processes.OPTIONS))
     resumed.load_state_dict(first)
     for name, value in alone.weights().items():
         torch.testing.assert_close(resumed.weights()[name], value)
@@ -274,7 +279,7 @@ def test_on_a_gpu_it_is_the_same():
     results = {}
     for device in ("cpu", "cuda"):
         model = network().to(device)
-        followed = OnlineModes(model, modes=3, warm_up=5, trial=4)
+        followed = OnlineModes(model, OnlinePlan(modes=3, warm_up=5, trial=4))
         observed(model, followed, 15)
         results[device] = followed.weights()
     for name, value in results["cpu"].items():

@@ -1,8 +1,25 @@
 import pytest
 import torch
 from moving_runs import moving_run
+from torch import nn
 
+from slipstream.evaluation import Task
 from slipstream.modes import fit_modes, mode_plane
+
+
+def model_of(run):
+    """A module with the tensors of a run."""
+    model = nn.Module()
+    for name, value in run[0].weights.items():
+        layer, _, tensor = name.rpartition(".")
+        if layer and not hasattr(model, layer):
+            model.add_module(layer, nn.Module())
+        model.get_submodule(layer).register_parameter(tensor, nn.Parameter(value.clone()))
+    return model
+
+
+def squares_of(model):
+    return model.get_parameter("first.weight").square().sum()
 
 
 def test_the_loss_over_two_references_by_its_formula():
@@ -11,7 +28,7 @@ def test_the_loss_over_two_references_by_its_formula():
     seen = []
     plane = mode_plane(
         modes,
-        lambda weights: weights["first.weight"].square().sum(),
+        Task(model_of(run), [torch.ones(1)], lambda model, _: squares_of(model)),
         pair=(2, 0),
         points=4,
         margin=0.5,
@@ -33,6 +50,6 @@ def test_bad_input_is_told():
     modes = fit_modes(moving_run()[0], modes=3)
     for pair in ((1, 1), (0, 3), (-1, 0)):
         with pytest.raises(ValueError, match="pair must be two of the modes 0 to 2, got"):
-            mode_plane(modes, lambda _: 0.0, pair=pair)
+            mode_plane(modes, Task(nn.Identity()), pair=pair)
     with pytest.raises(ValueError, match="points must be at least 2, got 1"):
-        mode_plane(modes, lambda _: 0.0, points=1)
+        mode_plane(modes, Task(nn.Identity()), points=1)

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from slipstream.averaging.averages import average_run
 from slipstream.averaging.rules import EMA, LAWA, SWA, AverageRule
-from slipstream.evaluation import Batch, Metric, evaluate, recalibrate_batchnorm
+from slipstream.evaluation import Task, takes_task
 from slipstream.modes.fit import fit_modes
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights
@@ -19,6 +20,7 @@ _DECAYS = (0.5, 0.8, 0.9, 0.95)
 _LATEST = (3, 5, 10)
 _MODES = (10,)
 
+F = TypeVar("F", bound=Callable[..., Any])
 Progress = Callable[[str, int, int], None]  # what comes next, its number, and how many there are
 
 
@@ -85,13 +87,30 @@ def _last_of_modes(trajectory: Trajectory, count: int) -> Weights:
     return found.weights_at(trajectory[-1].step)
 
 
+def _of_0_1(function: F) -> F:
+    """Understand `metrics` with the loss among them, and `train`, as in 0.1."""
+
+    @wraps(function)
+    def call(*args: Any, **given: Any) -> Any:
+        if args and isinstance(args[0], nn.Module):
+            given["model"], *args = args  # type: ignore[assignment]
+            if args:
+                given["metrics"], *args = args  # type: ignore[assignment]
+        if "model" in given:
+            metrics = given["metrics"]
+            given["loss"] = metrics.get("loss") or metrics[given.get("criterion", "loss")]
+            given["calibration"] = given.pop("train", None)
+        return function(*args, **given)
+
+    return call  # type: ignore[return-value]
+
+
+@_of_0_1
+@takes_task
 def choose_average(
-    model: nn.Module,
-    metrics: Mapping[str, Metric],
-    *,
     candidates: Mapping[str, Callable[[], Weights]],
-    validation: Iterable[Batch],
-    train: Iterable[Batch],
+    task: Task,
+    *,
     criterion: str = "loss",
     highest: bool = False,
     progress: Callable[[str, int, int], object] | None = None,
@@ -102,11 +121,9 @@ def choose_average(
     metrics are taken. At most two are in memory at a time.
 
     Args:
-        model: What the weights are for; left as it was.
-        metrics: Name to a function of the model and a batch that returns the batch's mean.
         candidates: Name to a function that makes the weights, as of `average_candidates`.
-        validation: Batches to decide on; iterated once for each candidate.
-        train: Batches to estimate BatchNorm's statistics on, likewise.
+        task: The model with its loss and metrics, and the validation data to decide on, which is
+            iterated once for each candidate. BatchNorm is calibrated on its training data.
         criterion: The metric that decides. Among equals the lower loss wins, then the earlier one.
         highest: Whether the highest value wins, as for an accuracy, and not the lowest.
         progress: Called before each candidate with its name, its number and how many there are.
@@ -117,6 +134,7 @@ def choose_average(
     Raises:
         ValueError: If there is no candidate, the metric is unknown, or none is finite.
     """
+    metrics = task.measured
     if criterion not in metrics:
         raise ValueError(f"criterion must be one of {', '.join(metrics)}, got {criterion!r}.")
     judged: list[Candidate] = []
@@ -126,8 +144,8 @@ def choose_average(
             progress(name, number, len(candidates))
         weights = dict(make())
         if name != "last":
-            weights |= recalibrate_batchnorm(model, weights=weights, data=train)
-        candidate = Candidate(name, evaluate(model, metrics, weights=weights, data=validation))
+            weights |= task.recalibrated(weights)
+        candidate = Candidate(name, task.evaluate(weights=weights, split="validation"))
         judged.append(candidate)
         rank = _rank(candidate, criterion, highest=highest)
         if math.isfinite(rank[0]) and (best is None or rank < best[0]):

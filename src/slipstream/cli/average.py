@@ -1,6 +1,6 @@
 """`slipstream average`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -51,11 +51,8 @@ def average(
     rules = [parse_rule(text) for text in rule] if rule else None
     with pieces_bar("averaging", hidden=json) as bar:
         choice = choose_average(
-            experiment.model,
-            experiment.measured,
-            candidates=average_candidates(recorded, rules=rules, modes=modes),
-            validation=experiment.part("validation"),
-            train=list(islice(experiment.data, batchnorm_batches)),
+            average_candidates(recorded, rules=rules, modes=modes),
+            replace(experiment, calibration=list(islice(experiment.data, batchnorm_batches))),
             criterion=criterion,
             highest=criterion == "accuracy",
             progress=bar,

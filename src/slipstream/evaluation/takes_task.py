@@ -71,8 +71,9 @@ def _converted(
             return function(*args, **given)
         new = ["a Task"] * old + list(dict.fromkeys(fields[name] for name in loose))
         before = ["model, loss and data one by one"] * old + loose
+        name = function.__qualname__.removesuffix(".__init__")
         warnings.warn(
-            f"{function.__name__} takes {' and '.join(new)} now, instead of {', '.join(before)}.",
+            f"{name} takes {' and '.join(new)} now, instead of {', '.join(before)}.",
             DeprecationWarning,
             stacklevel=2,
         )

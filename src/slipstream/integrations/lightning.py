@@ -19,7 +19,7 @@ from slipstream.integrations.following import (
     check_every,
     is_due,
 )
-from slipstream.modes import OnlineModes
+from slipstream.modes import OnlineModes, OnlinePlan
 from slipstream.trajectory import Schedule
 
 try:
@@ -226,7 +226,7 @@ class OnlineModesCallback(_TrackingCallback):
         Args:
             every: Optimiser steps from one update to the next, or "epoch".
             module: The name of the submodule to fit; by default the whole Lightning module.
-            options: Of `OnlineModes`.
+            options: Fields of `OnlinePlan`.
 
         Raises:
             ValueError: If `every` is below 1.
@@ -236,7 +236,7 @@ class OnlineModesCallback(_TrackingCallback):
 
     def make(self, model: nn.Module) -> OnlineModes:
         """Return the modes of the model, before the first update."""
-        return OnlineModes(model, **self._options)
+        return OnlineModes(model, OnlinePlan(**self._options))
 
     @property
     def modes(self) -> OnlineModes:

@@ -19,7 +19,7 @@ from slipstream.integrations.following import (
     check_every,
     is_due,
 )
-from slipstream.modes import OnlineModes
+from slipstream.modes import OnlineModes, OnlinePlan
 from slipstream.trajectory import Schedule
 
 try:
@@ -249,7 +249,7 @@ class OnlineModesCallback(_TrackingCallback):
             every: Optimiser steps from one update to the next, or "epoch".
             checkpoint: The checkpoint to go on from, if it is not in the Trainer's output folder.
             anew: Whether to begin anew when the training resumes.
-            options: Of `OnlineModes`.
+            options: Fields of `OnlinePlan`.
 
         Raises:
             ValueError: If `every` is below 1.
@@ -259,7 +259,7 @@ class OnlineModesCallback(_TrackingCallback):
 
     def make(self, model: nn.Module) -> OnlineModes:
         """Return the modes of the model, before the first update."""
-        return OnlineModes(model, **self._options)
+        return OnlineModes(model, OnlinePlan(**self._options))
 
     @property
     def modes(self) -> OnlineModes:

@@ -7,6 +7,7 @@ from slipstream.modes.embedded import EmbeddedModes, EmbeddingReport
 from slipstream.modes.fit import fit_modes
 from slipstream.modes.growth import Growth
 from slipstream.modes.modes import Modes
+from slipstream.modes.moments import OnlinePlan
 from slipstream.modes.online import Coefficients, OnlineModes
 from slipstream.modes.plane import ModePlane, mode_plane
 
@@ -21,6 +22,7 @@ __all__ = [
     "ModesComparison",
     "ModesCompression",
     "OnlineModes",
+    "OnlinePlan",
     "compare_modes",
     "compress_to_modes",
     "fit_modes",

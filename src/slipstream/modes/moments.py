@@ -18,17 +18,19 @@ _STRIP = 1 << 15  # weights updated at a time on the CPU: what they take stays i
 
 
 @dataclass(frozen=True)
-class OnlineOptions:
-    """The arguments of `OnlineModes`, which a saved state must agree with."""
+class OnlinePlan:
+    """How `OnlineModes` fits the modes of a training; a saved state must agree with it."""
 
-    modes: int
-    warm_up: int
-    trial: int
-    samples: int
-    reference: Reference
-    grouping: Grouping
-    seed: int
-    forgetting: float
+    modes: int = 10  # the number of modes M
+    warm_up: int = 20  # updates after which the references are fixed
+    trial: int = 5  # further updates after which each weight is assigned to a mode
+    samples: int = 1000  # the number of weights that are grouped
+    reference: Reference = "member"  # as of `fit_modes`
+    grouping: Grouping = "complete"  # as of `fit_modes`
+    seed: int = 0  # of the sample, and of `k-means`
+    # The weight of the past against the present, at every update: 1 forgets nothing, .98 has
+    # forgotten two thirds after 50 updates.
+    forgetting: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("modes", 1), ("warm_up", 3), ("trial", 2), ("samples", 1)):
@@ -51,17 +53,15 @@ class Leaders:
     spread: Tensor  # (modes,) squared deviations from the mean, summed
 
     @classmethod
-    def of(cls, rows: Tensor, options: OnlineOptions) -> "Leaders":
+    def of(cls, rows: Tensor, plan: OnlinePlan) -> "Leaders":
         """Group the rows of the warm-up, and fix what the references are made of."""
         scaled = standardised(rows)
         moving = scaled.any(1)
-        labels = group_rows(
-            scaled[moving], options.modes, grouping=options.grouping, seed=options.seed
-        )
-        combined = combinations(scaled[moving], labels, reference=options.reference)
-        combination = rows.new_zeros(options.modes, len(rows))
+        labels = group_rows(scaled[moving], plan.modes, grouping=plan.grouping, seed=plan.seed)
+        combined = combinations(scaled[moving], labels, reference=plan.reference)
+        combination = rows.new_zeros(plan.modes, len(rows))
         combination[:, moving] = combined / rows[moving].std(1, correction=0)
-        none = rows.new_zeros(options.modes)
+        none = rows.new_zeros(plan.modes)
         return cls(combination, combination @ rows.mean(1), 0.0, none, none.clone())
 
     def values(self, row: Tensor) -> Tensor:

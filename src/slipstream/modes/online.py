@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from slipstream.modes.grouping import Grouping, Reference
-from slipstream.modes.moments import Follower, Leaders, OnlineOptions
+from slipstream.evaluation import takes_task
+from slipstream.modes.moments import Follower, Leaders, OnlinePlan
 from slipstream.modes.sampling import draw, gather
 from slipstream.trajectory import Layout
 from slipstream.weights import weights_of
@@ -44,7 +44,7 @@ class OnlineModes:
 
     Example:
         >>> model = nn.Linear(3, 1)
-        >>> online = OnlineModes(model, modes=1, warm_up=3, trial=2)
+        >>> online = OnlineModes(model, OnlinePlan(modes=1, warm_up=3, trial=2))
         >>> start = model.weight.detach().clone()
         >>> for epoch in range(8):
         ...     with torch.no_grad():
@@ -54,42 +54,21 @@ class OnlineModes:
         True
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        modes: int = 10,
-        warm_up: int = 20,
-        trial: int = 5,
-        samples: int = 1000,
-        reference: Reference = "member",
-        grouping: Grouping = "complete",
-        seed: int = 0,
-        forgetting: float = 1.0,
-    ) -> None:
+    @takes_task(plan=OnlinePlan)
+    def __init__(self, model: nn.Module, plan: OnlinePlan | None = None) -> None:
         """Choose the sampled weights; nothing else is kept before the first update.
 
         Args:
             model: The model that trains, wrapped for data parallelism or not; what requires a
                 gradient is modelled.
-            modes: The number of modes M.
-            warm_up: Updates after which the references are fixed.
-            trial: Further updates after which each weight is assigned to a mode.
-            samples: The number of weights that are grouped.
-            reference: As of `fit_modes`.
-            grouping: As of `fit_modes`.
-            seed: Of the sample, and of `k-means`.
-            forgetting: The weight of the past against the present, at every update: 1 forgets
-                nothing, .98 has forgotten two thirds after 50 updates.
+            plan: How many modes are fitted, and how.
 
         Raises:
-            ValueError: If an option is out of range, or nothing in the model can be modelled.
+            ValueError: If nothing in the model can be modelled.
         """
         wrapped = isinstance(model, DataParallel | DistributedDataParallel)
         self._model = model.get_submodule("module") if wrapped else model
-        self._options = OnlineOptions(
-            modes, warm_up, trial, samples, reference, grouping, seed, forgetting
-        )
+        self._plan = plan = OnlinePlan() if plan is None else plan
         sizes = {
             name: value.numel()
             for name, value in self._model.named_parameters()
@@ -98,7 +77,7 @@ class OnlineModes:
         if not sizes:
             raise ValueError("No parameter of the model requires a gradient: nothing will move.")
         self._names = list(sizes)
-        self._positions = draw(sizes, samples, seed=seed)
+        self._positions = draw(sizes, plan.samples, seed=plan.seed)
         self._steps: list[int] = []
         self._rows: list[Tensor] = []  # the sampled weights at each update, float64
         self._leaders: Leaders | None = None
@@ -117,13 +96,13 @@ class OnlineModes:
     @property
     def ready(self) -> bool:
         """Whether every weight has its mode, so that `weights` can be asked for."""
-        return self.updates >= self._options.warm_up + self._options.trial
+        return self.updates >= self._plan.warm_up + self._plan.trial
 
     @property
     def references(self) -> Tensor:
         """The references at each update since the warm-up: (modes, updates), float64."""
         leaders, _ = self._fixed()
-        return torch.stack([leaders.values(row) for row in self._rows[self._options.warm_up :]], 1)
+        return torch.stack([leaders.values(row) for row in self._rows[self._plan.warm_up :]], 1)
 
     @property
     def assignment(self) -> dict[str, Tensor]:
@@ -152,10 +131,10 @@ class OnlineModes:
         weights = self._weights()
         _check_finite(weights, step)
         row = gather(weights, self._positions)
-        if self.updates == self._options.warm_up:
-            self._leaders = Leaders.of(torch.stack(self._rows, 1), self._options)
+        if self.updates == self._plan.warm_up:
+            self._leaders = Leaders.of(torch.stack(self._rows, 1), self._plan)
             self._followers = {
-                name: Follower.of(value, self._options.modes) for name, value in weights.items()
+                name: Follower.of(value, self._plan.modes) for name, value in weights.items()
             }
         self._steps.append(step)
         self._rows.append(row)
@@ -206,7 +185,7 @@ class OnlineModes:
         """
         return {
             "format": FORMAT,
-            "options": asdict(self._options),
+            "options": asdict(self._plan),
             "layout": Layout.of(self._model).to_json(),
             "steps": list(self._steps),
             "rows": list(self._rows),
@@ -225,11 +204,11 @@ class OnlineModes:
         """
         if state["format"] > FORMAT:
             raise ValueError(f"The state is of format {state['format']}, newer than {FORMAT}.")
-        for name, value in asdict(self._options).items():
+        for name, value in asdict(self._plan).items():
             if state["options"][name] != value:
                 raise ValueError(
                     f"The state was made with {name}={state['options'][name]!r}, "
-                    f"not {name}={value!r}: give OnlineModes the same options."
+                    f"not {name}={value!r}: give OnlineModes the same plan."
                 )
         layout = Layout.from_json(state["layout"])
         layout.check(Layout.of(self._model).tensors, where="The model to resume OnlineModes with")
@@ -250,7 +229,7 @@ class OnlineModes:
         return {name: weights[name] for name in self._names}
 
     def _follow(self, leaders: Leaders, weights: dict[str, Tensor], row: Tensor) -> None:
-        keep = self._options.forgetting
+        keep = self._plan.forgetting
         leads = leaders.update_(row, keep)
         for name, value in weights.items():
             self._followers[name].update_(value, leads, leaders.count, keep)
@@ -261,10 +240,10 @@ class OnlineModes:
         if not _keeps():
             raise RuntimeError("Of several processes, only the first keeps OnlineModes: ask there.")
         if self._leaders is None or not self.ready:
-            needed = self._options.warm_up + self._options.trial
+            needed = self._plan.warm_up + self._plan.trial
             raise RuntimeError(
                 f"OnlineModes has seen {self.updates} of the {needed} updates that warm_up="
-                f"{self._options.warm_up} and trial={self._options.trial} take."
+                f"{self._plan.warm_up} and trial={self._plan.trial} take."
             )
         return self._leaders, self._followers
 

@@ -1,11 +1,13 @@
 """The loss of the whole network as a landscape over the values of two references."""
 
+import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from slipstream.evaluation import Task
 from slipstream.modes.modes import Modes
 from slipstream.weights import Weights
 
@@ -23,7 +25,7 @@ class ModePlane:
 
 def mode_plane(
     modes: Modes,
-    loss: Callable[[Weights], Tensor | float],
+    task: Task | Callable[[Weights], Tensor | float],
     *,
     pair: tuple[int, int] = (0, 1),
     points: int = 21,
@@ -36,8 +38,8 @@ def mode_plane(
 
     Args:
         modes: A decomposed run.
-        loss: Maps all weights to a number. Networks with BatchNorm need statistics that belong to
-            the weights: recalibrate them in here.
+        task: The model, its loss and the data it is measured on; BatchNorm is recalibrated for
+            each point. A function of all weights, as in 0.1, is deprecated.
         pair: Which two modes.
         points: Values of each reference.
         margin: How far to look beyond the run, as a share of its own range.
@@ -53,12 +55,16 @@ def mode_plane(
         >>> from slipstream.modes import fit_modes
         >>> from slipstream.trajectory import Trajectory
         >>> times = torch.linspace(0, 1, 5)
-        >>> run = [{"w": torch.stack([t, 1 - t, t * t])} for t in times]
+        >>> run = [{"weight": torch.stack([t, 1 - t, t * t])[None]} for t in times]
         >>> modes = fit_modes(Trajectory.from_weights(run), modes=2)
-        >>> plane = mode_plane(modes, lambda weights: weights["w"].square().sum(), points=3)
+        >>> task = Task(
+        ...     torch.nn.Linear(3, 1, bias=False), [torch.eye(3)], lambda m, x: m(x).square().sum()
+        ... )
+        >>> plane = mode_plane(modes, task, points=3)
         >>> plane.losses.shape, plane.path.shape
         (torch.Size([3, 3]), torch.Size([2, 5]))
     """
+    loss = _loss_of(task)
     count = len(modes.references)
     if len(set(pair)) < 2 or not all(0 <= mode < count for mode in pair):
         raise ValueError(f"pair must be two of the modes 0 to {count - 1}, got {pair}.")
@@ -71,10 +77,24 @@ def mode_plane(
     for i, first in enumerate(axes[0]):
         for j, second in enumerate(axes[1]):
             references[list(pair)] = torch.stack([first, second])
-            losses[i, j] = float(loss(modes.weights_from(references)))
+            losses[i, j] = loss(modes.weights_from(references))
             if progress is not None:
                 progress(i * points + j + 1, points * points)
     return ModePlane(pair, axes[0], axes[1], losses, path)
+
+
+def _loss_of(task: Task | Callable[[Weights], Tensor | float]) -> Callable[[Weights], float]:
+    if not isinstance(task, Task):
+        text = "mode_plane takes a Task now, instead of a loss of all weights."
+        warnings.warn(text, DeprecationWarning, stacklevel=3)
+        own = task
+        return lambda weights: float(own(weights))
+    measured = replace(task, metrics={})
+
+    def loss(weights: Weights) -> float:
+        return measured.evaluate(weights={**weights, **measured.recalibrated(weights)})["loss"]
+
+    return loss
 
 
 def _around(values: Tensor, points: int, margin: float) -> Tensor:

@@ -1,5 +1,6 @@
 """Carrying a fine-tune from one base model to another."""
 
+from slipstream.deprecated import moved_names
 from slipstream.porting.checkpoints import checkpoint_task, port_checkpoint
 from slipstream.porting.plan import PortMethod, PortPlan
 from slipstream.porting.porting import port_fine_tune
@@ -17,3 +18,5 @@ __all__ = [
     "port_checkpoint",
     "port_fine_tune",
 ]
+
+__getattr__ = moved_names("slipstream.porting")
