@@ -25,7 +25,7 @@ from slipstream.evaluation import Ensemble, Task, accuracy, classification_loss,
 from slipstream.landscape import CurvePlan, Shape, Span, evaluate_span, fit_curve
 from slipstream.recipes import Subspace, SubspacePlan, train_subspace
 from slipstream.testbed import Examples, build_network, load_data
-from slipstream.training import Descent
+from slipstream.training import TrainingPlan
 from slipstream.weights import Weights, copy, weights_of
 
 METRICS = {"accuracy": accuracy, "loss": classification_loss}
@@ -41,17 +41,17 @@ class Case:
     network: str
     options: Mapping[str, Any]
     noise: float  # share of the training labels that are drawn anew
-    descent: Descent
+    descent: TrainingPlan
     batch_size: int = 128
 
 
 MLP = {"width": 128, "hidden_layers": 2}
 CONV = {"channels": (16, 32), "hidden": 64, "batchnorm": True}
 CASES = {
-    "clean": Case("mlp", MLP, 0.0, Descent(epochs=100)),
-    "noisy": Case("mlp", MLP, 0.4, Descent(epochs=100)),
-    "clean-batchnorm": Case("conv_net", CONV, 0.0, Descent(epochs=30)),
-    "noisy-batchnorm": Case("conv_net", CONV, 0.4, Descent(epochs=30)),
+    "clean": Case("mlp", MLP, 0.0, TrainingPlan.cosine(epochs=100)),
+    "noisy": Case("mlp", MLP, 0.4, TrainingPlan.cosine(epochs=100)),
+    "clean-batchnorm": Case("conv_net", CONV, 0.0, TrainingPlan.cosine(epochs=30)),
+    "noisy-batchnorm": Case("conv_net", CONV, 0.4, TrainingPlan.cosine(epochs=30)),
 }
 
 

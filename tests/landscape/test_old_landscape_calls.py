@@ -40,7 +40,7 @@ from slipstream.landscape import (
 )
 from slipstream.landscape.line import polyline
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.training.plan import Descent
+from slipstream.training import TrainingPlan
 from slipstream.trajectory import Trajectory
 from slipstream.weights import copy, weights_of
 
@@ -53,7 +53,7 @@ GROUPS = find_neuron_groups(CASE.model(), CASE.inputs())
 RUN, PLANE = Trajectory.from_weights([A, B]), plane_through([A, B, C])
 SPAN, TABLE, BOTH = Span(Shape("simplex", 2), (A, B)), polyline(2, 3), {"a": A, "b": B}
 ACCURACY = {"accuracy": accuracy}
-FIT = CurvePlan(descent=Descent(epochs=1), points=3)
+FIT = CurvePlan(descent=TrainingPlan.cosine(epochs=1), points=3)
 UNIT = {name: torch.ones_like(value) for name, value in A.items()}
 
 CALLS = {

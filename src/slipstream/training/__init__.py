@@ -5,12 +5,11 @@ from slipstream.training.loop import (
     Progress,
     TrainingResult,
     check_sized,
-    descend,
     loss_value,
     train,
     trained_copy,
 )
-from slipstream.training.plan import Descent, OptimizerName, ScheduleName, TrainingPlan
+from slipstream.training.plan import OptimizerName, ScheduleName, TrainingPlan
 from slipstream.training.recorded_training import (
     RecordedTraining,
     RecordingOptions,
@@ -20,7 +19,6 @@ from slipstream.training.recorded_training import (
 from slipstream.training.reinitialise import fresh_weights
 
 __all__ = [
-    "Descent",
     "Loop",
     "OptimizerName",
     "Progress",
@@ -30,7 +28,6 @@ __all__ = [
     "TrainingPlan",
     "TrainingResult",
     "check_sized",
-    "descend",
     "fresh_weights",
     "loss_value",
     "record_training",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from slipstream.evaluation import Batch, Loss, Task, batches_of_epoch, device_of, to_device
+from slipstream.evaluation import Batch, Task, batches_of_epoch, device_of, to_device
 from slipstream.evaluation import batch_size as size_of
 from slipstream.evaluation.takes_task import takes_task
 from slipstream.training.plan import TrainingPlan
@@ -313,18 +313,3 @@ def check_sized(data: Sequence[Iterable[Batch]], *, name: str, fewest: int) -> N
             )
         if not len(part):
             raise ValueError(f"{name}[{number}] is empty: there is no batch to train on.")
-
-
-Descending = Loop  # for recipes that are not converted yet
-
-
-def descend(
-    model: nn.Module,
-    loss: Loss,
-    *,
-    data: Iterable[Batch],
-    descent: TrainingPlan,
-    progress: Progress | None = None,
-) -> nn.Module:
-    """Return a trained copy as `trained_copy` does: what 0.1 called."""
-    return trained_copy(Task(model, data, loss), descent, progress=progress)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -122,29 +122,3 @@ class _EarlierCosine(TrainingPlan):
     def rates(self, steps: int) -> list[float]:
         """Return the learning rate of each of so many steps in all."""
         return [self.lr * (1 + math.cos(math.pi * n / steps)) / 2 for n in range(steps)]
-
-
-if TYPE_CHECKING:  # for recipes that are not converted yet
-
-    class Descent(TrainingPlan):
-        """A plan as 0.1 made it: with a warm-up and a cosine."""
-
-        def __init__(
-            self,
-            epochs: int = 100,
-            optimizer: OptimizerName = "sgd",
-            lr: float = 0.1,
-            momentum: float = 0.9,
-            weight_decay: float = 1e-4,
-            warm_up: float = 0.05,
-            seed: int = 0,
-        ) -> None:
-            """Take the fields in their old order."""
-else:
-
-    class Descent:
-        """A plan as 0.1 made it: with a warm-up and a cosine."""
-
-        def __new__(cls, *args: Any, **options: Any) -> TrainingPlan:
-            """Return `TrainingPlan.cosine`."""
-            return TrainingPlan.cosine(*args, **options)

@@ -1,16 +1,15 @@
 """Training that is recorded as a run, and resumed to the bit from a state beside it."""
 
 import json
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from slipstream.evaluation import Batch, Metric, Task, evaluate
+from slipstream.evaluation import Task
 from slipstream.evaluation.swapped_weights import weights_in
 from slipstream.storage.fingerprints import batch_digest
 from slipstream.storage.new_run import NewRun
@@ -229,45 +228,3 @@ def _between_epochs(keep: str, total: int | None, epochs: int) -> Schedule | Non
         raise ValueError(f"keep={keep!r} needs data that knows its length; use keep='epochs'.")
     plan = Schedule.log() if keep == "log" else Schedule.every(int(number))
     return Schedule.at(step for step in plan.steps(total) if step * epochs % total)
-
-
-@contextmanager
-def kept(
-    training: Loop,
-    *,
-    recorded: nn.Module,
-    run_folder: str | Path | None,
-    recipe: Mapping[str, Any],
-    start: Sequence[Weights],
-    configuration: Mapping[str, Any] | None,
-    measure: Callable[[], Mapping[str, float]],
-    overwrite: bool,
-    resume: bool,
-    minimised: str = "train_loss",
-) -> Generator[Callable[[], None]]:
-    """Record as `recorded` does: what recipes call that take no `Task` yet."""
-    new = None
-    if run_folder is not None:
-        new = NewRun(run_folder, configuration or {}, overwrite, resume)
-    options = RecordingOptions(losses=minimised)
-    with _recorded(
-        training, Task(recorded), new, plan=recipe, start=start, measure=measure, options=options
-    ) as keep:
-        yield keep
-
-
-def validated(
-    model: nn.Module,
-    metrics: Mapping[str, Metric] | None,
-    validation: Iterable[Batch] | None,
-    *,
-    weights: Weights | None = None,
-) -> dict[str, float]:
-    """Return metrics as `Task.validated` does: what recipes call that take no `Task` yet."""
-    if validation is None or not metrics:
-        return {}
-    found = evaluate(model, metrics, weights=weights, data=validation)
-    return {f"validation_{name}": value for name, value in found.items()}
-
-
-_recorded = recorded

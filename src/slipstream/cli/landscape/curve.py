@@ -48,14 +48,14 @@ def curve(
     """
     from slipstream.landscape import CurvePlan, fit_curve
     from slipstream.report.figures import plot_loss_line
-    from slipstream.training import Descent
+    from slipstream.training import TrainingPlan
 
     files = networks.check_outputs(out)
     opened = networks.open_networks(
         [start, end], split=split, batches=batchnorm_batches, model=model, data=data, loss=loss,
         width=width, option=option, device=device,
     )  # fmt: skip
-    descent = Descent(epochs=epochs, lr=lr, weight_decay=weight_decay, seed=seed)
+    descent = TrainingPlan.cosine(epochs=epochs, lr=lr, weight_decay=weight_decay, seed=seed)
     first, last = opened.weights.values()
     with steps_bar("training", hidden=json) as bar:
         fitted = fit_curve(
