@@ -37,7 +37,7 @@ def complexity(
 ) -> None:
     """Read how complex the learned function is from the way of the first bias.
 
-    The run must take one example a step, by plain SGD, and keep every step: it is made by
+    The run must take one example per step, by plain SGD, and keep every step: it is made by
     slipstream train with --batch-size 1 --momentum 0 --keep every:1.
 
     Example: slipstream complexity run -o complexity.png

@@ -45,7 +45,7 @@ def find_phases(motion: Motion, *, most: int = 6, shortest: int = SHORTEST) -> P
     phases' means, and the k with the smallest criterion `n f log(R / (n f)) + (k (f + 1) - 1)
     log n` is taken; n is the number of moves, f the values that vary. Nothing is random.
 
-    A gradual change has no sharp position: it is cut into steps, and the criteria fall slowly.
+    A gradual change has no sharp boundary: it is cut into steps, and the criteria fall slowly.
 
     Args:
         motion: Of a run; all its parts count together.
