@@ -20,7 +20,7 @@ MOST = 200_000  # bytes of a picture
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run")
 SHOTS = {  # what is seen of the report, and how high
     "report.png": ("body", 980),
-    "report-motion.png": ("#motion", 820),
+    "report-motion.png": ("#motion", 1060),
 }
 
 
@@ -60,14 +60,15 @@ def shoot(page: Path, output: Path) -> None:
     with sync_playwright() as driver:
         path = shutil.which("chromium") or shutil.which("google-chrome")
         browser = driver.chromium.launch(executable_path=path, args=list(FLAGS))
-        tab = browser.new_page(viewport={"width": 1060, "height": 900})
+        tab = browser.new_page(viewport={"width": 1200, "height": 900})
         tab.goto(page.as_uri())
+        tab.add_style_tag(content="nav { position: static !important; }")
         for name, (part, height) in SHOTS.items():
             tab.locator(part).scroll_into_view_if_needed()
             tab.wait_for_timeout(1500)  # charts are drawn when they come near the screen
             box = tab.locator(part).bounding_box()
             assert box is not None
-            clip = {"x": 0, "y": box["y"] + tab.evaluate("scrollY"), "width": 1060}
+            clip = {"x": 0, "y": box["y"] + tab.evaluate("scrollY"), "width": 1200}
             tab.screenshot(
                 path=output / name, full_page=True, clip={**clip, "height": height},
             )  # fmt: skip

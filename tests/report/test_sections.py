@@ -11,7 +11,7 @@ from slipstream.cli.loading import landscapes_of
 from slipstream.evaluation import evaluate
 from slipstream.landscape import trajectory_plane
 from slipstream.named_task import NamedTask, rebuild
-from slipstream.report.charts.transfer import Way, along_charts
+from slipstream.report.charts.transfer import MeasuredTransfer, along_charts
 from slipstream.report.content import Contours, HeatMap, Lines, Note, Panels, Table, plain
 from slipstream.report.recorded_run import (
     RecordedRun,
@@ -263,36 +263,40 @@ def test_where_locks_cannot_be_seen_a_run_grows_for_a_minute(tmp_path, monkeypat
 
 
 def test_ways_of_one_method_become_a_mean_and_a_range():
-    ways = [
-        Way("fgmt", ({"accuracy": 0.1}, {"accuracy": 0.6}), 4, 1.0, run=0),
-        Way("fgmt", ({"accuracy": 0.3}, {"accuracy": 0.8}), 4, 3.0, run=1),
-        Way("naive", ({"accuracy": 0.1}, {"accuracy": 0.4}), 0, 0.0, run=2),
+    transfers = [
+        MeasuredTransfer("fgmt", ({"accuracy": 0.1}, {"accuracy": 0.6}), 4, 1.0, run=0),
+        MeasuredTransfer("fgmt", ({"accuracy": 0.3}, {"accuracy": 0.8}), 4, 3.0, run=1),
+        MeasuredTransfer("naive", ({"accuracy": 0.1}, {"accuracy": 0.4}), 0, 0.0, run=2),
     ]
-    (chart,) = along_charts(ways, {})
+    (chart,) = along_charts(transfers, {})
     fgmt, naive = chart.series
     assert list(fgmt.y) == pytest.approx([0.2, 0.7])
     assert (list(fgmt.low), list(fgmt.high)) == ([0.1, 0.6], [0.3, 0.8])
     assert (fgmt.run, naive.run) == (None, 2)
     assert (fgmt.dashed, naive.dashed) == (False, True)
-    rows = [[cell.text for cell in row] for row in costs(ways).rows]
+    rows = [[cell.text for cell in row] for row in costs(transfers).rows]
     assert rows[0] == ["fgmt", "2", "0.20 ± 0.14", "0.70 ± 0.14", "4 ± 0", "2.0"]
     assert rows[1] == ["naive", "1", "0.1", "0.4", "0", "0.0"]
 
 
 def test_a_method_without_a_metric_is_named_where_it_is_missing():
-    ways = [
-        Way("fgmt", ({"accuracy": 0.1, "loss": 1.0}, {"accuracy": 0.6, "loss": 0.5}), 4, 1.0),
-        Way("naive", ({"loss": 1.0}, {"loss": 0.7}), 0, 0.0),
+    transfers = [
+        MeasuredTransfer(
+            "fgmt", ({"accuracy": 0.1, "loss": 1.0}, {"accuracy": 0.6, "loss": 0.5}), 4, 1.0
+        ),
+        MeasuredTransfer("naive", ({"loss": 1.0}, {"loss": 0.7}), 0, 0.0),
     ]
-    accuracy, loss = along_charts(ways, {})
+    accuracy, loss = along_charts(transfers, {})
     assert accuracy.reading.endswith(" Not measured for naive.")
     assert "Not measured" not in loss.reading
-    assert costs(ways).rows[1][3].value is None
+    assert costs(transfers).rows[1][3].value is None
 
 
 def test_transfers_of_other_lengths_are_not_averaged():
-    short = Way("fgmt in 1 stages along the line path", ({"loss": 2.0}, {"loss": 1.0}), 2, 1.0)
-    long = Way("fgmt in 2 stages along the line path", ({"loss": 2.0},) * 3, 4, 1.0)
+    short = MeasuredTransfer(
+        "fgmt in 1 stages along the line path", ({"loss": 2.0}, {"loss": 1.0}), 2, 1.0
+    )
+    long = MeasuredTransfer("fgmt in 2 stages along the line path", ({"loss": 2.0},) * 3, 4, 1.0)
     (chart,) = along_charts([short, long], {})
     assert [line.name for line in chart.series] == [short.name, long.name]
     (chart,) = along_charts([long], {})

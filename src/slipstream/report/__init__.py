@@ -1,1 +1,1 @@
-"""Result objects to tables and figures."""
+"""From results to charts and tables, and to a page, a live view or figures."""

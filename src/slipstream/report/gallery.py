@@ -1,4 +1,4 @@
-"""A folder of runs: what is in it now, and sections about some of them, each made once."""
+"""A folder of runs: what is in it now, and sections about some of them, computed once."""
 
 import os
 from collections import OrderedDict
@@ -22,7 +22,7 @@ _KEPT = 300  # sections
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of the list of runs, as plain data."""
+    """A row of the list of runs, as plain data."""
 
     id: str  # the path below the root
     state: str  # recording, complete, empty or damaged
@@ -36,7 +36,7 @@ class Listed:
 
 @dataclass
 class Gallery:
-    """The runs below a folder; what was computed is kept in memory, and never written to disk."""
+    """The runs below a folder; results are cached in memory, and never written to disk."""
 
     root: Path
     modes: int = MODES
@@ -72,10 +72,10 @@ class Gallery:
         return tuple(self._mark(identity) for identity in ids)
 
     def section(self, key: str, ids: Sequence[str]) -> str:
-        """Return one section about some runs as HTML, made anew only when they have changed.
+        """Return one section about some runs as HTML, computed again only when they change.
 
         Args:
-            key: Of the question.
+            key: One of `QUESTIONS`.
             ids: Of runs in the list, at least one.
 
         Returns:

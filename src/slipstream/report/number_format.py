@@ -1,4 +1,4 @@
-"""As many digits as a number deserves."""
+"""Numbers with the digits that matter."""
 
 import math
 import statistics
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def measured(value: float | None) -> str:
-    """Return a number to four significant digits, without zeros that say nothing.
+    """Return a number to four significant digits, without trailing zeros.
 
     Example:
         >>> measured(0.98601), measured(0.00046839), measured(1250.0), measured(None)

@@ -1,4 +1,4 @@
-"""Sections to one page of HTML that holds all it needs and asks for nothing else."""
+"""From sections to one self-contained HTML page, which loads nothing from the network."""
 
 import base64
 import hashlib
@@ -23,9 +23,9 @@ def page_of(title: str, runs: Sequence[Shown], sections: Sequence[Section]) -> s
     """Return a self-contained page; its security policy forbids the network and foreign scripts.
 
     Args:
-        title: What it is called; shown as text, whatever is in it.
+        title: Its heading; shown as text, whatever is in it.
         runs: The runs that the sections are about.
-        sections: What it answers, in order.
+        sections: In order.
 
     Returns:
         HTML.
@@ -51,11 +51,11 @@ def page_of(title: str, runs: Sequence[Shown], sections: Sequence[Section]) -> s
 
 
 def section_html(section: Section, *, runs: int) -> str:
-    """Return one section as HTML; the page's script draws what is in it.
+    """Return one section as HTML; the page's script draws its charts.
 
     Args:
         section: What to show.
-        runs: How many runs there are: what is of one of them stands beside that of the next.
+        runs: How many runs are on the page: charts of single runs stand side by side.
 
     Returns:
         An element.
@@ -76,7 +76,7 @@ def view_html(root: str) -> str:
     """Return the page of the live view over a folder; its parts come from the server.
 
     Args:
-        root: How the folder is called; shown as text.
+        root: The name of the folder; shown as text.
 
     Returns:
         HTML.
@@ -88,7 +88,7 @@ def view_html(root: str) -> str:
 
 
 def settings() -> Markup:
-    """Return what the script of a report must know."""
+    """Return the settings of a report's script."""
     return embedded({"on_dark": ON_DARK})
 
 
@@ -124,7 +124,7 @@ def _columns(runs: int) -> int:
 
 @cache
 def asset(name: str) -> str:
-    """Return the text of a file that belongs to the pages."""
+    """Return the text of a style or script of the pages."""
     return files("slipstream.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 

@@ -1,6 +1,6 @@
-"""Which colour stands for what, the same in every figure, page and paper.
+"""What each colour means, the same in every figure and page.
 
-Okabe and Ito's palette, told apart by colour-blind readers. A method keeps its colour everywhere.
+Okabe and Ito's palette, which colour-blind readers can distinguish.
 """
 
 BLACK, GREY = "#000000", "#999999"
@@ -19,7 +19,7 @@ METHODS = {
 }
 RUNS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 SPLITS = {"train": GREY, "validation": BLUE, "test": VERMILLION}
-# What would be lost on a dark page has a lighter stand-in there.
+# Colours that are hard to see on a dark page, and what replaces them there.
 ON_DARK = {BLACK: "#ECECEC", BLUE: "#4BA6E0", VERMILLION: "#F0823C", GREEN: "#21B98C"}
 
 

@@ -1,4 +1,4 @@
-"""One run as a report sees it: what its folder says, and what is measured of it when asked for."""
+"""A run as a report sees it: what its folder says, and measurements made on demand."""
 
 import os
 from collections.abc import Mapping
@@ -16,9 +16,9 @@ from slipstream.trajectory.run_index import Entry
 from slipstream.transfer import TransferResult, load_transfer
 from slipstream.transfer.stage_log import SUMMARY
 
-MOST_SNAPSHOTS = 200  # that are measured: a page shows no more
+MOST_SNAPSHOTS = 200  # that are measured
 MODES = 6
-_SAMPLES = 500  # weights that are grouped
+_SAMPLES = 500  # weights that are clustered into modes
 _FILES = ("run.json", "snapshots.jsonl", SUMMARY)
 
 
@@ -37,7 +37,7 @@ class RecordedRun:
 
         Args:
             path: The folder.
-            modes: Into how many modes it is decomposed.
+            modes: The number of modes that it is decomposed into.
 
         Returns:
             The run.
@@ -47,7 +47,7 @@ class RecordedRun:
 
     @property
     def configuration(self) -> dict[str, Any]:
-        """What made the run, as its maker wrote it."""
+        """What made the run, as it was recorded."""
         return dict(self.folder.description.get("configuration") or {})
 
     @property
@@ -57,7 +57,7 @@ class RecordedRun:
 
     @property
     def recipe(self) -> str | None:
-        """The recipe that it was trained by, or None; what a transfer keeps is its source's."""
+        """The recipe that trained it, or None; a transferred run has that of its source."""
         recipes = self.configuration.get("recipe")
         if self.is_transfer or not isinstance(recipes, dict):
             return None
@@ -119,8 +119,8 @@ class Shown:
     """A run on a page."""
 
     run: RecordedRun
-    name: str  # short, unlike the others'
-    number: int  # from 0: decides its colour
+    name: str  # short and unique
+    number: int  # from 0; its colour follows
     alone: bool  # on the page
 
     @property
@@ -147,7 +147,7 @@ def shown(runs: list[RecordedRun]) -> list[Shown]:
 
 
 def short_names(paths: list[Path]) -> list[str]:
-    """Return the last parts of paths, as many as tell them apart.
+    """Return the last parts of paths, as many as make them unique.
 
     Args:
         paths: Different paths.

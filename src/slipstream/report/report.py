@@ -1,4 +1,4 @@
-"""Some runs to one page: what `slipstream report` writes."""
+"""From runs to one page: what `slipstream report` writes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Report:
 
     path: Path
     bytes: int
-    runs: tuple[str, ...]  # as they are called on the page
+    runs: tuple[str, ...]  # their names on the page
 
 
 def write_report(
@@ -31,16 +31,16 @@ def write_report(
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
-    """Write one self-contained HTML page about some runs: what they were, how they moved, and why.
+    """Write one self-contained HTML page about some runs: what they learned, and how they moved.
 
-    The page needs no network. What cannot be said of a run - it is empty, too short, or holds a
-    NaN - becomes a sentence on the page. A run that is being recorded is shown as it is now.
+    The page needs no network. Where a run is empty, too short, or holds a NaN, a sentence on the
+    page says so. A run that is being recorded is shown as it is now.
 
     Args:
         runs: One or more run folders; several are compared side by side.
         path: The file to write.
         title: Its heading; by default the names of the runs.
-        modes: Into how many modes each run is decomposed.
+        modes: The number of modes that each run is decomposed into.
         comparison: Of transfer methods, as `compare_methods` returns it, to be shown too.
         landscapes: How to measure the loss around the runs; None measures nothing on data.
         overwrite: Whether to replace a file that is there.
@@ -51,7 +51,7 @@ def write_report(
 
     Raises:
         ValueError: If there are no runs, or one is named twice.
-        FileNotFoundError: If a folder holds no run.
+        FileNotFoundError: If a folder is not a run.
         FileExistsError: If the file is there and may not be replaced.
 
     Example:
@@ -86,7 +86,7 @@ def open_runs(runs: Sequence[str | Path], *, modes: int = MODES) -> list[Recorde
 
     Args:
         runs: One or more folders.
-        modes: Into how many modes each is decomposed.
+        modes: The number of modes that each is decomposed into.
 
     Returns:
         The runs in the same order.

@@ -1,4 +1,4 @@
-"""Result objects to rows of text, the same for the terminal and for markdown."""
+"""From results to rows of text, the same for the terminal and for markdown."""
 
 from slipstream.transfer.comparison import Comparison, Outcome
 
@@ -6,7 +6,7 @@ Rows = list[tuple[str, ...]]
 
 
 def comparison_rows(comparison: Comparison, *, metric: str = "accuracy") -> Rows:
-    """Return a table of a comparison: a header, then a row for each way.
+    """Return a table of a comparison: a header, then a row for each method.
 
     Args:
         comparison: What to show.

@@ -1,4 +1,4 @@
-"""A page on this machine over a folder of runs, which follows them while they are recorded."""
+"""A local page over a folder of runs, which follows them while they are recorded."""
 
 import asyncio
 import errno
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 INSTALL = "pip install 'slipstream[view]'"
-_LIGHT = "run"  # the section that reads no weights, and waits for nobody
+_LIGHT = "run"  # the section that reads no weights, and does not wait for others
 _ASSETS = {
     "plotly-cartesian.min.js": "text/javascript",
     "page.js": "text/javascript",
@@ -40,8 +40,8 @@ _HEADERS = {
 def view_app(gallery: Gallery) -> "Starlette":
     """Return the web application over a folder of runs.
 
-    It answers requests to this machine by its own names only, so that no page from elsewhere can
-    read it under a name of its own. It writes nothing.
+    It only answers requests addressed to 127.0.0.1 or localhost, so that no web page can read it
+    under another name (DNS rebinding). It writes nothing.
 
     Args:
         gallery: The folder.
@@ -110,7 +110,7 @@ def _listening(port: int) -> socket.socket:
 
 
 class _Pages:
-    """Answers requests; what reads weights is computed one after the other, beside the rest."""
+    """Answers requests; sections that read weights are computed one at a time, in a thread."""
 
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
@@ -158,7 +158,7 @@ class _Pages:
 
 
 def _tagged(request: "Request", text: str, kind: str) -> "Response":
-    """The text, or that the browser has it already."""
+    """The text, or status 304 if the browser has it already."""
     from starlette.responses import Response
 
     tag = f'"{sha256(text.encode()).hexdigest()[:32]}"'

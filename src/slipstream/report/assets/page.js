@@ -294,7 +294,7 @@ const Page = (() => {
   const figures = () => [...document.querySelectorAll("figure.chart")];
   const redraw = () => figures().filter((figure) => figure.isConnected && !figure.hidden && "drawn" in figure.dataset).forEach(draw);
 
-  // What is not near the screen is drawn when it comes there; printing draws all.
+  // Charts are drawn when they come near the screen; printing draws all.
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting || "drawn" in entry.target.dataset) continue;
@@ -377,7 +377,7 @@ const Page = (() => {
     redraw();
   }
 
-  /* Makes what was put into `root` come alive. */
+  /* Sets up what was added to `root`. */
   function adopt(root) {
     for (const figure of root.querySelectorAll("figure.chart")) watcher.observe(figure);
     for (const table of root.querySelectorAll("table")) {
@@ -430,7 +430,7 @@ const Page = (() => {
 
   setTheme("system");
   adopt(document);
-  /* Hides in `root` what is of runs that are switched off. */
+  /* Hides in `root` what belongs to runs that are switched off. */
   function settle(root) {
     for (const item of root.querySelectorAll("[data-run]")) item.hidden = hidden.has(Number(item.dataset.run));
   }

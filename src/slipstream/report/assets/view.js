@@ -2,15 +2,15 @@
 "use strict";
 
 (() => {
-  const POLL = 2000; // milliseconds between looks at the folder
-  const REST = 250; // milliseconds before weights are read: who leafs through runs does not wait for them
-  const RATIO = 4; // a section that took long is made anew only after that many times as long
+  const POLL = 2000; // milliseconds between checks of the folder
+  const REST = 250; // milliseconds before weights are read, so that clicking through runs stays fast
+  const RATIO = 4; // a section is computed again only after that many times as long as it took
   const settings = JSON.parse(document.getElementById("settings").textContent);
   const body = document.querySelector("#runs tbody");
   const main = document.getElementById("sections");
   const status = document.getElementById("status");
   const filter = document.getElementById("filter");
-  let listed = []; // as the server tells
+  let listed = []; // from the server
   let tag = "";
   let running = null; // aborts the requests of the choice before
   const took = {}; // section to [milliseconds, when]

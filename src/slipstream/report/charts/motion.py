@@ -21,7 +21,7 @@ def path_chart(found: PrincipalPath, subject: Subject) -> Lines:
     second = found.coordinates[1] if len(found.coordinates) > 1 else torch.zeros_like(first)
     reading = (
         f"Each dot is a snapshot, the diamond the start; the plane holds {sum(shares[:2]):.0%} of "
-        "all motion. A smooth arc is common: a long random walk has 76 % in two components too."
+        "all motion. A smooth arc is common: a long random walk has 76% in two components too."
     )
     series = Series(
         f"{subject.clock} {found.steps[-1]}",

@@ -13,7 +13,7 @@ BASELINES: tuple[Method, ...] = ("naive", "random")  # that take no gradient
 
 
 @dataclass(frozen=True)
-class Way:
+class MeasuredTransfer:
     """A transfer of a run to one target."""
 
     name: str  # the method
@@ -23,43 +23,47 @@ class Way:
     run: int | None = None  # the run on the page that it is of
 
 
-def along_charts(ways: Sequence[Way], levels: Mapping[str, Sequence[Series]]) -> list[Lines]:
+def along_charts(
+    transfers: Sequence[MeasuredTransfer], levels: Mapping[str, Sequence[Series]]
+) -> list[Lines]:
     """Return a chart for each metric: a line for each method, a band over its targets.
 
     Args:
-        ways: Of one method several, if there were several targets.
+        transfers: Of one method several, if there were several targets.
         levels: Further lines, by metric.
 
     Returns:
         Accuracy first; nothing for metrics that no stage has.
     """
-    names = {name for way in ways for stage in way.along for name in stage}
-    return [_along(name, ways, levels.get(name, ())) for name in sorted(names)]
+    names = {name for transfer in transfers for stage in transfer.along for name in stage}
+    return [_along(name, transfers, levels.get(name, ())) for name in sorted(names)]
 
 
 def comparison_charts(comparison: Comparison) -> list[Lines]:
     """Return the metrics along the stages, beside the test data of the target's own training."""
-    ways = [
-        Way(o.name, [without_split(s) for s in o.along], o.gradient_evaluations, o.seconds)
+    transfers = [
+        MeasuredTransfer(
+            o.name, [without_split(s) for s in o.along], o.gradient_evaluations, o.seconds
+        )
         for o in comparison.outcomes
         if o.along
     ]
     levels = {
         metric: [
-            _level(comparison, name, metric, max(len(way.along) for way in ways) - 1)
+            _level(comparison, name, metric, max(len(transfer.along) for transfer in transfers) - 1)
             for name in (TARGET_START, TRAINED_TARGET)
             if name in comparison.names
         ]
-        for metric in (comparison.outcomes[0].metrics if ways else ())
+        for metric in (comparison.outcomes[0].metrics if transfers else ())
     }
-    return along_charts(ways, levels)
+    return along_charts(transfers, levels)
 
 
-def by_name(ways: Sequence[Way]) -> dict[str, list[Way]]:
+def by_name(transfers: Sequence[MeasuredTransfer]) -> dict[str, list[MeasuredTransfer]]:
     """Return the transfers of each method, called no longer than is needed to tell them apart."""
-    groups: dict[str, list[Way]] = {}
-    for way in ways:
-        groups.setdefault(way.name, []).append(way)
+    groups: dict[str, list[MeasuredTransfer]] = {}
+    for transfer in transfers:
+        groups.setdefault(transfer.name, []).append(transfer)
     short = [name.split(" ")[0] for name in groups]
     return {
         (brief if short.count(brief) == 1 else name): same
@@ -72,12 +76,12 @@ def without_split(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name.removeprefix("validation_"): value for name, value in metrics.items()}
 
 
-def _along(metric: str, ways: Sequence[Way], levels: Sequence[Series]) -> Lines:
+def _along(metric: str, transfers: Sequence[MeasuredTransfer], levels: Sequence[Series]) -> Lines:
     series, without = [], []
-    for name, same in by_name(ways).items():
+    for name, same in by_name(transfers).items():
         stages = [
             [stage[metric] for stage in found if metric in stage]
-            for found in zip(*(way.along for way in same), strict=True)
+            for found in zip(*(transfer.along for transfer in same), strict=True)
         ]
         if not all(stages):
             without.append(name)

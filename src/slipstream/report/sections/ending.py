@@ -45,21 +45,21 @@ class Landscapes:
     """How the loss around a run is measured: with which model and data, and for how long."""
 
     open: Callable[[RecordedRun], Task] = from_configuration
-    seconds: float = 20.0  # for each line or plane, about
+    seconds: float = 20.0  # about, for each line or plane
     batches: int = 4  # of the validation data
     calibration: int = 2  # of training data, for the statistics of BatchNorm
 
     def some(self, data: Iterable[Batch]) -> list[Batch]:
-        """Return the batches of validation data that count here."""
+        """Return the batches of validation data that losses are measured on."""
         return list(islice(data, self.batches))
 
     def barrier(self, experiment: Task, start: Weights, end: Weights) -> Barrier:
-        """Measure the straight line between two weights, in as many points as there is time for."""
+        """Measure the line between two weights, with as many points as there is time for."""
         points = min(_LINE, self._affordable(experiment, start, end))
         return self._line(experiment, start, end, points)
 
     def plane(self, experiment: Task, run: RecordedRun) -> LossPlane:
-        """Measure the plane of a run's path, in as many points as there is time for."""
+        """Measure the plane of a run's path, with as many points as there is time for."""
         plane = trajectory_plane(run.sampled)
         end = run.sampled[-1].weights
         affordable = math.isqrt(self._affordable(experiment, end, end))
@@ -70,8 +70,8 @@ class Landscapes:
         )
 
     def _affordable(self, experiment: Task, start: Weights, end: Weights) -> int:
-        """How many points the time is enough for, by that of two of them."""
-        self._line(experiment, start, end, 2)  # the first time is never like the others
+        """How many points there is time for, estimated from two of them."""
+        self._line(experiment, start, end, 2)  # a warm-up
         begin = time.perf_counter()
         self._line(experiment, start, end, 2)
         each = (time.perf_counter() - begin) / 2
@@ -81,7 +81,7 @@ class Landscapes:
         return loss_barrier(start, end, self._measured(experiment), points=points)
 
     def _measured(self, experiment: Task) -> Task:
-        """The task with the data that it is measured on here."""
+        """The task with the few batches that are used here."""
         return replace(
             experiment,
             data=self.some(experiment.part("validation")),
@@ -97,7 +97,7 @@ def ending(runs: Sequence[Shown], *, landscapes: Landscapes | None) -> list[Item
 
     Args:
         runs: Runs with snapshots.
-        landscapes: How to measure; None if it was not asked for.
+        landscapes: How to measure; None to measure nothing.
 
     Returns:
         Charts and a table, or notes that say why there are none.

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from slipstream.report.charts.transfer import (
     BASELINES,
-    Way,
+    MeasuredTransfer,
     along_charts,
     by_name,
     comparison_charts,
@@ -31,7 +31,7 @@ def gain(
     comparison: Comparison | None = None,
     landscapes: Landscapes | None = None,
 ) -> list[Item]:
-    """Return the metrics along the stages of all ways, and what each of them cost.
+    """Return the metrics along the stages of all transfers, and what each of them cost.
 
     Args:
         runs: The runs of the page; those that were transferred count.
@@ -42,10 +42,14 @@ def gain(
         Charts and tables; a note if nothing was transferred.
     """
     items: list[Item] = []
-    ways = [way for shown in runs if (way := _way(shown)) is not None]
-    if ways:
-        done, notes = _baselines(runs, ways, landscapes)
-        items += [*along_charts([*ways, *done], _levels(runs)), costs([*ways, *done]), *notes]
+    transfers = [transfer for shown in runs if (transfer := _measured(shown)) is not None]
+    if transfers:
+        done, notes = _baselines(runs, transfers, landscapes)
+        items += [
+            *along_charts([*transfers, *done], _levels(runs)),
+            costs([*transfers, *done]),
+            *notes,
+        ]
     items += [note for shown in runs if (note := _missing(shown)) is not None]
     if comparison is not None:
         items += compared(comparison)
@@ -58,14 +62,18 @@ def gain(
     ]
 
 
-def costs(ways: Sequence[Way]) -> Table:
+def costs(transfers: Sequence[MeasuredTransfer]) -> Table:
     """Return what each method reached on the validation data, and for which cost."""
-    metric = "accuracy" if any("accuracy" in way.along[-1] for way in ways) else "loss"
+    metric = (
+        "accuracy" if any("accuracy" in transfer.along[-1] for transfer in transfers) else "loss"
+    )
     rows = []
-    for name, same in by_name(ways).items():
-        first, last = ([way.along[at].get(metric, math.nan) for way in same] for at in (0, -1))
-        gradients = [float(way.gradients) for way in same]
-        seconds = statistics.fmean(way.seconds for way in same)
+    for name, same in by_name(transfers).items():
+        first, last = (
+            [transfer.along[at].get(metric, math.nan) for transfer in same] for at in (0, -1)
+        )
+        gradients = [float(transfer.gradients) for transfer in same]
+        seconds = statistics.fmean(transfer.seconds for transfer in same)
         rows.append(
             [
                 Cell(name),
@@ -112,7 +120,7 @@ def _missing(shown: Shown) -> Note | None:
     return Note(text, run=shown.number) if text else None
 
 
-def _way(shown: Shown) -> Way | None:
+def _measured(shown: Shown) -> MeasuredTransfer | None:
     """The finished transfer that made a run, if its stages were measured."""
     result = shown.run.transfer
     if result is None or not any(stage.metrics for stage in result.stages):
@@ -120,11 +128,11 @@ def _way(shown: Shown) -> Way | None:
     return _of(result, _name(result), shown.number)
 
 
-def _of(result: TransferResult, name: str, run: int | None) -> Way:
+def _of(result: TransferResult, name: str, run: int | None) -> MeasuredTransfer:
     cost = result.cost
     seconds = cost.total_seconds - cost.seconds.get("validation", 0.0)
     along = [without_split(stage.metrics) for stage in result.stages]
-    return Way(name, along, cost.gradient_evaluations, seconds, run)
+    return MeasuredTransfer(name, along, cost.gradient_evaluations, seconds, run)
 
 
 def _name(result: TransferResult) -> str:
@@ -149,17 +157,17 @@ def _levels(runs: Sequence[Shown]) -> dict[str, list[Series]]:
 
 
 def _baselines(
-    runs: Sequence[Shown], ways: Sequence[Way], landscapes: Landscapes | None
-) -> tuple[list[Way], list[Note]]:
+    runs: Sequence[Shown], transfers: Sequence[MeasuredTransfer], landscapes: Landscapes | None
+) -> tuple[list[MeasuredTransfer], list[Note]]:
     """The baselines to the same targets, as far as they are not on the page already."""
-    there = {way.name.split(" ")[0] for way in ways}
+    there = {transfer.name.split(" ")[0] for transfer in transfers}
     missing = [method for method in BASELINES if method not in there]
     if not missing:
         return [], []
     if landscapes is None:
         text = "Baselines to the same target are added when the loss may be measured."
         return [], [Note(text, "slipstream report RUN --landscape")]
-    done: list[Way] = []
+    done: list[MeasuredTransfer] = []
     notes: list[Note] = []
     for shown in _one_for_each_target(runs):
         try:
@@ -169,7 +177,7 @@ def _baselines(
     return done, notes
 
 
-def _baseline(run: RecordedRun, method: Method, landscapes: Landscapes) -> Way:
+def _baseline(run: RecordedRun, method: Method, landscapes: Landscapes) -> MeasuredTransfer:
     transfer, source = run.transfer, find_source(run.path)
     if transfer is None or source is None:
         raise ValueError("its configuration names no source run that is still there.")

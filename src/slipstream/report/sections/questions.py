@@ -1,4 +1,4 @@
-"""All questions in their order, and how each one is answered for some runs."""
+"""All questions in order, and how each one is answered for some runs."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Extras:
-    """What answers need besides the runs."""
+    """What the sections need besides the runs."""
 
     comparison: Comparison | None = None  # of methods, measured before
     landscapes: Landscapes | None = None  # None measures nothing on data
@@ -32,13 +32,12 @@ class Extras:
 def build_section(key: str, runs: Sequence[Shown], extras: Extras) -> Section:
     """Answer one question.
 
-    What cannot be answered becomes a sentence that says why: an empty run, one that is too short,
-    or one that holds a NaN.
+    Where there is no answer, a sentence says why: the run is empty, too short, or holds a NaN.
 
     Args:
         key: One of `QUESTIONS`.
         runs: The runs of the page, at least one.
-        extras: What is needed besides.
+        extras: A comparison, and how to measure losses.
 
     Returns:
         The section.
