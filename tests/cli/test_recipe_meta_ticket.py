@@ -54,7 +54,7 @@ def test_a_ticket_is_a_run_for_every_other_command(tmp_path):
     slipstream("report", out, "-o", page)
     told = page.read_text(encoding="utf-8")
     assert "meta-ticket" in told
-    assert "share of the masked weights that had fallen" in told
+    assert "share of the masked weights that are pruned" in told
 
 
 def test_people_get_lines(tmp_path):

@@ -50,7 +50,7 @@ def save_figure(make: Callable[[], "Figure"], path: Path, *, overwrite: bool = F
     """
     kind = path.suffix.lower()
     if kind not in _ENDINGS:
-        raise ValueError(f"--out must end in {', '.join(_ENDINGS)}, got {path.name!r}.")
+        raise ValueError(f"A figure must end in {', '.join(_ENDINGS)}, got {path.name!r}.")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is already there: give another file, or pass --overwrite.")
     written = BytesIO()
