@@ -40,7 +40,7 @@ from torch.nn import functional
 from common import machine, machine_line, table, write
 from slipstream.dynamics import ComplexityMeter, with_input_bias
 from slipstream.testbed import load_data
-from slipstream.weights import copy, difference, norm, weights_of
+from slipstream.weights import clone, difference, norm, weights_of
 
 FREQUENCIES = (0.25, 0.5, 0.75, 1.0)
 SHARES = (0.0, 0.2, 0.4, 0.6)
@@ -128,7 +128,7 @@ def train(task: Task, *, epochs: int, seed: int) -> dict[str, Any]:
     model = build(inputs.shape[1], task.hidden, seed, he=task.drawn_by_he)
     optimizer = torch.optim.SGD(model.parameters(), lr=task.rate)
     generator = torch.Generator().manual_seed(seed)
-    start = before = copy(weights_of(model))
+    start = before = clone(weights_of(model))
     way = 0.0
     with ComplexityMeter(model).attach(optimizer) as meter:
         for _ in range(epochs):
@@ -136,7 +136,7 @@ def train(task: Task, *, epochs: int, seed: int) -> dict[str, Any]:
                 optimizer.zero_grad()
                 task.loss(model(inputs[at : at + 1]), targets[at : at + 1]).backward()
                 optimizer.step()
-            now = copy(weights_of(model))
+            now = clone(weights_of(model))
             way += norm(difference(now, before))
             before = now
     found = meter.result()

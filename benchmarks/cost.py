@@ -31,7 +31,7 @@ from slipstream.testbed.networks import conv8, mlp
 from slipstream.training import TrainingPlan, train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import TransferPlan, transfer_trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 STAGES = (5, 10, 30)
@@ -58,11 +58,11 @@ def short_run(
 ) -> tuple[nn.Module, Trajectory, dict[str, Any], list[Any]]:
     """Train for a few steps; the model, its run, another start, and batches for gradients."""
     experiment = setup.build()
-    start = copy(weights_of(experiment.model))
+    start = clone(weights_of(experiment.model))
     batches = [batch for batch, _ in zip(experiment.data, range(steps), strict=False)]
     train(experiment.on(batches), TrainingPlan(epochs=1, lr=0.02))
-    run = Trajectory.from_weights([start, copy(weights_of(experiment.model))])
-    target = copy(weights_of(setup.build(seed=1).model))
+    run = Trajectory.from_weights([start, clone(weights_of(experiment.model))])
+    target = clone(weights_of(setup.build(seed=1).model))
     return experiment.model, run, target, batches
 
 
@@ -184,8 +184,8 @@ def peak(name: str, stages: int) -> None:
     make, options, shape, _ = MEMORY[name]
     torch.manual_seed(0)
     models = [make(**options) for _ in range(3)]
-    run = Trajectory.from_weights([copy(weights_of(m)) for m in models[:2]])
-    target = copy(weights_of(models[2]))
+    run = Trajectory.from_weights([clone(weights_of(m)) for m in models[:2]])
+    target = clone(weights_of(models[2]))
     batches = [(torch.randn(16, *shape), torch.arange(16) % 10)]
     groups = find_neuron_groups(models[0], batches[0][0])
     gradient(models[0], classification_loss, data=batches)

@@ -44,7 +44,7 @@ from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.testbed import load_data, mlp, resnet18
 from slipstream.testbed.datasets import DataSplit, Examples
 from slipstream.training import TrainingPlan, train
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 PARTS = ("plane", "small", "resnet", "digits", "mnist")
 METRICS = {"loss": classification_loss, "accuracy": accuracy}
@@ -105,7 +105,7 @@ def planes(digits: DataSplit) -> list[dict[str, Any]]:
     rows = []
     for width, layers in ((64, 2), (512, 1), (512, 2)):
         model = network(partial(mlp, inputs=64, width=width, hidden_layers=layers), 0)
-        flat = random_plane(copy(weights_of(model)))
+        flat = random_plane(clone(weights_of(model)))
         for part, examples in (("test", digits.test), ("train", digits.train)):
             began = time.process_time()
             loss_plane(
@@ -125,7 +125,7 @@ def small(digits: DataSplit) -> list[dict[str, Any]]:
     for width in (8, 16, 32, 64):
         for size in (16, 32, 64, 359):
             build = partial(mlp, inputs=64, width=width)
-            corners = [copy(weights_of(network(build, seed))) for seed in SEEDS]
+            corners = [clone(weights_of(network(build, seed))) for seed in SEEDS]
             data = list(digits.test.batches(size))
             found = [beside_plain(build(), corners, data, [], 21) for _ in range(3)]
             row = {"width": width, "batch": size, **min(found, key=lambda row: row["ratio"])}
@@ -139,7 +139,7 @@ def resnet(cifar10: str, points: int) -> dict[str, Any]:
     """Time a plane of a narrow ResNet-18 on 2,000 images beside a plain loop."""
     data = load_data(f"cifar10:{cifar10}")
     build = partial(resnet18, width=0.125)
-    corners = [copy(weights_of(network(build, seed))) for seed in SEEDS]
+    corners = [clone(weights_of(network(build, seed))) for seed in SEEDS]
     kept = list(data.train.take(512).batches(128))
     test = list(data.test.take(2000).batches(500))
     row = beside_plain(build(), corners, test, kept, points)
@@ -165,7 +165,7 @@ def trained(
     model = network(build, seed)
     batches = examples.batches(batch, seed=seed)
     train(Task(model, batches), TrainingPlan(epochs, "adam", 1e-3, schedule="cosine"))
-    weights = copy(weights_of(model))
+    weights = clone(weights_of(model))
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         save_file(weights, kept)

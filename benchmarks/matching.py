@@ -28,7 +28,7 @@ from slipstream.matching import assign, match_weights
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 PARTS = ("assignments", "rebasin", "vgg", "llama")
@@ -185,7 +185,7 @@ def llama(hidden: int) -> None:
     hidden_order = Permutation.random(groups, seed=1)
     target = {}
     for name in source:
-        target[name] = copy(hidden_order.apply({name: source[name]}))[name]
+        target[name] = clone(hidden_order.apply({name: source[name]}))[name]
         for piece in target[name].split(256):
             piece += torch.randn(piece.shape, generator=generator)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak until now

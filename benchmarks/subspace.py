@@ -26,7 +26,7 @@ from slipstream.landscape import CurvePlan, Shape, Span, evaluate_span, fit_curv
 from slipstream.recipes import Subspace, SubspacePlan, train_subspace
 from slipstream.testbed import Examples, build_network, load_data
 from slipstream.training import TrainingPlan
-from slipstream.weights import Weights, copy, weights_of
+from slipstream.weights import Weights, clone, weights_of
 
 METRICS = {"accuracy": accuracy, "loss": classification_loss}
 AVERAGED_FROM = 0.75  # of the epochs: from there on SWA averages, at a constant rate
@@ -139,10 +139,10 @@ def train_one(bench: Bench, *, seed: int, rate_from: float = 1.0) -> Ordinary:
         for labels, part in bench.validation.items():
             found = evaluate(model, {"accuracy": accuracy}, data=part)["accuracy"]
             if labels not in stopped or found > stopped[labels][0]:
-                stopped[labels] = (found, copy(weights_of(model)))
+                stopped[labels] = (found, clone(weights_of(model)))
     averaged = averages.weights(SWA(start=0)) if first < descent.epochs else {}
     return Ordinary(
-        copy(weights_of(model)), averaged, {name: kept for name, (_, kept) in stopped.items()}
+        clone(weights_of(model)), averaged, {name: kept for name, (_, kept) in stopped.items()}
     )
 
 

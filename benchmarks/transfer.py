@@ -28,7 +28,7 @@ from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.training import TrainingPlan, train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import Target, TransferPlan, TransferResult, transfer_trajectory
-from slipstream.weights import Weights, copy, load_weights_, weights_of
+from slipstream.weights import Weights, clone, load_weights_, weights_of
 
 RATES = {"sgd": (0.1, 0.03, 0.01), "adam": (0.01, 0.003, 0.001)}
 METHODS = ("naive", "random", "gmt", "fgmt", "oracle")
@@ -177,7 +177,7 @@ def scaled(model: nn.Module, scale: float) -> dict[str, Tensor]:
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(scale)
-    return copy(weights_of(model))
+    return clone(weights_of(model))
 
 
 def run_training(
@@ -187,7 +187,7 @@ def run_training(
     train(
         experiment,
         plan,
-        on_epoch=lambda *_: snapshots.append(copy(weights_of(experiment.model))),
+        on_epoch=lambda *_: snapshots.append(clone(weights_of(experiment.model))),
     )
 
 
@@ -220,7 +220,7 @@ def _steps(pair: Pair, optimizer: str, steps: int, rate: float) -> Weights:
         torch.autograd.backward(pair.experiment.loss(model, to_device(batch, "cpu")))
         chosen.step()
         schedule.step()
-    weights = copy(weights_of(model))
+    weights = clone(weights_of(model))
     calibration = [batch for batch, _ in zip(pair.batches, range(4), strict=False)]
     return {**weights, **recalibrate_batchnorm(model, weights=weights, data=calibration)}
 

@@ -25,7 +25,7 @@ from slipstream.symmetry.neuron_groups import Block, NeuronGroup
 from slipstream.symmetry.proof import check
 from slipstream.testbed import load_data
 from slipstream.training import TrainingPlan, train
-from slipstream.weights import copy
+from slipstream.weights import clone
 
 
 class Settling(nn.Module):
@@ -87,9 +87,9 @@ def main() -> None:
     groups = check(model, groups_of(model), example)
     print(f"by hand, proven:\n{groups}\n")
 
-    start = copy(weights_of(model))
+    start = clone(weights_of(model))
     train(Task(model, batches), TrainingPlan(epochs=15, lr=0.05))
-    source = Trajectory.from_weights([start, copy(weights_of(model))])
+    source = Trajectory.from_weights([start, clone(weights_of(model))])
     found = {"trained source": weights_of(model), "target start": weights_of(target)}
     for method in ("naive", "fgmt", "fgmt-signed"):
         found[method] = transfer_trajectory(

@@ -13,7 +13,7 @@ from slipstream.porting import FineTune, PortPlan
 from slipstream.testbed import build_network, load_data
 from slipstream.testbed.datasets import DataSpec, Examples
 from slipstream.training import TrainingPlan, train
-from slipstream.weights import copy
+from slipstream.weights import clone
 
 
 def half(examples: Examples, first: int) -> Examples:
@@ -33,7 +33,7 @@ def main() -> None:
     """Train two bases, fine-tune the first on the other digits, port that to the second."""
     data = load_data("digits")
     model, other = (trained_base(half(data.train, 0), seed) for seed in (0, 1))
-    from_base, to_base = copy(weights_of(model)), copy(weights_of(other))
+    from_base, to_base = clone(weights_of(model)), clone(weights_of(other))
     new = half(data.train, 5)
     train(Task(model, new.batches(32, seed=0)), TrainingPlan(epochs=15))
 

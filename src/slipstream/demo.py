@@ -12,7 +12,7 @@ from slipstream.training import TrainingPlan, record_training, train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import Comparison, Target, TransferPlan, compare_methods
 from slipstream.transfer.plan import Method
-from slipstream.weights import Weights, copy, load_weights_, weights_of
+from slipstream.weights import Weights, clone, load_weights_, weights_of
 
 SETUP = NamedTask("mlp", "digits", width=256, options={"hidden_layers": 2}, batch_size=32)
 TRAINING = TrainingPlan(epochs=20, lr=0.05)
@@ -96,4 +96,4 @@ def _best_epoch(experiment: Task, start: Weights) -> Weights:
 def _train_on(experiment: Task, start: Weights, *, epochs: int, lr: float) -> Weights:
     load_weights_(experiment.model, start)
     train(experiment, replace(TRAINING, epochs=epochs, lr=lr))
-    return copy(weights_of(experiment.model))
+    return clone(weights_of(experiment.model))

@@ -16,7 +16,7 @@ from slipstream.dynamics import (
 )
 from slipstream.evaluation import Task
 from slipstream.trajectory import Trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 def network(*, first=None, inputs=4, activation=nn.ReLU, dtype=torch.float64):
@@ -53,7 +53,7 @@ def logistic(model, batch):
 def trained(model, loss, data, *, lr=0.05, optimizer=None, watch=True, layer=None):
     """What the meter found, and the snapshots of every step."""
     optimizer = optimizer or torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr)
-    kept = [copy(weights_of(model))]
+    kept = [clone(weights_of(model))]
     with ComplexityMeter(model, layer=layer) as meter:
         if watch:
             meter.attach(optimizer)
@@ -63,7 +63,7 @@ def trained(model, loss, data, *, lr=0.05, optimizer=None, watch=True, layer=Non
             optimizer.step()
             if not watch:
                 meter.update(learning_rate=lr)
-            kept.append(copy(weights_of(model)))
+            kept.append(clone(weights_of(model)))
     return meter.result(), Trajectory.from_weights(kept)
 
 
@@ -150,7 +150,7 @@ def test_float32_stays_in_the_bounds_too():
 def test_a_recorded_run_gives_the_same(watch):
     model, data = network(first=nn.Linear(4, 3)), examples()
     found, run = trained(model, squared, data, watch=watch)
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     model[0].bias.grad = torch.ones(3, dtype=torch.float64)
     seen = []
     again = complexity_of_run(
@@ -168,7 +168,7 @@ def test_rates_may_change_from_step_to_step():
     model, data = network(first=identity()), examples(6)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-    kept, rates = [copy(weights_of(model))], []
+    kept, rates = [clone(weights_of(model))], []
     with ComplexityMeter(model).attach(optimizer) as meter:
         for batch in data:
             optimizer.zero_grad()
@@ -176,7 +176,7 @@ def test_rates_may_change_from_step_to_step():
             rates.append(schedule.get_last_lr()[0])
             optimizer.step()
             schedule.step()
-            kept.append(copy(weights_of(model)))
+            kept.append(clone(weights_of(model)))
     found = meter.result()
     again = complexity_of_run(
         Trajectory.from_weights(kept), Task(model, data, squared), learning_rate=rates

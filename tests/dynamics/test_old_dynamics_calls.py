@@ -14,14 +14,14 @@ from slipstream.dynamics import (
 )
 from slipstream.evaluation import Task, squared_loss
 from slipstream.trajectory import Trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 torch.manual_seed(0)
 MODEL = nn.Linear(2, 1)
 DATA = [(torch.randn(4, 2), torch.randn(4, 1)), (torch.randn(2, 2), torch.randn(2, 1))]
 WEIGHTS = {"weight": torch.zeros(1, 2), "bias": torch.full((1,), 5.0)}
 ONES = [(inputs[:1], targets[:1]) for inputs, targets in DATA]
-RUN = Trajectory.from_weights([copy(weights_of(MODEL)), WEIGHTS, WEIGHTS])
+RUN = Trajectory.from_weights([clone(weights_of(MODEL)), WEIGHTS, WEIGHTS])
 TASK = Task(MODEL, DATA, squared_loss)
 
 

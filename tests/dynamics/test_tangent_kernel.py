@@ -6,7 +6,7 @@ from torch.func import functional_call, jacrev
 from cases import CASES
 from slipstream.dynamics import PredictionPlan, predict_training_time, tangent_kernel
 from slipstream.evaluation import Task, classification_loss
-from slipstream.weights import copy, displace, weights_of
+from slipstream.weights import clone, displace, weights_of
 
 # MaxPool3d has no batching rule in torch.func: its error is tested below.
 NETWORKS = [name for name in CASES if name != "volume"]
@@ -111,7 +111,7 @@ def test_frozen_parameters_are_left_out():
 
 def test_at_other_weights_the_model_stays_as_it_was():
     model, inputs = network("conv_flatten")
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     moved = displace(before, {"8.weight": torch.ones_like(before["8.weight"])})
     there = tangent_kernel(Task(model, [inputs]), weights=moved)
     assert all(torch.equal(before[name], value) for name, value in weights_of(model).items())

@@ -9,7 +9,7 @@ from slipstream.dynamics import PredictionPlan, Trust, predict_training_time
 from slipstream.evaluation import Task, classification_loss, squared_loss
 from slipstream.testbed import Examples
 from slipstream.training import TrainingPlan, train
-from slipstream.weights import copy, displace, weights_of
+from slipstream.weights import clone, displace, weights_of
 
 DTYPE = torch.float64
 EXAMPLES = Examples(
@@ -177,9 +177,9 @@ def test_more_linearisations_come_closer_and_wider_networks_too():
 
 def test_model_and_weights_stay_as_they_were():
     model = network()
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     given = displace(before, {"0.bias": torch.ones(8, dtype=DTYPE)})
-    kept = copy(given)
+    kept = clone(given)
     how = {"data": DATA, "thresholds": [0.5], "lr": 0.1, "warm_up": 2}
     there = predicted(model, classification_loss, weights=given, **how)
     assert all(torch.equal(before[name], value) for name, value in weights_of(model).items())

@@ -4,21 +4,21 @@ from torch import nn
 
 from cases import mlp
 from slipstream.evaluation import Ensemble, accuracy, classification_loss, evaluate
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 def members(count):
     found = []
     for seed in range(count):
         torch.manual_seed(seed)
-        found.append(copy(weights_of(mlp())))
+        found.append(clone(weights_of(mlp())))
     return found
 
 
 def test_it_answers_with_the_mean_of_the_probabilities_and_trains_nothing():
     model, inputs = mlp(), torch.randn(5, 6)
     own = members(3)
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     alone = []
     for member in own:
         other = mlp()

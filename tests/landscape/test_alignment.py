@@ -8,7 +8,7 @@ from slipstream.evaluation import Task
 from slipstream.landscape import AlignmentPlan, align_then_barrier, loss_barrier
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 def setting(name="mlp"):
@@ -16,7 +16,7 @@ def setting(name="mlp"):
     model = case.model(seed=3).double()
     groups = find_neuron_groups(case.model(seed=3), case.inputs())
     data = [(x.double(), y) for x, y in case.batches()]
-    return model, copy(weights_of(model)), groups, data
+    return model, clone(weights_of(model)), groups, data
 
 
 @pytest.mark.parametrize("method", ["weights", "activations"])

@@ -10,7 +10,7 @@ from slipstream.evaluation import classification_loss
 from slipstream.landscape import Shape
 from slipstream.landscape.corner_training import CornerTraining, layer_of
 from slipstream.training import TrainingPlan
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 class Quadratic(nn.Module):
@@ -180,7 +180,7 @@ def _frozen(state):
 
 def test_the_model_and_the_generators_are_left_as_they_were():
     model = classifier().eval()
-    before, state = copy(weights_of(model)), torch.get_rng_state()
+    before, state = clone(weights_of(model)), torch.get_rng_state()
     places = [p.data_ptr() for p in model.parameters()]
     run(make(model), batches())
     assert same([before], [weights_of(model)])
@@ -192,7 +192,7 @@ def test_the_model_and_the_generators_are_left_as_they_were():
 
 def test_an_exception_leaves_the_model_as_it_was():
     model = classifier()
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
 
     def stop(step, total):
         if step == 4:

@@ -25,7 +25,7 @@ from slipstream.landscape import (
 )
 from slipstream.landscape.hessian import MeanLoss
 from slipstream.trajectory import Trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 def examples(sizes=(5, 5, 2), *, inputs=4, seed=0):
@@ -117,7 +117,7 @@ def test_frozen_parameters_are_left_out_and_weights_may_be_given():
     model, other, data = network(), network(), examples()
     model[0].bias.requires_grad_(False)
     other[0].bias.requires_grad_(False)
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     found = columns(model, classification_loss, data, weights=weights_of(other))
     torch.testing.assert_close(found, exact_hessian(other, classification_loss, pooled(data)))
     assert all(torch.equal(before[name], value) for name, value in weights_of(model).items())
@@ -146,7 +146,7 @@ def test_products_of_other_networks_are_differences_of_gradients(name):
 def test_batchnorm_uses_its_running_statistics_unless_told_otherwise():
     model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 2)).double()
     data = examples((6, 6))
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     running = columns(model, classification_loss, data)
     own = columns(model, classification_loss, data, mode="own")
     assert all(torch.equal(before[name], value) for name, value in weights_of(model).items())
@@ -341,12 +341,12 @@ def test_a_permuted_network_has_the_same_curvature():
 
 def short_run(model, data, *, steps=4):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    kept = [copy(weights_of(model))]
+    kept = [clone(weights_of(model))]
     for _ in range(steps):
         optimizer.zero_grad()
         classification_loss(model, data[0]).backward()
         optimizer.step()
-        kept.append(copy(weights_of(model)))
+        kept.append(clone(weights_of(model)))
     return Trajectory.from_weights(kept, steps=range(0, 10 * len(kept), 10))
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from slipstream.evaluation import Task, classification_loss, evaluate
 from slipstream.landscape import CurvePlan, Shape, Span, barrier_along, fit_curve
 from slipstream.training import TrainingPlan
-from slipstream.weights import copy, interpolate, weights_of
+from slipstream.weights import clone, interpolate, weights_of
 
 SHORT = CurvePlan(descent=TrainingPlan.cosine(epochs=4, lr=0.02), points=5)
 
@@ -79,7 +79,7 @@ def test_the_ends_are_kept_to_the_bit_and_the_bend_starts_on_the_line():
 def test_the_losses_are_those_of_the_weights_it_gives():
     (start, end), data = ends(), batches()
     model = network(0)
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     curve = fit_curve(start, end, Task(model, data), plan=SHORT)
     line = curve.along.line
     assert set(line.values) == {"loss", "accuracy"}
@@ -143,7 +143,7 @@ def test_ends_that_make_no_curve():
         return fit_curve(task=Task(model, data), plan=SHORT, **given)
 
     with pytest.raises(ValueError, match="start and end are equal: there is nothing between"):
-        fit(start=start, end=copy(start))
+        fit(start=start, end=clone(start))
     with pytest.raises(ValueError, match=r"start and end differ in the shape of '0.weight'"):
         fit(start=start, end=end | {"0.weight": torch.zeros(2, 3)})
     with pytest.raises(ValueError, match=r"end holds a NaN or an infinity in the tensor '4.bias'"):

@@ -42,12 +42,12 @@ from slipstream.landscape.line import polyline
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.training import TrainingPlan
 from slipstream.trajectory import Trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 CASE = CASES["mlp"]
 MODEL, DATA, LOSS = CASE.model().double(), [], classification_loss
 DATA = [(x.double(), y) for x, y in CASE.batches()]
-A, B, C = (copy(weights_of(CASE.model(seed=seed).double())) for seed in (1, 2, 3))
+A, B, C = (clone(weights_of(CASE.model(seed=seed).double())) for seed in (1, 2, 3))
 ALONE, TASK = Task(MODEL, DATA, metrics={}), Task(MODEL, DATA)
 GROUPS = find_neuron_groups(CASE.model(), CASE.inputs())
 RUN, PLANE = Trajectory.from_weights([A, B]), plane_through([A, B, C])

@@ -16,7 +16,7 @@ from slipstream.landscape import (
     trajectory_plane,
 )
 from slipstream.trajectory import Trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 DATA = [torch.zeros(2)]
 
@@ -48,7 +48,7 @@ def linear(size):
 def moving(steps=7, *, seed=0):
     """A run of a network with BatchNorm in float64."""
     weights = weights_of(CASES["conv_flatten"].model().double())
-    kept, source = [copy(weights)], generator(seed)
+    kept, source = [clone(weights)], generator(seed)
     for _ in range(steps - 1):
         weights = {
             name: (v + torch.randn(v.shape, generator=source, dtype=v.dtype)).abs()

@@ -19,13 +19,13 @@ from slipstream.evaluation import (
 from slipstream.landscape import evaluate_points, mix
 from slipstream.landscape import evaluator as evaluator_module
 from slipstream.landscape.line import polyline
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 BOTH = {"loss": classification_loss, "accuracy": accuracy}
 
 
 def ends(case, *, dtype=torch.float64):
-    return [copy(weights_of(case.model(seed=seed).to(dtype))) for seed in (1, 2)]
+    return [clone(weights_of(case.model(seed=seed).to(dtype))) for seed in (1, 2)]
 
 
 def data_of(case, *, dtype=torch.float64, seed=0):
@@ -59,7 +59,7 @@ def test_every_model_is_measured_as_it_is_one_by_one(name):
     case = CASES[name]
     model, corners = case.model().double().train(), ends(case)
     table, data = polyline(2, 5), data_of(case)
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     found = evaluate_points(
         corners,
         table,
@@ -163,7 +163,7 @@ class Normed(nn.Sequential):
 def test_models_that_cannot_be_batched_are_measured_one_at_a_time(build, shape):
     torch.manual_seed(0)
     model = build().double()
-    corners = [copy(weights_of(build().double())) for _ in range(2)]
+    corners = [clone(weights_of(build().double())) for _ in range(2)]
     data = [(torch.randn(5, *shape, dtype=torch.float64), torch.arange(5) % 3)]
     # Statistics that are right at the last point, where batched and single values are compared.
     corners[1] |= recalibrate_batchnorm(model, weights=corners[1], data=data)

@@ -9,7 +9,7 @@ from slipstream.evaluation import Task
 from slipstream.landscape import prediction_agreement, representation_similarity
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 def linear(features=3, width=4):
@@ -93,7 +93,7 @@ def test_unrelated_features_are_near_zero_although_they_are_many():
 def test_permuted_networks_are_alike_in_every_layer():
     case = CASES["residual"]
     model = case.model().double()
-    own = copy(weights_of(model))
+    own = clone(weights_of(model))
     groups = find_neuron_groups(case.model(), case.inputs())
     moved = Permutation.random(groups, seed=3).apply(own)
     data = [(x.double(), y) for x, y in case.batches()]

@@ -19,7 +19,7 @@ from slipstream.landscape import (
 from slipstream.matching import match_weights
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.transfer import TransferPlan, transfer_trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 from transfer.small_runs import batches, network, trained
 
 PLAN = StudyPlan(points=5, corners=("a", "c", "d"), plane_points=3)
@@ -143,8 +143,8 @@ def test_the_networks_of_a_transfer():
 
 def test_bad_input_is_told():
     model, data = network(0, batchnorm=False), batches()
-    weights = {"a": copy(weights_of(network(1, batchnorm=False))),
-               "b": copy(weights_of(network(2, batchnorm=False)))}  # fmt: skip
+    weights = {"a": clone(weights_of(network(1, batchnorm=False))),
+               "b": clone(weights_of(network(2, batchnorm=False)))}  # fmt: skip
 
     def study(weights, **more):
         return landscape_study(weights, Task(model, data, metrics={}), plan=StudyPlan(**more))

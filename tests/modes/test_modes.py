@@ -16,7 +16,7 @@ from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
-from slipstream.weights import copy, displace, weights_of
+from slipstream.weights import clone, displace, weights_of
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_file_that_holds_no_modes_is_told(modes, tmp_path):
 def test_permuted_modes_are_the_modes_of_the_permuted_run(case):
     case = CASES[case]
     model = case.model()
-    start, generator = copy(weights_of(model)), torch.Generator().manual_seed(0)
+    start, generator = clone(weights_of(model)), torch.Generator().manual_seed(0)
     moves = [
         {
             n: torch.randn(v.shape, generator=generator)

@@ -11,7 +11,7 @@ from slipstream.porting import FineTune, PortPlan, checkpoint_task, port_checkpo
 from slipstream.pretrained import example_input_for
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.weights import copy, load_weights_, weights_of
+from slipstream.weights import clone, load_weights_, weights_of
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -74,7 +74,7 @@ def reordered(build):
     groups = found.keep([g.name for g in found.groups if "attn" not in g.name])
     order = Permutation.random(groups, seed=3)
     other = build(0)
-    load_weights_(other, order.apply(copy(weights_of(model))))
+    load_weights_(other, order.apply(clone(weights_of(model))))
     return model, other, groups
 
 

@@ -13,15 +13,15 @@ from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import TransferPlan, transfer_trajectory
-from slipstream.weights import copy, difference, displace, inner, norm, parameter_names, weights_of
+from slipstream.weights import clone, difference, displace, inner, norm, parameter_names, weights_of
 from transfer.small_runs import batches, network, trained
 
 
 def fine_tune(*, seed=1, batchnorm=True):
     """A trained base, its fine-tune on other labels, and the groups of the network."""
     model = network(seed, batchnorm=batchnorm)
-    base = copy(trained(model, steps=20)[-1].weights)
-    tuned = copy(trained(model, steps=8, lr=0.05)[-1].weights)
+    base = clone(trained(model, steps=20)[-1].weights)
+    tuned = clone(trained(model, steps=8, lr=0.05)[-1].weights)
     return (
         base,
         tuned,
@@ -156,7 +156,7 @@ def test_a_variance_stays_positive():
 
 
 def test_nothing_given_is_changed(known):
-    given = [copy(weights) for weights in known[1:4]] + [copy(weights_of(known[0]))]
+    given = [clone(weights) for weights in known[1:4]] + [clone(weights_of(known[0]))]
     options = {"loss": classification_loss, "data": batches(), "validation": batches(seed=5)}
     ports(known, PortPlan(stages=2), **options)
     for before, now in zip(given, [*known[1:4], weights_of(known[0])], strict=True):
@@ -169,7 +169,7 @@ def test_nothing_given_is_changed(known):
 @pytest.mark.parametrize("seed", range(4))
 def test_auto_is_never_worse_than_the_identity_and_the_best_of_what_it_tried(seed):
     base, tuned, groups = fine_tune(seed=seed)
-    other = copy(trained(network(seed + 50), steps=20)[-1].weights)
+    other = clone(trained(network(seed + 50), steps=20)[-1].weights)
     model, validation = network(0), batches(seed=9)
     ported = port_fine_tune(
         FineTune(base, tuned, other), Task(model, batches(), validation=validation),
@@ -217,7 +217,7 @@ def replace_large_groups(groups):
 
 def test_batchnorm_is_measured_as_carried_and_as_estimated():
     base, tuned, groups = fine_tune()
-    other = copy(trained(network(7), steps=20)[-1].weights)
+    other = clone(trained(network(7), steps=20)[-1].weights)
     ported = port_fine_tune(
         FineTune(base, tuned, other), Task(network(0), batches(), validation=batches(seed=9)),
         groups=groups, plan=PortPlan("weights"),
@@ -250,7 +250,7 @@ def test_the_result_prints_as_a_table_and_as_json(known):
 
 def test_a_head_of_another_size_is_kept_and_named():
     base, tuned, _ = fine_tune()
-    other = copy(weights_of(network(2, classes=5)))
+    other = clone(weights_of(network(2, classes=5)))
     ported = port_fine_tune(FineTune(base, tuned, other))
     assert ported.excluded == ("6.weight", "6.bias")
     assert "6.bias, 6.weight" in ported.warnings[0]
@@ -261,7 +261,7 @@ def test_a_head_of_another_size_is_kept_and_named():
 def test_a_head_of_another_size_takes_no_part_in_gradients():
     base, tuned, _ = fine_tune()
     model = network(2, classes=5)
-    other = copy(weights_of(model))
+    other = clone(weights_of(model))
     ported = port_fine_tune(
         FineTune(base, tuned, other), Task(model, batches()), plan=PortPlan("fgmt-signed")
     )  # fmt: skip

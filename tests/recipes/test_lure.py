@@ -19,7 +19,7 @@ from slipstream.storage import resumable_state as checkpoint
 from slipstream.storage.new_run import NewRun
 from slipstream.training import Loop, TrainingPlan, fresh_weights
 from slipstream.trajectory import Trajectory, check_run
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 SHORT = TrainingPlan.cosine(epochs=2, lr=0.05)
 CHUNKS = (batches(seed=1), batches(seed=2), batches(seed=4))
@@ -75,7 +75,7 @@ def test_resetting_changes_what_is_masked_and_nothing_else(kind):
     for inputs, labels in batches():
         nn.functional.cross_entropy(model(inputs), labels).backward()
         optimizer.step()
-    before = copy(weights_of(model))
+    before = clone(weights_of(model))
     remembered = {
         name: {k: v.clone() for k, v in optimizer.state[p].items()}
         for name, p in model.named_parameters()
@@ -166,7 +166,7 @@ def test_the_batches_of_all_chunks_so_far_come_once_an_epoch_in_random_order():
 
 
 def test_it_is_recorded_and_learns(tmp_path):
-    model, before = network(), copy(weights_of(network()))
+    model, before = network(), clone(weights_of(network()))
     metrics, data = {"accuracy": accuracy}, [*CHUNKS[0], *CHUNKS[1]]
     plan = LurePlan(descent=TrainingPlan.cosine(epochs=15, lr=0.1, seed=6))
     task = Task(model, validation=data, metrics=metrics, configuration={"note": "mine"})

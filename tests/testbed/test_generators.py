@@ -12,7 +12,7 @@ from slipstream.testbed.conditional_diffusion import (
 )
 from slipstream.testbed.conditional_vae import ConditionalVAE, train_conditional_vae
 from slipstream.testbed.generator_file import load_generator, save_generator
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 SHAPE = (1, 4, 4)
 
@@ -66,7 +66,7 @@ def test_seeds_say_everything_and_global_generators_stay(build):
     assert torch.equal(made(first, labels), made(again, labels))
     assert not torch.equal(made(first, labels), made(first, labels, seed=1))
     kind = train_conditional_vae if build is vae else train_conditional_diffusion
-    before = copy(weights_of(first))
+    before = clone(weights_of(first))
     results = [kind(model, bars(), epochs=1) for model in (first, again)]
     assert results[0].losses == results[1].losses
     assert same(weights_of(first), weights_of(again))

@@ -6,7 +6,7 @@ from torch import nn
 from recipes.small_networks import batches, network, same
 from slipstream.evaluation import Task, classification_loss
 from slipstream.training import Loop, TrainingPlan, trained_copy
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 def run(training, data=None):
@@ -71,7 +71,7 @@ def test_dropout_depends_on_the_seed_alone():
             before = torch.get_rng_state()
             run(training)
             assert torch.equal(torch.get_rng_state(), before)
-        found.append(copy(weights_of(training.module)))
+        found.append(clone(weights_of(training.module)))
     assert same(found[0], found[1])
     assert not same(found[0], found[2])
 

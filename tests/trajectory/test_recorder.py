@@ -15,7 +15,7 @@ from torch import nn
 
 from slipstream.trajectory import Recorder, Schedule, Trajectory, check_run
 from slipstream.trajectory.run_folder import RunWriter
-from slipstream.weights import copy, load_weights_, weights_of
+from slipstream.weights import clone, load_weights_, weights_of
 
 
 def setup(seed=0):
@@ -25,9 +25,9 @@ def setup(seed=0):
 
 def test_each_snapshot_is_the_model_after_that_step(tmp_path):
     model, optimizer = setup()
-    seen = {0: copy(weights_of(model))}
+    seen = {0: clone(weights_of(model))}
     with Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(optimizer):
-        train(model, optimizer, 20, lambda step: seen.update({step: copy(weights_of(model))}))
+        train(model, optimizer, 20, lambda step: seen.update({step: clone(weights_of(model))}))
     run = Trajectory.open(tmp_path / "run")
     assert run.steps == list(range(21))
     for snapshot in run:

@@ -5,7 +5,7 @@ from torch import nn
 
 from slipstream.evaluation import classification_loss
 from slipstream.trajectory import Trajectory
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 def batches(*, count=4, seed=0):
@@ -35,10 +35,10 @@ def trained(model, *, steps=6, lr=0.1):
     """The snapshots of a short training, the start included."""
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     data = batches()
-    kept = [copy(weights_of(model))]
+    kept = [clone(weights_of(model))]
     for step in range(steps):
         optimizer.zero_grad()
         classification_loss(model, data[step % len(data)]).backward()
         optimizer.step()
-        kept.append(copy(weights_of(model)))
+        kept.append(clone(weights_of(model)))
     return Trajectory.from_weights(kept)

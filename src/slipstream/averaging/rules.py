@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from slipstream.weights import Weights, copy, is_continuous
+from slipstream.weights import Weights, clone, is_continuous
 
 
 class AverageRule(Protocol):
@@ -213,11 +213,11 @@ class _Mean:
         return dict(self._held) if self._count else None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self._count, "weights": [copy(self._held)] if self._count else []}
+        return {"count": self._count, "weights": [clone(self._held)] if self._count else []}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._count = state["count"]
-        self._held = copy(state["weights"][0]) if self._count else {}
+        self._held = clone(state["weights"][0]) if self._count else {}
 
 
 class _Window:
@@ -227,7 +227,7 @@ class _Window:
         self._latest: deque[dict[str, Tensor]] = deque(maxlen=length)
 
     def update(self, weights: Weights, step: int) -> None:
-        self._latest.append(copy(weights))
+        self._latest.append(clone(weights))
 
     def mean(self) -> dict[str, Tensor] | None:
         if not self._latest:
@@ -241,11 +241,11 @@ class _Window:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weights": [copy(weights) for weights in self._latest]}
+        return {"weights": [clone(weights) for weights in self._latest]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._latest.clear()
-        self._latest.extend(copy(weights) for weights in state["weights"])
+        self._latest.extend(clone(weights) for weights in state["weights"])
 
 
 def is_averaged(value: Tensor) -> bool:

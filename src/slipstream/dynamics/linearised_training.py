@@ -23,7 +23,7 @@ from slipstream.dynamics.prediction_plan import PredictionPlan
 from slipstream.dynamics.sgd import RealTraining, SGDSettings
 from slipstream.dynamics.tangent_kernel import TangentKernel, tangent_kernel
 from slipstream.evaluation import Batch, Task, classification_loss, squared_loss, to_device
-from slipstream.weights import copy, load_weights_
+from slipstream.weights import clone, load_weights_
 
 Report = Callable[[str, int, int], None]  # what is done now, the steps done, and their number
 _DIVERGED = 1e3  # times the loss at the start
@@ -52,7 +52,7 @@ class Linearisation:
         step: int,
     ) -> None:
         self.kernel = kernel
-        self._network = replace(network, trained=copy(network.trained))
+        self._network = replace(network, trained=clone(network.trained))
         self._loss, self._inputs, self._velocity, self._step = loss, inputs, velocity, step
         self._squared: ClosedForm | None = None
         self._state: LinearisedState | None = None

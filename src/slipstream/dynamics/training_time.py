@@ -20,7 +20,7 @@ from slipstream.dynamics.linearised_training import (
 from slipstream.dynamics.prediction_plan import PredictionPlan
 from slipstream.dynamics.tangent_kernel import tangent_kernel
 from slipstream.evaluation import Task, takes_task, weights_in
-from slipstream.weights import Weights, copy, load_weights_, weights_of
+from slipstream.weights import Weights, clone, load_weights_, weights_of
 
 Status = Literal["reached", "not reached", "unstable"]
 Verdict = Literal["good", "fair", "poor"]
@@ -162,7 +162,7 @@ def predict_training_time(
         Soatto, 2020), sections 3 and 4.
     """
     plan, model = plan or PredictionPlan(), task.model
-    with weights_in(model, copy({**weights_of(model), **(weights or {})})):
+    with weights_in(model, clone({**weights_of(model), **(weights or {})})):
         training = LinearisedTraining.of(task, plan, progress or _silent)
         initial = training.loss()
         thresholds = plan.losses(initial)
@@ -170,7 +170,7 @@ def predict_training_time(
         started = time.perf_counter()
         curve = _warm_up(training)
         warmed = time.perf_counter()
-        at_start = copy(weights_of(model))
+        at_start = clone(weights_of(model))
         first = training.linearisation(training.real.velocity, step=plan.warm_up)
         training.descend(first, curve, levels=levels, steps=plan.steps)
         predicted = time.perf_counter()

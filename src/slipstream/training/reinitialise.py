@@ -9,7 +9,7 @@ from slipstream.evaluation import weights_in
 from slipstream.weights import (
     Weights,
     check_same_layout,
-    copy,
+    clone,
     first_nonfinite,
     load_weights_,
     weights_of,
@@ -40,7 +40,7 @@ def fresh_weights(model: nn.Module, *, seed: int) -> dict[str, Tensor]:
         >>> torch.equal(first["weight"], model.weight)
         False
     """
-    own, drawn = copy(weights_of(model)), _drawn(model, seed)
+    own, drawn = clone(weights_of(model)), _drawn(model, seed)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     same = [n for n, p in trained.items() if p.dim() > 1 and torch.equal(drawn[n], own[n])]
     if same:  # perhaps the model was made with this very seed
@@ -89,12 +89,12 @@ _REPAIR = (
 
 def _drawn(model: nn.Module, seed: int) -> dict[str, Tensor]:
     """The weights that the layers draw after a seed."""
-    own = copy(weights_of(model))
+    own = clone(weights_of(model))
     with weights_in(model, own), torch.random.fork_rng(devices=_devices(model)):
         torch.manual_seed(seed)
         for name, module in model.named_modules():
             _reset(name, module)
-        return copy(weights_of(model))
+        return clone(weights_of(model))
 
 
 def _reset(name: str, module: nn.Module) -> None:
