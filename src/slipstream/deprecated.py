@@ -51,7 +51,7 @@ MODULES = {
     "slipstream.recipes.scored_weights": "slipstream.recipes.masks.scored_weights",
     "slipstream.recipes.selection": "slipstream.recipes.masks.selection",
     "slipstream.recipes.side_controls": "slipstream.recipes.side_tuning.controls",
-    "slipstream.recipes.subspace": "slipstream.recipes.subspaces",
+    "slipstream.recipes.subspace": "slipstream.recipes",
     "slipstream.recipes.subspace_folder": "slipstream.recipes.subspaces.stored",
     "slipstream.recipes.subspace_training": "slipstream.recipes.subspaces.training",
     "slipstream.recipes.ticket": "slipstream.recipes.masks.ticket",

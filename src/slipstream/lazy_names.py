@@ -43,6 +43,11 @@ def lazy_names(
     return find
 
 
+def names_of(package: str) -> Callable[[str], Any]:
+    """Return the `__getattr__` of a package inside another one that lists the names of both."""
+    return lambda name: getattr(import_module(package), name)
+
+
 @cache
 def _listed(file: str) -> dict[str, str]:
     """Name to module, of the imports under `if TYPE_CHECKING`."""

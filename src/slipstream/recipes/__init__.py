@@ -1,79 +1,83 @@
 """Ways to train that give more than one network, or another one, for the price of a run."""
 
+from typing import TYPE_CHECKING
+
 from slipstream.deprecated import moved_names
-from slipstream.recipes.aggregation import (
-    Aggregation,
-    AggregationControls,
-    AggregationPlan,
-    aggregation_controls,
-    train_aggregation,
-)
-from slipstream.recipes.few_shot import (
-    MetaPlan,
-    MetaTraining,
-    TaskScores,
-    judge_tasks,
-    train_meta,
-)
-from slipstream.recipes.lure import (
-    Lure,
-    LurePlan,
-    LureStage,
-    least_salient,
-    reset_weights_,
-    resettable,
-    train_lure,
-    weight_saliency,
-)
-from slipstream.recipes.masks import (
-    Iterand,
-    IterandPlan,
-    IterandTraining,
-    Ticket,
-    TicketSize,
-    churn,
-    load_ticket,
-    save_ticket,
-    select,
-    ticket_size,
-    train_iterand,
-)
-from slipstream.recipes.pseudo_transfer import (
-    ConditionalGenerator,
-    Consistency,
-    DistilPlan,
-    GeneratorQuality,
-    Pretrained,
-    PretrainPlan,
-    PseudoControls,
-    PseudoPlan,
-    PseudoSource,
-    PseudoTransferred,
-    QualityPlan,
-    SourceDistilled,
-    SyntheticBatches,
-    check_transfer,
-    distil_source,
-    generator_quality,
-    pseudo_controls,
-    pseudo_pretrain,
-    pseudo_samples,
-    pseudo_semi_supervised,
-)
-from slipstream.recipes.side_tuning import (
-    DistilledSide,
-    SideControls,
-    SideNetwork,
-    SidePlan,
-    SideTask,
-    SideTuned,
-    distil_side,
-    features_of,
-    side_controls,
-    side_tune,
-    small_side,
-)
-from slipstream.recipes.subspaces import Subspace, SubspacePlan, load_subspace, train_subspace
+from slipstream.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from slipstream.recipes.aggregation.controls import AggregationControls, aggregation_controls
+    from slipstream.recipes.aggregation.plan import AggregationPlan
+    from slipstream.recipes.aggregation.training import Aggregation, train_aggregation
+    from slipstream.recipes.few_shot.judging import TaskScores, judge_tasks
+    from slipstream.recipes.few_shot.plan import MetaPlan
+    from slipstream.recipes.few_shot.training import MetaTraining, train_meta
+    from slipstream.recipes.lure.plan import LurePlan
+    from slipstream.recipes.lure.training import Lure, LureStage, train_lure
+    from slipstream.recipes.lure.unlearning import (
+        least_salient,
+        reset_weights_,
+        resettable,
+        weight_saliency,
+    )
+    from slipstream.recipes.masks.iterand import Iterand
+    from slipstream.recipes.masks.plan import IterandPlan
+    from slipstream.recipes.masks.selection import churn, select
+    from slipstream.recipes.masks.ticket import Ticket
+    from slipstream.recipes.masks.ticket_file import (
+        TicketSize,
+        load_ticket,
+        save_ticket,
+        ticket_size,
+    )
+    from slipstream.recipes.masks.training import IterandTraining, train_iterand
+    from slipstream.recipes.pseudo_transfer.consistency import Consistency
+    from slipstream.recipes.pseudo_transfer.controls import (
+        PseudoControls,
+        SourceDistilled,
+        distil_source,
+        pseudo_controls,
+    )
+    from slipstream.recipes.pseudo_transfer.generator_quality import (
+        GeneratorQuality,
+        generator_quality,
+    )
+    from slipstream.recipes.pseudo_transfer.plan import (
+        DistilPlan,
+        PretrainPlan,
+        PseudoPlan,
+        QualityPlan,
+    )
+    from slipstream.recipes.pseudo_transfer.pretraining import Pretrained, pseudo_pretrain
+    from slipstream.recipes.pseudo_transfer.sampling import (
+        ConditionalGenerator,
+        SyntheticBatches,
+        pseudo_samples,
+    )
+    from slipstream.recipes.pseudo_transfer.semi_supervised import (
+        PseudoTransferred,
+        check_transfer,
+        pseudo_semi_supervised,
+    )
+    from slipstream.recipes.pseudo_transfer.source import PseudoSource
+    from slipstream.recipes.side_tuning.controls import SideControls, side_controls
+    from slipstream.recipes.side_tuning.networks import (
+        SideNetwork,
+        SideTask,
+        features_of,
+        small_side,
+    )
+    from slipstream.recipes.side_tuning.plan import SidePlan
+    from slipstream.recipes.side_tuning.training import (
+        DistilledSide,
+        SideTuned,
+        distil_side,
+        side_tune,
+    )
+    from slipstream.recipes.subspaces.plan import SubspacePlan
+    from slipstream.recipes.subspaces.stored import load_subspace
+    from slipstream.recipes.subspaces.subspace import Subspace
+    from slipstream.recipes.subspaces.training import train_subspace
 
 __all__ = [
     "Aggregation",
@@ -142,4 +146,4 @@ __all__ = [
     "weight_saliency",
 ]
 
-__getattr__ = moved_names("slipstream.recipes")
+__getattr__ = lazy_names(__name__, __file__, moved_names(__name__))

@@ -1,10 +1,15 @@
 """Meta-learning on few-shot tasks, with its engine: MAML, ANIL, BOIL and Meta-ticket."""
 
-from slipstream.recipes.few_shot.adaptation import AfterAdaptation, adapt
-from slipstream.recipes.few_shot.inner_loop import Adaptation, head_of
-from slipstream.recipes.few_shot.judging import TaskScores, judge_tasks
-from slipstream.recipes.few_shot.plan import MetaPlan
-from slipstream.recipes.few_shot.training import MetaTraining, train_meta
+from typing import TYPE_CHECKING
+
+from slipstream.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from slipstream.recipes.few_shot.adaptation import AfterAdaptation, adapt
+    from slipstream.recipes.few_shot.inner_loop import head_of
+    from slipstream.recipes.few_shot.judging import TaskScores, judge_tasks
+    from slipstream.recipes.few_shot.plan import Adaptation, MetaPlan
+    from slipstream.recipes.few_shot.training import MetaTraining, train_meta
 
 __all__ = [
     "Adaptation",
@@ -17,3 +22,5 @@ __all__ = [
     "judge_tasks",
     "train_meta",
 ]
+
+__getattr__ = lazy_names(__name__, __file__)

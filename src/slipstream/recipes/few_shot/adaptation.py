@@ -23,13 +23,8 @@ from slipstream.evaluation.batches import (
 )
 from slipstream.evaluation.batchnorm import batch_statistics
 from slipstream.evaluation.swapped_weights import eval_mode, weights_in
-from slipstream.recipes.few_shot.inner_loop import (
-    Adaptation,
-    Batching,
-    BoundFunction,
-    InnerLoop,
-    call_at,
-)
+from slipstream.recipes.few_shot.inner_loop import BoundFunction, InnerLoop, call_at
+from slipstream.recipes.few_shot.plan import Adaptation, Batching
 from slipstream.recipes.few_shot.task_layers import batchnorm_in_parts
 from slipstream.weights import Weights, clone, weights_of
 

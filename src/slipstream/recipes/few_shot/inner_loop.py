@@ -1,9 +1,8 @@
 """The inner loop: plain gradient steps on the examples of one task, or of many at once."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,40 +10,9 @@ from torch.func import functional_call, grad
 from torch.utils._pytree import tree_map
 
 from slipstream.evaluation.batches import Batch, Loss, TaskBatch, batch_size
+from slipstream.recipes.few_shot.plan import Adaptation
 from slipstream.recipes.few_shot.task_layers import in_place, task_layers
-from slipstream.recipes.patterns import as_patterns, matching
-from slipstream.storage.plan_fields import check_choices
-
-Adapted = Literal["all", "head", "body"]
-Batching = Literal["auto", "together", "vmap", "none"]  # none: one task after another
-
-
-@dataclass(frozen=True)
-class Adaptation:
-    """The inner loop, as plain data: plain gradient steps on the examples of one task.
-
-    Example:
-        >>> Adaptation(adapted="tail")
-        Traceback (most recent call last):
-        ...
-        ValueError: adapted must be all, head or body, got 'tail'.
-    """
-
-    rate: float = 0.4  # of the inner steps, alpha
-    steps: int = 1
-    adapted: Adapted = "all"  # all is MAML; only the head, ANIL; only the body, BOIL
-    head: tuple[str, ...] = ()  # patterns of its tensors; the last layer with weights if empty
-    second_order: bool = True  # whether the meta-gradient passes through the inner gradients
-    sparse: bool = False  # weights that are 0 in a matrix that is not all 0 stay 0
-    batching: Batching = "auto"  # of the tasks: the first of the others that is proven
-
-    def __post_init__(self) -> None:
-        if not self.rate > 0:
-            raise ValueError(f"rate must be above 0, got {self.rate}.")
-        if self.steps < 0:
-            raise ValueError(f"steps must not be negative, got {self.steps}.")
-        check_choices(self)
-        object.__setattr__(self, "head", as_patterns(self.head, name="head"))
+from slipstream.recipes.patterns import matching
 
 
 def head_of(model: nn.Module, patterns: tuple[str, ...] = ()) -> list[str]:

@@ -1,17 +1,45 @@
-"""What a meta-training will do, as plain data."""
+"""How few-shot tasks are learned, and what a meta-training will do, as plain data."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from slipstream.recipes.few_shot.inner_loop import Adaptation, Batching
-from slipstream.recipes.masks.plan import check_redrawn
-from slipstream.recipes.masks.random_weights import Initial
+from slipstream.recipes.masks.plan import Initial, check_redrawn
 from slipstream.recipes.patterns import as_patterns
 from slipstream.storage.plan_fields import check_choices, option
 from slipstream.training import TrainingPlan
 
+Adapted = Literal["all", "head", "body"]
+Batching = Literal["auto", "together", "vmap", "none"]  # none: one task after another
 Method = Literal["ticket", "ticket-boil", "maml", "anil", "boil"]
 Threshold = Literal["fixed", "top-k"]
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """The inner loop, as plain data: plain gradient steps on the examples of one task.
+
+    Example:
+        >>> Adaptation(adapted="tail")
+        Traceback (most recent call last):
+        ...
+        ValueError: adapted must be all, head or body, got 'tail'.
+    """
+
+    rate: float = 0.4  # of the inner steps, alpha
+    steps: int = 1
+    adapted: Adapted = "all"  # all is MAML; only the head, ANIL; only the body, BOIL
+    head: tuple[str, ...] = ()  # patterns of its tensors; the last layer with weights if empty
+    second_order: bool = True  # whether the meta-gradient passes through the inner gradients
+    sparse: bool = False  # weights that are 0 in a matrix that is not all 0 stay 0
+    batching: Batching = "auto"  # of the tasks: the first of the others that is proven
+
+    def __post_init__(self) -> None:
+        if not self.rate > 0:
+            raise ValueError(f"rate must be above 0, got {self.rate}.")
+        if self.steps < 0:
+            raise ValueError(f"steps must not be negative, got {self.steps}.")
+        check_choices(self)
+        object.__setattr__(self, "head", as_patterns(self.head, name="head"))
 
 
 @dataclass(frozen=True)

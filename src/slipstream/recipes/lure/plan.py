@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from slipstream.recipes.lure.unlearning import check_share
 from slipstream.storage.plan_fields import check_choices, option
 from slipstream.training import TrainingPlan
 
@@ -35,3 +34,9 @@ class LurePlan:
         check_choices(self)
         if self.slice_batches is not None and self.slice_batches < 1:
             raise ValueError(f"slice_batches must be at least 1, got {self.slice_batches}.")
+
+
+def check_share(share: float) -> None:
+    """Raise unless a share is in [0, 1)."""
+    if not 0 <= share < 1:
+        raise ValueError(f"share must be at least 0 and below 1, got {share}.")

@@ -9,6 +9,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from slipstream.evaluation import Task, takes_task
+from slipstream.recipes.lure.plan import check_share
 from slipstream.weights import Weights, check_same_layout, first_nonfinite, weights_of
 
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -139,12 +140,6 @@ def resettable(model: nn.Module) -> list[str]:
         for own, _ in module.named_parameters(recurse=False)
     }
     return [n for n, p in model.named_parameters() if p.requires_grad and n not in norms]
-
-
-def check_share(share: float) -> None:
-    """Raise unless a share is in [0, 1)."""
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be at least 0 and below 1, got {share}.")
 
 
 def _wide(value: Tensor) -> Tensor:

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from slipstream.recipes.masks.random_weights import Initial
-from slipstream.recipes.masks.selection import Ranking, Selection
 from slipstream.recipes.patterns import as_patterns, matching
 from slipstream.storage.plan_fields import check_choices, option
 from slipstream.training import TrainingPlan
+
+Initial = Literal["kaiming-uniform", "signed-constant", "kaiming-normal", "constant"]
+Selection = Literal["layer", "global"]
+Ranking = Literal["raw", "absolute"]
 
 
 @dataclass(frozen=True)

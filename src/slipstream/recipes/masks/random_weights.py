@@ -1,13 +1,13 @@
 """Random weights that a seed and a few counters reproduce at any time."""
 
 import math
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Initial = Literal["kaiming-uniform", "signed-constant", "kaiming-normal", "constant"]
+from slipstream.recipes.masks.plan import Initial
 
 
 def counted_generator(seed: int, *counters: int) -> torch.Generator:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from slipstream.recipes.masks.random_weights import Initial, initial_scores, redraw, values_of_round
+from slipstream.recipes.masks.plan import Initial
+from slipstream.recipes.masks.random_weights import initial_scores, redraw, values_of_round
 from slipstream.recipes.masks.selection import Masks
 from slipstream.recipes.masks.ticket import Ticket, pruned
 from slipstream.recipes.patterns import matches, matching

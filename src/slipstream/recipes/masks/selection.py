@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Selection = Literal["layer", "global"]
-Ranking = Literal["raw", "absolute"]
+from slipstream.recipes.masks.plan import Ranking, Selection
+
 Masks = Mapping[str, Tensor]  # bool, as the weights: true where a weight stays
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from slipstream.recipes.masks.random_weights import Initial
+from slipstream.recipes.masks.plan import Initial
 from slipstream.recipes.masks.selection import Masks, share_pruned
 from slipstream.symmetry.gather import multiply, take
 from slipstream.symmetry.permutation import Permutation

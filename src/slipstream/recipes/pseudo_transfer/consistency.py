@@ -1,17 +1,14 @@
 """What can be learned from inputs without labels: UDA, FixMatch, pseudo-labels, entropy."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import torch
-from torch import Tensor, nn
-
-from slipstream.recipes.pseudo_transfer.augmentation import (
-    Augmentation,
-    distort_images,
-    shift_images,
-)
 from slipstream.storage.plan_fields import check_choices, option
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from slipstream.recipes.pseudo_transfer.augmentation import Augmentation
 
 Unsupervised = Literal["uda", "fixmatch", "pseudo-label", "entropy"]
 
@@ -19,7 +16,7 @@ Unsupervised = Literal["uda", "fixmatch", "pseudo-label", "entropy"]
 class Unlabelled(NamedTuple):
     """A loss on inputs without labels, and how many of them count in it."""
 
-    loss: Tensor  # the mean over all inputs, 0-dim
+    loss: "Tensor"  # the mean over all inputs, 0-dim
     confident: float  # share of the inputs above the threshold
 
 
@@ -44,7 +41,8 @@ class Consistency:
     Learning by Entropy Minimization" (Grandvalet, Bengio, 2004).
 
     Example:
-        >>> loss, _ = Consistency("entropy").of(nn.Identity(), torch.zeros(1, 4))
+        >>> import torch
+        >>> loss, _ = Consistency("entropy").of(torch.nn.Identity(), torch.zeros(1, 4))
         >>> torch.isclose(loss, torch.tensor(4.0).log())
         tensor(True)
     """
@@ -77,13 +75,13 @@ class Consistency:
 
     def of(
         self,
-        model: nn.Module,
-        inputs: Tensor,
+        model: "nn.Module",
+        inputs: "Tensor",
         *,
         seed: int = 0,
-        weak: Augmentation | None = None,
-        strong: Augmentation | None = None,
-    ) -> Unlabelled:
+        weak: "Augmentation | None" = None,
+        strong: "Augmentation | None" = None,
+    ) -> "Unlabelled":
         """Return the loss of a network on inputs.
 
         Args:
@@ -98,11 +96,16 @@ class Consistency:
         Returns:
             The loss, with a gradient, and the share of the inputs that count.
         """
+        import torch
+        from torch.nn.functional import cross_entropy, nll_loss
+
+        from slipstream.recipes.pseudo_transfer.augmentation import distort_images, shift_images
+
         if not self.augmented:
             logs = model(inputs).log_softmax(-1)
             if self.kind == "entropy":
                 return Unlabelled(-(logs.exp() * logs).sum(-1).mean(), 1.0)
-            return Unlabelled(nn.functional.nll_loss(logs, logs.detach().argmax(-1)), 1.0)
+            return Unlabelled(nll_loss(logs, logs.detach().argmax(-1)), 1.0)
         randomness = torch.Generator(inputs.device).manual_seed(seed)
         weak = weak or (shift_images if self.kind == "fixmatch" else None)
         with torch.no_grad():
@@ -110,10 +113,10 @@ class Consistency:
             top = logits.softmax(-1).amax(-1)
         sure = top >= self.confidence if self.kind == "fixmatch" else top > self.confidence
         logs = model((strong or distort_images)(inputs, randomness)).log_softmax(-1)
-        each = nn.functional.cross_entropy(logs, self._target(logits), reduction="none")
+        each = cross_entropy(logs, self._target(logits), reduction="none")
         return Unlabelled((each * sure).mean(), float(sure.float().mean()))
 
-    def _target(self, logits: Tensor) -> Tensor:
+    def _target(self, logits: "Tensor") -> "Tensor":
         if self.kind == "fixmatch":
             return logits.argmax(-1)
         return (logits / self.temperature).softmax(-1)

@@ -1,34 +1,20 @@
 """What a transfer without source data is compared with: scratch, distillation, each half alone."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Task, inputs_of, takes_task, weights_in
 from slipstream.recipes.pseudo_transfer.other_head import under_other_head
+from slipstream.recipes.pseudo_transfer.plan import DistilPlan, PseudoPlan
 from slipstream.recipes.pseudo_transfer.pretraining import Pretrained
 from slipstream.recipes.pseudo_transfer.sampling import class_probabilities
-from slipstream.recipes.pseudo_transfer.semi_supervised import PseudoPlan, pseudo_semi_supervised
+from slipstream.recipes.pseudo_transfer.semi_supervised import pseudo_semi_supervised
 from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
 from slipstream.training import Loop, TrainingPlan, check_sized, trained_copy
 from slipstream.training.loop import Progress
 from slipstream.training.reinitialise import model_at
 from slipstream.weights import Weights, clone, weights_of
-
-
-@dataclass(frozen=True)
-class DistilPlan:
-    """How a source classifier is distilled while a task is learned, as plain data."""
-
-    weight: float = 1.0  # of the distillation
-    temperature: float = 4.0
-    descent: TrainingPlan = field(default_factory=lambda: TrainingPlan.cosine(60, lr=0.05))
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight must be at least 0 and finite, got {self.weight}.")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {self.temperature}.")
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,13 @@
 """How good a conditional generator is: what a classifier learns from its samples alone."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from slipstream.evaluation import Task, accuracy, evaluate, takes_task
+from slipstream.recipes.pseudo_transfer.plan import QualityPlan
 from slipstream.recipes.pseudo_transfer.sampling import SyntheticBatches, class_probabilities
 from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
-from slipstream.training import TrainingPlan, trained_copy
+from slipstream.training import trained_copy
 from slipstream.training.loop import Progress
-
-
-@dataclass(frozen=True)
-class QualityPlan:
-    """How a generator is judged, as plain data."""
-
-    batches: int = 100  # per epoch, other ones in each
-    batch_size: int = 128
-    descent: TrainingPlan = field(default_factory=lambda: TrainingPlan.cosine(10, lr=0.05))
 
 
 @dataclass(frozen=True)
@@ -62,6 +54,7 @@ def generator_quality(
         >>> from torch import nn
         >>> from slipstream.recipes.pseudo_transfer import ConditionalGenerator
         >>> generator = ConditionalGenerator(lambda labels, _: labels, classes=2)
+        >>> from slipstream.training import TrainingPlan
         >>> plan = QualityPlan(4, 8, TrainingPlan(epochs=5))
         >>> task = Task(nn.Linear(2, 2), [(torch.eye(2), torch.arange(2))])
         >>> generator_quality(PseudoSource(generator), task, plan=plan).accuracy

@@ -20,6 +20,7 @@ from slipstream.evaluation import (
     weights_in,
 )
 from slipstream.recipes.pseudo_transfer.other_head import under_other_head
+from slipstream.recipes.pseudo_transfer.plan import PretrainPlan
 from slipstream.recipes.pseudo_transfer.sampling import (
     TRIAL,
     SyntheticBatches,
@@ -27,25 +28,10 @@ from slipstream.recipes.pseudo_transfer.sampling import (
 )
 from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
 from slipstream.storage.new_run import NewRun
-from slipstream.storage.plan_fields import option
-from slipstream.training import Loop, TrainingPlan, recorded
+from slipstream.training import Loop, recorded
 from slipstream.training.loop import Progress
 from slipstream.training.reinitialise import model_at
 from slipstream.weights import Weights, clone, load_weights_, weights_of
-
-
-@dataclass(frozen=True)
-class PretrainPlan:
-    """How a network is pre-trained on what a generator makes, as plain data."""
-
-    batches: int = option(100, "Batches per epoch.")
-    batch_size: int = option(128, "Examples per batch.")
-    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(10, lr=0.05))
-
-    def __post_init__(self) -> None:
-        for name in ("batches", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True)
@@ -106,6 +92,7 @@ def pseudo_pretrain(
         >>> from slipstream.recipes.pseudo_transfer import ConditionalGenerator
         >>> generator = ConditionalGenerator(lambda labels, _: labels, classes=3)
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+        >>> from slipstream.training import TrainingPlan
         >>> plan = PretrainPlan(2, 8, TrainingPlan(epochs=1))
         >>> found = pseudo_pretrain(PseudoSource(generator), Task(model), head="1", plan=plan)
         >>> found.steps, found.synthetic, found.weights["1.weight"].shape

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.recipes.frozen import Frozen
+from slipstream.recipes.pseudo_transfer.plan import Conditioning
 
-Conditioning = Literal["soft", "sampled", "uniform"]
 Classifier = Callable[[Tensor], Tensor]  # inputs to logits
 TRIAL = 8  # examples on which a source is tried before anything is trained
 

@@ -9,52 +9,18 @@ import numpy as np
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Task, inputs_of, takes_task, weights_in
-from slipstream.recipes.pseudo_transfer.consistency import Consistency
+from slipstream.recipes.pseudo_transfer.plan import PseudoPlan
 from slipstream.recipes.pseudo_transfer.sampling import (
     TRIAL,
-    Conditioning,
     check_conditioning,
     check_same_shape,
 )
 from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
 from slipstream.storage.new_run import NewRun
-from slipstream.storage.plan_fields import check_choices, option
-from slipstream.training import Loop, TrainingPlan, loss_value, recorded
+from slipstream.training import Loop, loss_value, recorded
 from slipstream.training.loop import Progress
 from slipstream.training.reinitialise import model_at
 from slipstream.weights import Weights, clone, weights_of
-
-
-@dataclass(frozen=True)
-class PseudoPlan:
-    """How a network learns from labelled target data and synthetic inputs, as plain data."""
-
-    weight: float = option(0.1, "Weight of the loss on synthetic inputs.")
-    consistency: Consistency = option(factory=Consistency)
-    conditioning: Conditioning = option("soft", "How the classes of synthetic inputs are chosen.")
-    ratio: int = option(1, "Synthetic inputs per labelled one.")
-    rise: float = option(0.0, "Share of the epochs over which the weight rises from 0.")
-    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(60, lr=0.05))
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight must be at least 0 and finite, got {self.weight}.")
-        if self.ratio < 1:
-            raise ValueError(f"ratio must be at least 1, got {self.ratio}.")
-        if not 0 <= self.rise <= 1:
-            raise ValueError(f"rise must be at least 0 and at most 1, got {self.rise}.")
-
-    def weight_at(self, epoch: int) -> float:
-        """Return the weight of the loss on synthetic inputs in an epoch, counted from 0.
-
-        Example:
-            >>> plan = PseudoPlan(weight=2.0, rise=0.5, descent=TrainingPlan(epochs=8))
-            >>> [plan.weight_at(epoch) for epoch in (0, 1, 4)]
-            [0.0, 0.5, 2.0]
-        """
-        rising = self.rise * self.descent.epochs
-        return self.weight * min(1.0, epoch / rising) if rising else self.weight
 
 
 @dataclass(frozen=True)
@@ -116,6 +82,8 @@ def pseudo_semi_supervised(
 
     Example:
         >>> import torch
+        >>> from slipstream.recipes import Consistency
+        >>> from slipstream.training import TrainingPlan
         >>> from slipstream.recipes.pseudo_transfer import ConditionalGenerator
         >>> generator = ConditionalGenerator(lambda labels, _: labels, classes=2)
         >>> source = PseudoSource(generator, classifier=nn.Identity())

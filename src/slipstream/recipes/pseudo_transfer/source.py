@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from slipstream.recipes.pseudo_transfer.augmentation import Augmentation
+from slipstream.recipes.pseudo_transfer.plan import Conditioning
 from slipstream.recipes.pseudo_transfer.sampling import (
     Classifier,
     ConditionalGenerator,
-    Conditioning,
     pseudo_samples,
 )
 

@@ -1,11 +1,13 @@
 """What a subspace will be, as plain data."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from slipstream.landscape.span import Shape
 from slipstream.storage.plan_fields import check_choices, option
 from slipstream.training import TrainingPlan
+
+if TYPE_CHECKING:
+    from slipstream.landscape.span import Shape
 
 SubspaceShape = Literal["line", "curve", "simplex"]
 FEWEST, MOST = 2, 6  # corners
@@ -43,6 +45,8 @@ class SubspacePlan:
         object.__setattr__(self, "corners", corners)
 
     @property
-    def family(self) -> Shape:
+    def family(self) -> "Shape":
         """How the corners make a point."""
+        from slipstream.landscape.span import Shape
+
         return Shape("bezier" if self.shape == "curve" else "simplex", self.corners)
