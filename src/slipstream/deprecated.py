@@ -145,6 +145,7 @@ NAMES = {
         "record_training": "slipstream.training.old_calls",
         "train": "slipstream.training",
     },
+    "slipstream.weights": {"copy": "slipstream.weights:clone"},
 }
 
 # What to call now instead of what works as in 0.1.

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from slipstream.deprecated import moved_names
+
 Weights = Mapping[str, Tensor]
 
 
@@ -204,9 +206,6 @@ def clone(weights: Weights) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in weights.items()}
 
 
-copy = clone  # its name in version 0.1
-
-
 def first_nonfinite(weights: Weights) -> str | None:
     """Return the name of the first tensor that holds a NaN or an infinity, or None."""
     for name, value in weights.items():
@@ -228,3 +227,6 @@ def _pieces(value: Tensor) -> tuple[Tensor, ...]:
 def _some(names: Iterable[str]) -> str:
     listed = list(names)
     return ", ".join(listed[:6]) + (f" and {len(listed) - 6} more" if len(listed) > 6 else "")
+
+
+__getattr__ = moved_names(__name__)

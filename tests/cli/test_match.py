@@ -9,7 +9,7 @@ from slipstream.cli.app import app
 from slipstream.named_task import NamedTask
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.weights import copy, weights_of
+from slipstream.weights import clone, weights_of
 
 
 def slipstream(*arguments, code=0):
@@ -24,7 +24,7 @@ def files(tmp_path):
     model = NamedTask("mlp", "digits", width=16).build().model
     groups = find_neuron_groups(model, torch.zeros(1, 64))
     hidden = Permutation.random(groups, seed=1)
-    source, target = copy(weights_of(model)), hidden.apply(copy(weights_of(model)))
+    source, target = clone(weights_of(model)), hidden.apply(clone(weights_of(model)))
     paths = tmp_path / "source.safetensors", tmp_path / "target.safetensors"
     for path, weights in zip(paths, (source, target), strict=True):
         save_file({name: value.contiguous() for name, value in weights.items()}, path)

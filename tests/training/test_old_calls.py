@@ -56,3 +56,10 @@ def test_descend_returns_a_trained_copy():
     old = descend(task.model, task.loss, data=task.data, descent=how)
     new = weights_of(trained_copy(task, how))
     assert all(torch.equal(new[name], value) for name, value in weights_of(old).items())
+
+
+def test_weights_copy_is_clone():
+    from slipstream import weights
+
+    with pytest.warns(DeprecationWarning, match="weights.copy is now slipstream.weights.clone"):
+        assert weights.copy is weights.clone

@@ -19,7 +19,7 @@ from slipstream.training.plan import BEFORE, TrainingPlan
 from slipstream.weights import (
     Weights,
     check_same_layout,
-    copy,
+    clone,
     difference,
     first_nonfinite,
     inner,
@@ -124,7 +124,7 @@ def fit_curve(
     _check_ends(model, start, end)
     shape = Shape(plan.shape, plan.bends + 2)
     corners = [interpolate(start, end, i / (shape.corners - 1)) for i in range(shape.corners)]
-    corners[0], corners[-1] = copy(start), copy(end)  # to the bit
+    corners[0], corners[-1] = clone(start), clone(end)  # to the bit
     bends = range(1, shape.corners - 1)
     training = CornerTraining(model, plan.descent, shape=shape, corners=corners, trained=bends)
     saved = None
