@@ -12,7 +12,7 @@ from slipstream.evaluation import evaluate
 from slipstream.named_task import NamedTask
 from slipstream.training import TrainingPlan
 from slipstream.trajectory import Trajectory
-from slipstream.transfer import load_transfer
+from slipstream.transfer import find_source, load_transfer
 from slipstream.weights import weights_of
 
 
@@ -41,6 +41,9 @@ def test_a_run_is_transferred_to_a_seed_shown_and_evaluated(run, tmp_path):
     assert torch.equal(result.trajectory[0].weights["hidden1.weight"], start["hidden1.weight"])
     assert "validation loss" in told
     assert f"{result.stages[-1].metrics['accuracy']:.4f}" in told
+    described = result.trajectory.description["configuration"]
+    assert described["target_seed"] == 7
+    assert find_source(out) == run.resolve()
     shown = json.loads(slipstream("show", out, "--json").stdout)
     assert [snapshot["step"] for snapshot in shown["snapshots"]] == [0, 1, 2, 3]
     assert not shown["problems"]

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from slipstream.evaluation import Task
+from slipstream.evaluation.processes import on_main_process
 from slipstream.transfer import TransferPlan, load_transfer, transfer_trajectory
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
@@ -48,6 +49,16 @@ def test_two_processes_share_the_work_of_one_and_resume_it(tmp_path, method, nor
     for rank in (0, 1):
         assert (tmp_path / f"{rank}.interrupted").exists()
         assert re.search(r"other (batches|data)", (tmp_path / f"{rank}.refused").read_text())
+        assert "already holds a run" in (tmp_path / f"{rank}.taken").read_text()
         resumed = load_file(tmp_path / f"{rank}.resumed.safetensors")
         assert all(torch.equal(value, first[name]) for name, value in resumed.items())
     assert not (tmp_path / "broken" / "gradients").exists()
+
+
+def test_alone_the_main_process_is_this_one():
+    def full():
+        raise OSError("No space left on device")
+
+    assert on_main_process(lambda: 3) == 3
+    with pytest.raises(OSError, match="No space left"):
+        on_main_process(full)

@@ -9,8 +9,14 @@ from slipstream.evaluation import Task
 from slipstream.matching import LowRank
 from slipstream.storage.new_run import NewRun
 from slipstream.symmetry.permutation import Permutation
-from slipstream.trajectory import Trajectory, reopen_run
-from slipstream.transfer import TransferPlan, load_transfer, transfer_trajectory
+from slipstream.trajectory import Trajectory, create_run, reopen_run
+from slipstream.transfer import (
+    TransferPlan,
+    find_source,
+    load_transfer,
+    source_reference,
+    transfer_trajectory,
+)
 from slipstream.transfer.transfer_state import GradientStore
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
@@ -187,3 +193,49 @@ def test_gradients_come_back_on_the_models_device(tmp_path):
     kept = GradientStore(tmp_path).get(batches="one", compute=dict)
     assert torch.equal(kept["w"].left, factors.left)
     assert torch.equal(kept["w"].right, factors.right)
+
+
+def test_a_source_is_found_from_every_folder(run, tmp_path, monkeypatch):
+    source = tmp_path / "runs" / "source"
+    create_run(source, model=network(0)).close()
+    out = tmp_path / "runs" / "moved"
+    monkeypatch.chdir(tmp_path)
+    reference = source_reference("runs/source", "runs/moved")
+    assert reference == "../source"
+    configuration = {"source": reference}
+    transfer(run, out, plan=TransferPlan("naive", stages=1), configuration=configuration)
+    monkeypatch.chdir("/")
+    assert find_source(out) == source
+    (tmp_path / "runs").rename(tmp_path / "elsewhere")
+    assert find_source(tmp_path / "elsewhere" / "moved") == tmp_path / "elsewhere" / "source"
+    assert source_reference("/runs/source", tmp_path / "moved") == "/runs/source"
+
+
+def test_the_source_of_an_old_transfer_is_found_where_it_was_typed(run, tmp_path, monkeypatch):
+    create_run(tmp_path / "runs" / "source", model=network(0)).close()
+    out = tmp_path / "transfers" / "moved"
+    transfer(
+        run, out, plan=TransferPlan("naive", stages=1), configuration={"source": "runs/source"}
+    )
+    monkeypatch.chdir("/")
+    assert find_source(out) == tmp_path / "runs" / "source"
+    (tmp_path / "runs" / "source").rename(tmp_path / "transfers" / "source")
+    assert find_source(out) == tmp_path / "transfers" / "source"
+    (tmp_path / "transfers" / "source").rename(tmp_path / "gone")
+    assert find_source(out) is None
+
+
+def test_a_finished_folder_can_be_overwritten(run, tmp_path):
+    plan = TransferPlan("naive", stages=1)
+    transfer(run, tmp_path / "run", plan=plan)
+    task = Task(network(1), batches(), calibration=())
+    again = transfer_trajectory(
+        run,
+        weights_of(network(3)),
+        task,
+        plan=plan,
+        run_folder=NewRun(tmp_path / "run", overwrite=True),
+    )
+    own = weights_of(network(3))["1.running_var"]
+    assert torch.equal(again.trajectory[0].weights["1.running_var"], own)  # nothing calibrated
+    assert len(Trajectory.open(tmp_path / "run")) == 2

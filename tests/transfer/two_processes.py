@@ -57,6 +57,10 @@ def main(folder, method, batchnorm, after):
     save_file(resumed.weights, folder / f"{rank}.resumed.safetensors")
     again = transfer(folder / "broken", resume=True)
     assert torch.equal(again.weights["0.weight"], resumed.weights["0.weight"])
+    try:  # only the main process sees that the folder is taken; the other one must not wait
+        transfer(folder / "run")
+    except FileExistsError as error:
+        (folder / f"{rank}.taken").write_text(str(error))
     torch.distributed.destroy_process_group()
 
 
