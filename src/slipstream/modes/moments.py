@@ -13,6 +13,7 @@ from slipstream.modes.grouping import (
     standardised,
 )
 from slipstream.modes.statistics import computed_in
+from slipstream.storage.plan_fields import option
 
 _STRIP = 1 << 15  # weights updated at a time on the CPU: what they take stays in the cache
 
@@ -21,16 +22,18 @@ _STRIP = 1 << 15  # weights updated at a time on the CPU: what they take stays i
 class OnlinePlan:
     """How `OnlineModes` fits the modes of a training; a saved state must agree with it."""
 
-    modes: int = 10  # the number of modes M
-    warm_up: int = 20  # updates after which the references are fixed
-    trial: int = 5  # further updates after which each weight is assigned to a mode
-    samples: int = 1000  # the number of weights that are grouped
-    reference: Reference = "member"  # as of `fit_modes`
-    grouping: Grouping = "complete"  # as of `fit_modes`
-    seed: int = 0  # of the sample, and of `k-means`
-    # The weight of the past against the present, at every update: 1 forgets nothing, .98 has
-    # forgotten two thirds after 50 updates.
-    forgetting: float = 1.0
+    modes: int = option(10, "The number of modes.")
+    warm_up: int = option(20, "Updates after which the references are fixed.")
+    trial: int = option(5, "Further updates after which each weight is assigned to a mode.")
+    samples: int = option(1000, "The number of weights that are grouped.")
+    reference: Reference = option("member", "As of `fit_modes`.")
+    grouping: Grouping = option("complete", "As of `fit_modes`.")
+    seed: int = option(0, "Of the sample, and of k-means.")
+    forgetting: float = option(
+        1.0,
+        "The weight of the past against the present, at every update: 1 forgets nothing, .98 has "
+        "forgotten two thirds after 50 updates.",
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("modes", 1), ("warm_up", 3), ("trial", 2), ("samples", 1)):

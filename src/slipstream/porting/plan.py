@@ -4,6 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from slipstream.storage.plan_fields import option
 from slipstream.transfer.plan import SignWeights, TransferPlan
 
 Coordinates = Literal["identity", "weights", "activations", "procrustes", "fgmt"]
@@ -36,12 +37,20 @@ class PortPlan:
     `-signed` carries the displacement in stages, each beside a step against the gradient's sign.
     """
 
-    method: PortMethod = "auto"
-    strengths: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)  # tried on validation
-    stages: int = 10  # of `fgmt` and `-signed`; a mask takes as many gradients
-    batches_per_gradient: int = 1
-    batchnorm_batches: int = 2  # for the statistics, before each gradient and each measurement
-    exclude: tuple[str, ...] = ()  # patterns of tensors that stay the other base's own
+    method: PortMethod = option(
+        "auto", "How the displacement is aligned to the other base; auto measures, and chooses."
+    )
+    strengths: tuple[float, ...] = option(
+        (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), "Strengths that are tried on validation data."
+    )
+    stages: int = option(10, "Gradients along the path; more are better.")
+    batches_per_gradient: int = option(1, "Batches for each gradient.")
+    batchnorm_batches: int = option(
+        2, "Batches for BatchNorm's statistics, before each gradient and each measurement."
+    )
+    exclude: tuple[str, ...] = option(
+        (), "Tensors that stay the other base's own: patterns such as 'head.*'."
+    )
     signs: SignWeights = field(default_factory=SignWeights)
 
     def __post_init__(self) -> None:

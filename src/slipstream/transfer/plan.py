@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+from slipstream.storage.plan_fields import option
 from slipstream.trajectory import Trajectory
 
 Method = Literal[
@@ -57,20 +58,34 @@ class SignWeights:
 class TransferPlan:
     """How a trajectory is carried to a new start."""
 
-    method: Method = "fgmt-signed"
-    stages: int = 10  # steps along the path, in each segment
-    path: PathKind = "line"  # the straight line from the run's start to its end, or its snapshots
-    schedule: LineSchedule = "cosine"  # of the line
-    segments: int = 1  # parts of the run, each with a permutation of its own
-    batches_per_gradient: int = 1
-    pairs: Pairs = "plain"  # each stage counts by the size of its gradients, or all count the same
-    batchnorm_batches: int = 2  # for the statistics, before each gradient
-    warm_start: bool = True  # each matching starts from the permutation of the stage before
-    max_sweeps: int = 100  # over the groups in each matching; it converges long before
-    exclude: tuple[str, ...] = ()  # patterns of tensors that stay the target's own
+    method: Method = option(
+        "fgmt-signed",
+        "How the permutation is chosen: by gradients (gmt, fgmt), or a baseline; -signed adds "
+        "steps against the sign of the target's gradient.",
+    )
+    stages: int = option(10, "Stages along the path, in each segment.")
+    path: PathKind = option(
+        "line", "Along the straight line from start to end, or the run's own snapshots."
+    )
+    schedule: LineSchedule = option(
+        "cosine", "How the line is cut: large moves first, or all alike."
+    )
+    segments: int = option(1, "Parts of the run, each with a permutation of its own.")
+    batches_per_gradient: int = option(1, "Batches for each gradient.", flags=("--batches",))
+    pairs: Pairs = option(
+        "plain", "Whether each stage counts by the size of its gradients, or all stages the same."
+    )
+    batchnorm_batches: int = option(2, "Batches for BatchNorm's statistics, before each gradient.")
+    warm_start: bool = option(
+        True, "Whether each matching starts from the permutation of the stage before."
+    )
+    max_sweeps: int = option(100, "A bound on each matching; it converges long before.")
+    exclude: tuple[str, ...] = option(
+        (), "Tensors that stay the target's own: patterns such as 'head.*'."
+    )
     signs: SignWeights = field(default_factory=SignWeights)  # of the signed methods
-    seed: int = 0  # of the random permutation
-    keep: Keep = "last"  # which stage's weights are the result: the last, or by validation loss
+    seed: int = option(0, "Of the permutation of `random`.")
+    keep: Keep = option("last", "Take the last stage, or the best by validation loss.")
 
     def __post_init__(self) -> None:
         if isinstance(self.exclude, str):
