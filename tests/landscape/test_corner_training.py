@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from slipstream.evaluation import classification_loss
+from slipstream.evaluation import Task, classification_loss
 from slipstream.landscape import Shape
 from slipstream.landscape.corner_training import CornerTraining, layer_of
 from slipstream.training import TrainingPlan
@@ -60,7 +60,7 @@ def test_a_step_follows_autograd_through_the_sum_of_corners(shape, repulsion):
     model, batch = Quadratic(3), quadratic_batch(3)
     corners = starts(model, shape.corners)
     training = CornerTraining(
-        model, PLAIN, shape=shape, corners=corners,
+        Task(model), PLAIN, shape=shape, corners=corners,
         trained=range(shape.corners), repulsion=repulsion,
     )  # fmt: skip
     run(training, [batch], loss=quadratic_loss)
@@ -87,7 +87,7 @@ def test_each_corner_gets_its_share_of_one_gradient():
     model, batch = Quadratic(2), quadratic_batch(2)
     corners = starts(model, 3)
     shape = Shape("simplex", 3)
-    training = CornerTraining(model, PLAIN, shape=shape, corners=corners, trained=range(3))
+    training = CornerTraining(Task(model), PLAIN, shape=shape, corners=corners, trained=range(3))
     run(training, [batch], loss=quadratic_loss)
     generator = np.random.default_rng((0, 0))
     generator.integers(2**62)
@@ -109,7 +109,7 @@ def test_the_order_of_the_corners_does_not_matter(monkeypatch):
 
     def train(begin):
         training = CornerTraining(
-            model, descent, shape=Shape("simplex", 4), corners=begin, trained=range(4),
+            Task(model), descent, shape=Shape("simplex", 4), corners=begin, trained=range(4),
         )  # fmt: skip
         run(training, [batch], loss=quadratic_loss)
         return training.corners()
@@ -143,9 +143,20 @@ def batches():
 
 def make(model, *, epochs=6, optimizer="sgd", **options):
     return CornerTraining(
-        model, TrainingPlan.cosine(epochs=epochs, optimizer=optimizer), shape=Shape("simplex", 3),
+        Task(model), TrainingPlan.cosine(epochs=epochs, optimizer=optimizer), shape=Shape("simplex", 3),
         corners=starts(model, 3), trained=range(3), repulsion=1.0, **options,
     )  # fmt: skip
+
+
+def test_batches_weigh_what_the_task_says():
+    ones = [torch.ones(3, 1), torch.full((1, 1), 5.0)]
+    task = Task(nn.Linear(1, 1), batch_size=lambda batch: 1)
+    still = TrainingPlan(epochs=1, lr=1e-60)
+    training = CornerTraining(
+        task, still, shape=Shape("simplex", 2), corners=starts(task.model, 2), trained=range(2)
+    )
+    run(training, ones, loss=lambda model, batch: 0 * model(batch).mean() + batch.mean())
+    assert training.losses == [3.0]
 
 
 def same(first, second):
@@ -213,7 +224,7 @@ def test_layers_draw_positions_of_their_own():
             return drawn[-1]
 
     training = CornerTraining(
-        model, TrainingPlan.cosine(epochs=1), shape=Watched("simplex", 2), corners=starts(model, 2),
+        Task(model), TrainingPlan.cosine(epochs=1), shape=Watched("simplex", 2), corners=starts(model, 2),
         trained=range(2), layerwise=True,
     )  # fmt: skip
     run(training, batches()[:1])
@@ -236,7 +247,7 @@ def test_tied_and_parametrised_weights_stay_so():
     torch.manual_seed(0)
     model = Tied()
     training = CornerTraining(
-        model, TrainingPlan.cosine(epochs=3), shape=Shape("simplex", 2), corners=starts(model, 2),
+        Task(model), TrainingPlan.cosine(epochs=3), shape=Shape("simplex", 2), corners=starts(model, 2),
         trained=range(2), layerwise=True,
     )  # fmt: skip
     run(training, batches())
@@ -251,7 +262,7 @@ def test_frozen_parameters_are_not_trained():
     model[0].weight.requires_grad_(False)
     begin = starts(model, 2)
     training = CornerTraining(
-        model, TrainingPlan.cosine(epochs=2), shape=Shape("simplex", 2), corners=begin,
+        Task(model), TrainingPlan.cosine(epochs=2), shape=Shape("simplex", 2), corners=begin,
         trained=range(2), repulsion=1.0,
     )  # fmt: skip
     run(training, batches())
@@ -269,7 +280,7 @@ def test_a_loss_that_is_not_finite_names_the_step():
 
     model = classifier()
     training = CornerTraining(
-        model, TrainingPlan.cosine(epochs=4), shape=Shape("simplex", 2), corners=starts(model, 2),
+        Task(model), TrainingPlan.cosine(epochs=4), shape=Shape("simplex", 2), corners=starts(model, 2),
         trained=range(2),
     )  # fmt: skip
     with pytest.raises(ValueError, match="The loss at step 5 is nan: try a smaller lr"):
@@ -293,19 +304,19 @@ def test_what_cannot_be_trained():
     short = {"bias": model.bias.detach()}
     with pytest.raises(ValueError, match="corner 1 lacks the tensor 'weight' that the model has"):
         CornerTraining(
-            model, PLAIN, shape=Shape("simplex", 2),
+            Task(model), PLAIN, shape=Shape("simplex", 2),
             corners=[weights_of(model), short], trained=range(2),
         )  # fmt: skip
     flat = nn.LayerNorm(3)
     with pytest.raises(ValueError, match=r"the model has none\. Set repulsion=0"):
         CornerTraining(
-            flat, PLAIN, shape=Shape("simplex", 2), corners=[weights_of(flat)] * 2,
+            Task(flat), PLAIN, shape=Shape("simplex", 2), corners=[weights_of(flat)] * 2,
             trained=range(2), repulsion=1.0,
         )  # fmt: skip
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         CornerTraining(
-            model, PLAIN, shape=Shape("simplex", 2), corners=[weights_of(model)] * 2,
+            Task(model), PLAIN, shape=Shape("simplex", 2), corners=[weights_of(model)] * 2,
             trained=range(2),
         )  # fmt: skip

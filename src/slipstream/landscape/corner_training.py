@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, device_of, eval_mode, weights_in
+from slipstream.evaluation import Batch, Task, device_of, eval_mode, weights_in
 from slipstream.landscape.angles import measured_names, squared_cosine_gradient
 from slipstream.landscape.span import Shape
 from slipstream.training.loop import Loop, Progress, loss_value
@@ -31,7 +31,7 @@ class CornerTraining(Loop):
 
     def __init__(
         self,
-        model: nn.Module,
+        task: Task,
         plan: TrainingPlan,
         *,
         shape: Shape,
@@ -43,7 +43,7 @@ class CornerTraining(Loop):
         """Begin at the corners.
 
         Args:
-            model: What runs; left as it was.
+            task: The model that runs, left as it was.
             plan: How.
             shape: How the corners make a point.
             corners: Where each corner starts; at least the parameters of the model.
@@ -54,6 +54,7 @@ class CornerTraining(Loop):
         Raises:
             ValueError: If a corner lacks a parameter, or nothing can be repelled.
         """
+        model = task.model
         self._shape, self._parameters = shape, dict(model.named_parameters())
         if not any(p.requires_grad for p in self._parameters.values()):
             raise ValueError("The model has no parameter that requires a gradient.")
@@ -68,7 +69,8 @@ class CornerTraining(Loop):
         stacked = {n: self._stack(corners, n, trained) for n in self._parameters}
         self._free = {name: nn.Parameter(value) for name, value in stacked.items()}
         self._fixed = {n: self._stack(corners, n, held) for n in self._parameters}
-        super().__init__(model, plan, trained=list(self._free.values()))
+        free = list(self._free.values())
+        super().__init__(model, plan, trained=free, batch_size=task.batch_size)
         self._layers = {n: layer_of(n) if layerwise else "" for n in self._parameters}
         self._repulsion = repulsion
         self._repelled = [self._free[name] for name in measured_names(self._parameters)]

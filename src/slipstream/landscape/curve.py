@@ -126,7 +126,7 @@ def fit_curve(
     corners = [interpolate(start, end, i / (shape.corners - 1)) for i in range(shape.corners)]
     corners[0], corners[-1] = clone(start), clone(end)  # to the bit
     bends = range(1, shape.corners - 1)
-    training = CornerTraining(model, plan.descent, shape=shape, corners=corners, trained=bends)
+    training = CornerTraining(task, plan.descent, shape=shape, corners=corners, trained=bends)
     saved = None
     if checkpoint is not None:
         ends = batch_digest({"start": start, "end": end}).hex()

@@ -91,7 +91,7 @@ def train_subspace(
             "Give another path."
         )
     training = CornerTraining(
-        model,
+        task,
         plan.descent,
         shape=plan.family,
         corners=corners,
