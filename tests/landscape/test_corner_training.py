@@ -60,9 +60,13 @@ def test_a_step_follows_autograd_through_the_sum_of_corners(shape, repulsion):
     model, batch = Quadratic(3), quadratic_batch(3)
     corners = starts(model, shape.corners)
     training = CornerTraining(
-        Task(model), PLAIN, shape=shape, corners=corners,
-        trained=range(shape.corners), repulsion=repulsion,
-    )  # fmt: skip
+        Task(model),
+        PLAIN,
+        shape=shape,
+        corners=corners,
+        trained=range(shape.corners),
+        repulsion=repulsion,
+    )
     run(training, [batch], loss=quadratic_loss)
 
     generator = np.random.default_rng((0, 0))
@@ -109,8 +113,12 @@ def test_the_order_of_the_corners_does_not_matter(monkeypatch):
 
     def train(begin):
         training = CornerTraining(
-            Task(model), descent, shape=Shape("simplex", 4), corners=begin, trained=range(4),
-        )  # fmt: skip
+            Task(model),
+            descent,
+            shape=Shape("simplex", 4),
+            corners=begin,
+            trained=range(4),
+        )
         run(training, [batch], loss=quadratic_loss)
         return training.corners()
 
@@ -143,9 +151,14 @@ def batches():
 
 def make(model, *, epochs=6, optimizer="sgd", **options):
     return CornerTraining(
-        Task(model), TrainingPlan.cosine(epochs=epochs, optimizer=optimizer), shape=Shape("simplex", 3),
-        corners=starts(model, 3), trained=range(3), repulsion=1.0, **options,
-    )  # fmt: skip
+        Task(model),
+        TrainingPlan.cosine(epochs=epochs, optimizer=optimizer),
+        shape=Shape("simplex", 3),
+        corners=starts(model, 3),
+        trained=range(3),
+        repulsion=1.0,
+        **options,
+    )
 
 
 def test_batches_weigh_what_the_task_says():
@@ -224,9 +237,13 @@ def test_layers_draw_positions_of_their_own():
             return drawn[-1]
 
     training = CornerTraining(
-        Task(model), TrainingPlan.cosine(epochs=1), shape=Watched("simplex", 2), corners=starts(model, 2),
-        trained=range(2), layerwise=True,
-    )  # fmt: skip
+        Task(model),
+        TrainingPlan.cosine(epochs=1),
+        shape=Watched("simplex", 2),
+        corners=starts(model, 2),
+        trained=range(2),
+        layerwise=True,
+    )
     run(training, batches()[:1])
     assert len(drawn) == 3  # two linear layers, one BatchNorm
     assert layer_of("0.weight") == layer_of("0.bias") == "0"
@@ -247,9 +264,13 @@ def test_tied_and_parametrised_weights_stay_so():
     torch.manual_seed(0)
     model = Tied()
     training = CornerTraining(
-        Task(model), TrainingPlan.cosine(epochs=3), shape=Shape("simplex", 2), corners=starts(model, 2),
-        trained=range(2), layerwise=True,
-    )  # fmt: skip
+        Task(model),
+        TrainingPlan.cosine(epochs=3),
+        shape=Shape("simplex", 2),
+        corners=starts(model, 2),
+        trained=range(2),
+        layerwise=True,
+    )
     run(training, batches())
     assert set(training.corners()[0]) == set(weights_of(model))
     assert model.second.weight is model.first.weight
@@ -262,9 +283,13 @@ def test_frozen_parameters_are_not_trained():
     model[0].weight.requires_grad_(False)
     begin = starts(model, 2)
     training = CornerTraining(
-        Task(model), TrainingPlan.cosine(epochs=2), shape=Shape("simplex", 2), corners=begin,
-        trained=range(2), repulsion=1.0,
-    )  # fmt: skip
+        Task(model),
+        TrainingPlan.cosine(epochs=2),
+        shape=Shape("simplex", 2),
+        corners=begin,
+        trained=range(2),
+        repulsion=1.0,
+    )
     run(training, batches())
     assert torch.equal(training.corners()[1]["0.weight"], begin[1]["0.weight"])
     assert not torch.equal(training.corners()[1]["4.weight"], begin[1]["4.weight"])
@@ -280,9 +305,12 @@ def test_a_loss_that_is_not_finite_names_the_step():
 
     model = classifier()
     training = CornerTraining(
-        Task(model), TrainingPlan.cosine(epochs=4), shape=Shape("simplex", 2), corners=starts(model, 2),
+        Task(model),
+        TrainingPlan.cosine(epochs=4),
+        shape=Shape("simplex", 2),
+        corners=starts(model, 2),
         trained=range(2),
-    )  # fmt: skip
+    )
     with pytest.raises(ValueError, match="The loss at step 5 is nan: try a smaller lr"):
         run(training, batches(), loss=loss)
 
@@ -304,19 +332,29 @@ def test_what_cannot_be_trained():
     short = {"bias": model.bias.detach()}
     with pytest.raises(ValueError, match="corner 1 lacks the tensor 'weight' that the model has"):
         CornerTraining(
-            Task(model), PLAIN, shape=Shape("simplex", 2),
-            corners=[weights_of(model), short], trained=range(2),
-        )  # fmt: skip
+            Task(model),
+            PLAIN,
+            shape=Shape("simplex", 2),
+            corners=[weights_of(model), short],
+            trained=range(2),
+        )
     flat = nn.LayerNorm(3)
     with pytest.raises(ValueError, match=r"the model has none\. Set repulsion=0"):
         CornerTraining(
-            Task(flat), PLAIN, shape=Shape("simplex", 2), corners=[weights_of(flat)] * 2,
-            trained=range(2), repulsion=1.0,
-        )  # fmt: skip
+            Task(flat),
+            PLAIN,
+            shape=Shape("simplex", 2),
+            corners=[weights_of(flat)] * 2,
+            trained=range(2),
+            repulsion=1.0,
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter that requires a gradient"):
         CornerTraining(
-            Task(model), PLAIN, shape=Shape("simplex", 2), corners=[weights_of(model)] * 2,
+            Task(model),
+            PLAIN,
+            shape=Shape("simplex", 2),
+            corners=[weights_of(model)] * 2,
             trained=range(2),
-        )  # fmt: skip
+        )
