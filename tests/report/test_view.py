@@ -51,6 +51,34 @@ def test_the_list_follows_a_run_that_grows(folder):
     assert (after.state, after.step) == ("complete", 200)
 
 
+def test_a_run_that_vanishes_is_left_out_of_the_list(folder, monkeypatch):
+    gallery = Gallery(folder)
+    opens = Gallery._open
+
+    def vanishing(self, identity):
+        found = opens(self, identity)
+        for run in (folder / "group" / "first").glob("run.json"):
+            run.unlink()
+        return found
+
+    monkeypatch.setattr(Gallery, "_open", vanishing)
+    assert [run.id for run in gallery.listed()] == [NAME]
+    assert [run.id for run in gallery.listed()] == [NAME]
+
+
+@pytest.mark.parametrize("key", ["configuration", "provenance", "versions", "seed", "created"])
+@pytest.mark.parametrize("value", [5, "x", [1], {"transfer": 5}, {"setup": 5}, True, None])
+def test_a_malformed_description_is_shown_or_refused(folder, key, value):
+    path = folder / "group" / "first" / "run.json"
+    description = json.loads(path.read_text(encoding="utf-8"))
+    description.pop("check", None)  # as 0.1 wrote it
+    path.write_text(json.dumps({**description, key: value}), encoding="utf-8")
+    gallery = Gallery(folder)
+    assert [run.id for run in gallery.listed()] == [NAME, "group/first"]
+    for section in ("run", "transfer", "end"):
+        assert "<section" in gallery.section(section, ["group/first"])
+
+
 def test_a_section_is_made_once_until_its_run_changes(folder, monkeypatch):
     made = []
     from slipstream.report import gallery as module

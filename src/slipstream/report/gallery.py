@@ -3,6 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -52,10 +53,13 @@ class Gallery:
     def listed(self) -> list[Listed]:
         """Return what is in the folder now, by name; only what changed is read again."""
         found = sorted(_runs_below(self.root))
-        known = {identity: self._opened[identity] for identity in found if identity in self._opened}
-        self._opened.clear()
-        self._opened.update(known)
-        return [self._listed(identity) for identity in found]
+        opened = self._opened
+        self._opened = {identity: opened[identity] for identity in found if identity in opened}
+        listed = []
+        for identity in found:
+            with suppress(KeyError):  # it vanished meanwhile
+                listed.append(self._listed(identity))
+        return listed
 
     def fingerprints(self, ids: Sequence[str]) -> tuple[str, ...]:
         """Return what changes whenever one of these runs does.
@@ -89,7 +93,7 @@ class Gallery:
         address = (key, tuple(ids), marks)
         html = self._made.get(address)
         if html is None:
-            runs = shown([self._run(identity) for identity in ids])
+            runs = shown([self._run(i, mark) for i, mark in zip(ids, marks, strict=True)])
             html = section_html(build_section(key, runs, self.extras), runs=len(runs))
         with self._lock:
             self._made[address] = html
@@ -102,7 +106,7 @@ class Gallery:
         mark = self._mark(identity)
         changed = _changed(self.root / identity)
         try:
-            run = self._run(identity)
+            run = self._run(identity, mark)
         except ValueError as error:
             return Listed(identity, "damaged", 0, None, "", changed, mark, str(error))
         entries = run.entries
@@ -111,14 +115,13 @@ class Gallery:
         step = entries[-1].step if entries else None
         return Listed(identity, state, len(entries), step, metrics, changed, mark)
 
-    def _run(self, identity: str) -> RecordedRun:
-        mark = self._mark(identity)
-        if self._opened.get(identity, ("",))[0] != mark:
-            self._opened[identity] = (mark, self._open(identity))
-        opened = self._opened[identity][1]
-        if isinstance(opened, str):
-            raise ValueError(opened)
-        return opened
+    def _run(self, identity: str, mark: str) -> RecordedRun:
+        known = self._opened.get(identity)
+        if known is None or known[0] != mark:
+            known = self._opened[identity] = (mark, self._open(identity))
+        if isinstance(known[1], str):
+            raise ValueError(known[1])
+        return known[1]
 
     def _open(self, identity: str) -> RecordedRun | str:
         try:
@@ -146,8 +149,8 @@ def _runs_below(root: Path) -> Iterator[str]:
 
 
 def _changed(path: Path) -> float:
-    return max(
-        ((path / name).stat().st_mtime for name in (DESCRIPTION, "snapshots.jsonl")
-         if (path / name).exists()),
-        default=0.0,
-    )  # fmt: skip
+    found = [0.0]
+    for name in (DESCRIPTION, "snapshots.jsonl"):
+        with suppress(OSError):
+            found.append((path / name).stat().st_mtime)
+    return max(found)

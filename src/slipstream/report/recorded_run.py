@@ -45,15 +45,20 @@ class RecordedRun:
         folder = read_run(path)
         return cls(Path(path), folder, is_being_written(path), modes)
 
+    def described(self, key: str) -> dict[str, Any]:
+        """Return a part of run.json; an empty one where something else stands there."""
+        found = self.folder.description.get(key)
+        return dict(found) if isinstance(found, Mapping) else {}
+
     @property
     def configuration(self) -> dict[str, Any]:
         """What made the run, as it was recorded."""
-        return dict(self.folder.description.get("configuration") or {})
+        return self.described("configuration")
 
     @property
     def is_transfer(self) -> bool:
         """Whether it was transferred, not trained."""
-        return "transfer" in (self.folder.description.get("provenance") or {})
+        return "transfer" in self.described("provenance")
 
     @property
     def recipe(self) -> str | None:

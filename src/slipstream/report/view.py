@@ -115,6 +115,7 @@ class _Pages:
     def __init__(self, gallery: Gallery) -> None:
         self._gallery = gallery
         self._heavy = asyncio.Lock()
+        self._listing = asyncio.Lock()
 
     async def index(self, _: "Request") -> "Response":
         from starlette.responses import HTMLResponse
@@ -132,8 +133,12 @@ class _Pages:
     async def runs(self, request: "Request") -> "Response":
         import json
 
-        listed = [asdict(one) for one in self._gallery.listed()]
-        return _tagged(request, json.dumps(listed), "application/json")
+        from starlette.concurrency import run_in_threadpool
+
+        async with self._listing:
+            listed = await run_in_threadpool(self._gallery.listed)
+        text = json.dumps([asdict(one) for one in listed])
+        return _tagged(request, text, "application/json")
 
     async def section(self, request: "Request") -> "Response":
         from starlette.concurrency import run_in_threadpool
@@ -144,7 +149,7 @@ class _Pages:
             return Response("There is no such section.", 404, _HEADERS)
         try:
             if key == _LIGHT:
-                html = self._gallery.section(key, ids)
+                html = await run_in_threadpool(self._gallery.section, key, ids)
             else:
                 async with self._heavy:
                     if await request.is_disconnected():

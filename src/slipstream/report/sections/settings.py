@@ -40,14 +40,15 @@ def _described(shown: Shown) -> dict[str, str]:
     if run.is_transfer:
         of_source = ("training", "recipe")
         made = {n: v for n, v in run.configuration.items() if n not in of_source}
-        plan = {n: v for n, v in description["provenance"]["transfer"].items() if n != "signs"}
+        plan = run.described("provenance")["transfer"]
+        plan = {n: v for n, v in plan.items() if n != "signs"} if isinstance(plan, Mapping) else {}
         found |= flat_settings(made) | flat_settings(plan)
     else:
         found |= flat_settings(run.configuration)
     if description.get("seed") is not None:
         found.setdefault("seed", str(description["seed"]))
-    versions = description.get("versions") or {}
-    found["made with"] = ", ".join(f"{name} {number}" for name, number in versions.items())
+    versions = run.described("versions").items()
+    found["made with"] = ", ".join(f"{name} {number}" for name, number in versions)
     return {name: text for name, text in found.items() if text}
 
 
