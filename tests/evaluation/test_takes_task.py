@@ -132,3 +132,8 @@ def test_a_module_that_is_not_the_model_stays_where_it_stands():
     with pytest.warns(DeprecationWarning, match="takes a Task"):
         other, made = pair(base, squared_loss, other=side)
     assert (other, made.loss) == (side, squared_loss)
+
+
+def test_a_task_has_the_training_data_under_the_name_of_0_1() -> None:
+    with pytest.warns(DeprecationWarning, match=r"task.train is now task.data"):
+        assert Task(MODEL, DATA).train is DATA

@@ -1,5 +1,6 @@
 """A model with its data: what is trained or measured, on which batches, and how a batch is fed."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -103,6 +104,12 @@ class Task:
         """
         data = self.part(split) if isinstance(split, str) else split
         return replace(self, data=data, calibration=self.calibration_batches)
+
+    @property
+    def train(self) -> Iterable[Batch]:
+        """What the training data were called in the `Experiment` of version 0.1."""
+        warnings.warn("task.train is now task.data.", DeprecationWarning, stacklevel=2)
+        return self.data
 
     @property
     def calibration_batches(self) -> Iterable[Batch]:
