@@ -71,7 +71,7 @@ def describe(run: Path) -> dict[str, Any]:
             {"step": entry.step, "epoch": entry.epoch, "metrics": dict(entry.metrics)}
             for entry in folder.entries
         ],
-        "problems": check_run(run),
+        "problems": check_run(run, values=False),
     }
 
 
