@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.backends import mha
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from slipstream.evaluation.determinism import layers_that_drop
+from slipstream.evaluation.swapped_weights import functional_call
 
 _ROWS = 256  # of the Jacobian that are computed at once: more would be no faster
 _Jacobian = dict[str, Tensor]  # name to (examples, outputs, *shape of the tensor)

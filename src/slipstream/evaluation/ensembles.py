@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from slipstream.evaluation.swapped_weights import functional_call
 from slipstream.weights import Weights, check_shapes
 
 Average = Literal["probabilities", "outputs"]

@@ -1,8 +1,10 @@
 """A model for the length of a `with` block: other weights, eval mode; then as it was."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from slipstream.weights import Weights, check_shapes
@@ -66,3 +68,44 @@ def eval_mode(model: nn.Module) -> Generator[None]:
             module.training = training
         for module in sparse:
             module.sparse = True
+
+
+def functional_call(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    args: Any,
+    kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """Call a model with other parameters and buffers, as `torch.func.functional_call` does.
+
+    That one leaves a module that is registered under two paths with the other tensors in it. Here
+    each tensor is exchanged once, wherever it is reached from.
+
+    Args:
+        model: Any module; left as it was.
+        tensors: Names to tensors; a tied tensor needs one of its names.
+        args: The arguments, or a single one.
+        kwargs: Arguments by name.
+
+    Returns:
+        What the model returns.
+
+    Example:
+        >>> layer = nn.Linear(1, 1, bias=False)
+        >>> twice = nn.Sequential(layer, layer)
+        >>> functional_call(twice, {"0.weight": torch.full((1, 1), 3.0)}, torch.ones(1)).item()
+        9.0
+        >>> twice[0].weight is layer.weight
+        True
+    """
+    named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    named |= dict(model.named_buffers(remove_duplicate=False))
+    given = {id(named[name]): value for name, value in tensors.items() if name in named}
+    modules = dict(model.named_modules(remove_duplicate=False))
+    once: dict[tuple[int, str], str] = {}  # the name by which a place of a tensor is exchanged
+    for name in (*tensors, *named):
+        path, _, own = name.rpartition(".")
+        if name not in named or id(named[name]) in given:
+            once.setdefault((id(modules.get(path)), own), name)
+    exchanged = {n: tensors[n] if n in tensors else given[id(named[n])] for n in once.values()}
+    return torch.func.functional_call(model, exchanged, args, kwargs, tie_weights=False)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.modules.conv import _ConvNd
 
 from slipstream.evaluation import (
@@ -27,6 +27,7 @@ from slipstream.evaluation import (
     weights_in,
 )
 from slipstream.evaluation.batches import sized_batches
+from slipstream.evaluation.swapped_weights import functional_call
 from slipstream.landscape.point_store import PointStore
 from slipstream.landscape.points import Corners, check_corners, named_weights
 from slipstream.storage.fingerprints import fingerprint

@@ -32,6 +32,11 @@ class MeanLoss:
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self._trained:
             raise ValueError("The model has no parameter that requires a gradient.")
+        if found := [name for name, p in self._trained.items() if p.is_complex()]:
+            raise ValueError(
+                f"Parameter {found[0]!r} is complex, and the Hessian is taken over real ones: keep "
+                "its real and imaginary parts as two parameters (torch.view_as_real)."
+            )
         dtypes = [p.dtype for p in self._trained.values()]
         self.dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.device = next(iter(self._trained.values())).device

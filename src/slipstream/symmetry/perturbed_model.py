@@ -184,7 +184,8 @@ class PerturbedModel:
         effects: dict[Block | str, float] = {}
         for (name, value), derivative in zip(own.items(), found, strict=True):
             if derivative is not None:
-                effect = (value.detach() * derivative).abs()
+                dense = derivative.to_dense()  # some embeddings have sparse ones
+                effect = (value.detach() * dense).abs()
                 effects[name] = float(effect.norm())
                 for block in self.groups.blocks_on(name):
                     length = self.groups.length(block)

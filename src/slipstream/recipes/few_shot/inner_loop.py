@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import grad
 from torch.utils._pytree import tree_map
 
 from slipstream.evaluation.batches import Batch, Loss, TaskBatch, batch_size
+from slipstream.evaluation.swapped_weights import functional_call
 from slipstream.recipes.few_shot.plan import Adaptation
 from slipstream.recipes.few_shot.task_layers import in_place, task_layers
 from slipstream.recipes.patterns import matching
