@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from slipstream.evaluation import Task
 from slipstream.storage.new_run import NewRun
@@ -89,6 +90,26 @@ def test_it_ends_the_same_when_the_process_ends_at_a_state(tmp_path, place, monk
         train(tmp_path / "run")
     monkeypatch.undo()
     found, _ = train(tmp_path / "run", resume=True)
+    assert found.losses == whole.losses
+    same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_a_loader_that_shuffles_is_resumed_to_the_bit(tmp_path):
+    def shuffled():
+        own = task()
+        inputs, labels = (torch.cat(parts) for parts in zip(*own.data, strict=True))
+        loader = DataLoader(TensorDataset(inputs, labels), batch_size=6, shuffle=True)
+        return replace(own, data=loader)
+
+    def stop(step, total):
+        if step == 5:
+            raise Stop
+
+    whole = record_training(shuffled(), PLAN, run_folder=tmp_path / "whole")
+    with pytest.raises(Stop):
+        record_training(shuffled(), PLAN, run_folder=tmp_path / "run", progress=stop)
+    torch.manual_seed(99)
+    found = record_training(shuffled(), PLAN, run_folder=NewRun(tmp_path / "run", resume=True))
     assert found.losses == whole.losses
     same_run(tmp_path / "whole", tmp_path / "run")
 

@@ -147,7 +147,9 @@ def record_training(
     """Train the model of a task in place and record the run, with validation metrics every epoch.
 
     An interrupted training is resumed by `run_folder=NewRun(..., resume=True)`, at the same initial
-    weights: the end is the same to the bit.
+    weights: the end is the same to the bit. For that the order of the batches must follow from the
+    epoch, by a method `epoch(number)`, or from PyTorch's global generator, as in a `DataLoader`
+    without a generator of its own.
 
     Args:
         task: The model at its initial weights, on the device to train on, with its data. Its
