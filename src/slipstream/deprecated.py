@@ -10,6 +10,8 @@ from typing import Any
 
 # Modules of 0.1 that users import, or whose names their own files hold, and where they are now.
 MODULES = {
+    "slipstream.dynamics.descent": "slipstream.dynamics.sgd",
+    "slipstream.dynamics.linearisation": "slipstream.dynamics.linearised_training",
     "slipstream.evaluation.adaptation": "slipstream.recipes.few_shot",
     "slipstream.integrations.federated_training": "slipstream.federated.training",
     "slipstream.integrations.flower": "slipstream.federated.flower",
