@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class Family(nn.Module):
-    """The specialists, and the aggregate beside them."""
+    """The specialists and the aggregate."""
 
     def __init__(self, model: nn.Module, starts: Sequence[Weights]) -> None:
         """Begin with the aggregate at the sum of the specialists."""

@@ -40,7 +40,7 @@ class Aggregation:
 
     plan: AggregationPlan
     specialists: tuple[Weights, ...]  # theta_k, one for each data set
-    aggregate: Weights  # theta_A, trained beside them
+    aggregate: Weights  # theta_A, trained with them
     sum: Weights  # theta_1 + theta_2 + ...: what to use at test time
     remainders: tuple[Weights, ...]  # theta_A - theta_k: without data set k
     gap: float  # |theta_A - sum| / |sum|

@@ -1,9 +1,9 @@
-"""Many tasks in one pass: layers that keep, beside their shared weights, what each task learned.
+"""Many tasks in one pass: layers that keep what each task learned apart from their shared weights.
 
 The examples of T tasks, n of each, pass through a model as one batch of T n. In a linear layer the
 weights of task t are W - alpha sum_k D_k' A_k, with the inputs A and the output gradients D of its
 support examples at inner step k. Such a sum of outer products is never written out: X W' is one
-product for all tasks, and the rest, (X A') D, is small. Where a mask m lies on the weights,
+product for all tasks, and the rest, (X A') D, is small. Where a mask m is on the weights,
 W - m * (D' A) is written out, but for one task at a time; or, for very few examples, each pair of
 rows of X and A is multiplied with m.
 """

@@ -68,7 +68,7 @@ def least_salient(saliency: Weights, *, share: float) -> dict[str, Tensor]:
     if bad := first_nonfinite(saliency):
         raise ValueError(f"The saliency of {bad!r} holds a NaN or an infinity.")
     flat = torch.cat([_wide(value).flatten() for value in saliency.values()])
-    # The share as it is written: 0.29 of 100 are 29, though the nearest float lies below.
+    # The share as it is written: 0.29 of 100 are 29, though the nearest float is below.
     count = math.floor(Fraction(repr(float(share))) * len(flat))
     chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
     chosen[torch.sort(flat, stable=True).indices[:count]] = True
@@ -82,7 +82,7 @@ def least_salient(saliency: Weights, *, share: float) -> dict[str, Tensor]:
 def reset_weights_(
     model: nn.Module, masks: Weights, *, fresh: Weights, optimizer: Optimizer | None = None
 ) -> None:
-    """Put fresh values where a mask is true, in place; all other weights keep every bit.
+    """Put new values where a mask is true, in place; all other weights keep every bit.
 
     Args:
         model: Receives the values.

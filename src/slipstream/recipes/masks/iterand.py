@@ -1,4 +1,4 @@
-"""Training by choosing which random weights stay: edge-popup, and IteRand beside your own loop."""
+"""Training by choosing which random weights stay: edge-popup, and IteRand, in your own loop."""
 
 from collections.abc import Callable, Mapping
 from types import TracebackType

@@ -1,4 +1,4 @@
-"""A ticket: random weights of which a mask keeps some, and the ways to hand it on."""
+"""A ticket: random weights of which a mask keeps some, and how to export it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

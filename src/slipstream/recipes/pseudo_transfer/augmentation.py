@@ -29,7 +29,7 @@ def shift_images(images: Tensor, generator: torch.Generator) -> Tensor:
         The changed images.
 
     Raises:
-        ValueError: If the inputs are no images.
+        ValueError: If the inputs are not images.
 
     Example:
         >>> shift_images(torch.ones(2, 1, 4, 4), torch.Generator()).unique()
@@ -57,7 +57,7 @@ def distort_images(images: Tensor, generator: torch.Generator) -> Tensor:
         The changed images.
 
     Raises:
-        ValueError: If the inputs are no images.
+        ValueError: If the inputs are not images.
 
     Example:
         >>> distort_images(torch.ones(2, 1, 4, 4), torch.Generator()).unique()

@@ -126,7 +126,7 @@ def pseudo_controls(
         source: As of `pseudo_semi_supervised`.
         task: The network for the target, left as it was, and labelled batches, with a length.
         head: Name of the layer that is replaced for the source's classes.
-        plan: Of P-SSL; its descent is that of every way on the target.
+        plan: Of P-SSL; every control trains on the target by its descent.
         pretrained: What `pseudo_pretrain` found, if it was done.
         initial: Where it started instead of at the model's own weights.
         progress: Called after each step of each training.

@@ -35,7 +35,7 @@ def generator_quality(
     2019), section 3: training on samples alone, the accuracy on real examples.
 
     Args:
-        source: The generator to be judged, and perhaps the source's classifier: it is asked for
+        source: The generator to measure, and perhaps the source's classifier, which is asked for
             the classes of an epoch of samples.
         task: A classifier of the source's classes at initial weights, left as it was, and labelled
             batches of the source that the generator has not seen: its test part.

@@ -73,7 +73,7 @@ class DistilPlan:
 
 @dataclass(frozen=True)
 class QualityPlan:
-    """How a generator is judged, as plain data."""
+    """How the quality of a generator is measured, as plain data."""
 
     batches: int = 100  # per epoch, other ones in each
     batch_size: int = 128

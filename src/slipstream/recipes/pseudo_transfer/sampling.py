@@ -20,7 +20,7 @@ class ConditionalGenerator:
     """A function that makes inputs of classes, and what labels it takes.
 
     `sample(labels, generator)` gets rows of probabilities, (examples, classes), if its labels are
-    soft, and whole numbers, (examples,), if they are hard; it takes all randomness from the
+    soft, and integers, (examples,), if they are hard; it takes all randomness from the
     `torch.Generator` and returns one input for each label.
 
     Example:

@@ -204,7 +204,7 @@ class _Steps:
             )
 
     def taken(self) -> dict[str, Any]:
-        """Means over the epoch, weighted by batch size, and how much was made; begins anew."""
+        """Means over the epoch, weighted by batch size, and how much was made; starts the next."""
         parts, self._parts = self._parts, []
         count = sum(part.size for part in parts)
         means = {n: sum(p.size * getattr(p, n) for p in parts) / count for n in _MEANS}

@@ -32,7 +32,7 @@ class SideTuned:
 
     plan: SidePlan
     network: SideNetwork  # shares the base
-    blend: float  # a: how much the base counts in the end
+    blend: float  # a: how much the base counts at the end
     losses: tuple[float, ...]  # mean training loss of each epoch
     steps: int
     seconds: float  # of the training

@@ -59,7 +59,7 @@ def train_subspace(
         plan: Which networks, and how.
         initial: Where each corner starts; by default the first at the model's own weights, the
             others as its layers initialise them, see `fresh_weights`.
-        run_folder: Records the midpoint after every epoch as a run, and the corners in the end.
+        run_folder: Records the midpoint after every epoch as a run, and the corners at the end.
         progress: Called after each step with the steps done and their final number, if known.
 
     Returns:
