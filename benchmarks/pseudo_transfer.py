@@ -137,7 +137,7 @@ def cases(mnist: str, omniglot: str, cifar10: str) -> tuple[dict[str, Case], dic
     photos = load_data(f"cifar10:{cifar10}")
 
     def coloured(labels: Tensor, generator: torch.Generator) -> Tensor:
-        digits = source.generator.sample(labels, generator).expand(-1, 3, -1, -1)
+        digits = source.maker.sample(labels, generator).expand(-1, 3, -1, -1)
         return nn.functional.pad(digits, (2, 2, 2, 2), value=paper)
 
     def greyed(inputs: Tensor) -> Tensor:
