@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -29,6 +30,7 @@ def lazy_names(
     Returns:
         What finds a name in the module that it is listed with.
     """
+    sys.modules[package].__class__ = _Package
 
     def find(name: str) -> Any:
         modules = _listed(file)
@@ -46,6 +48,14 @@ def lazy_names(
 def names_of(package: str) -> Callable[[str], Any]:
     """Return the `__getattr__` of a package inside another one that lists the names of both."""
     return lambda name: getattr(import_module(package), name)
+
+
+class _Package(ModuleType):
+    """Prefers a function to the module of the same name, which Python binds when it is loaded."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (isinstance(value, ModuleType) and name in _listed(str(self.__file__))):
+            super().__setattr__(name, value)
 
 
 @cache

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
+from commands import slipstream
 from slipstream.averaging import EMA, LAWA, average_candidates, average_run, choose_average
 from slipstream.cli.app import app
 from slipstream.evaluation import Task, evaluate, recalibrate_batchnorm
@@ -128,12 +129,6 @@ def run(tmp_path_factory):
     command = ["train", "mlp", "--width", "8", "--examples", "300", "--epochs", "4"]
     assert CliRunner().invoke(app, [*command, "--out", str(path)]).exit_code == 0
     return path
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 def test_the_command_saves_the_best_and_never_sees_test_data(run, tmp_path, monkeypatch):

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.evaluation import evaluate
 from slipstream.named_task import NamedTask
 from slipstream.symmetry.neuron_groups import NeuronGroups
@@ -36,12 +35,6 @@ def stop():
     raise KeyboardInterrupt
 """
 SMALL = ["mlp", "--width", "8", "--examples", "300", "--epochs", "2"]
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +207,7 @@ MISTAKES = [
     (["train", "--model", "gone:build"], "'gone:build' cannot be imported"),
     (["train", "--epochs", "0", "--keep", "log"], "epochs must be at least 1, got 0"),
     (["train", "--keep", "every:0"], "at least 1, got 0"),
-    (["train", "--batch-size", "0"], "at least 1, got 0"),
+    (["train", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
     (["train", "--lr", "1e30", "--width", "4"], "try a smaller lr"),
     (["show", "/nowhere"], "/nowhere is no run folder"),
     (["evaluate"], "Give a run folder"),

@@ -4,20 +4,13 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.dynamics import find_phases, measure_motion, principal_path
 from slipstream.evaluation import Task
-from slipstream.landscape import CurvaturePlan, measure_curvature
+from slipstream.landscape import CurvaturePlan, curvature, measure_curvature
 from slipstream.named_task import rebuild
 from slipstream.trajectory import Layout, Trajectory, create_run
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +25,7 @@ def run(tmp_path_factory):
 
 def test_motion_says_and_draws_what_is_measured(run, tmp_path):
     figure = tmp_path / "motion.png"
-    text = slipstream("motion", run, "-o", figure).stdout
+    text = slipstream("motion", run, "--figure", figure).stdout
     motion = measure_motion(Trajectory.open(run))
     assert str(find_phases(motion)) in text
     for name, share in zip(motion.by_layer().names, motion.by_layer().share, strict=True):
@@ -65,10 +58,10 @@ def test_what_is_no_number_is_null(tmp_path):
 
 
 def test_curvature_is_that_of_the_snapshots(run, tmp_path):
-    figure, kept = tmp_path / "curvature.svg", tmp_path / "kept.safetensors"
+    figure, out = tmp_path / "curvature.svg", tmp_path / "curvature.json"
     how = ("--step", 0, "--step", 12, "--batches", 3, "--samples", 2)
     said = json.loads(
-        slipstream("curvature", run, *how, "-o", figure, "--resume", kept, "--json").stdout
+        slipstream("curvature", run, *how, "--figure", figure, "-o", out, "--json").stdout
     )
     trajectory = Trajectory.open(run)
     experiment = rebuild(trajectory.description["configuration"])
@@ -83,15 +76,35 @@ def test_curvature_is_that_of_the_snapshots(run, tmp_path):
         assert row["trace"] == expected.trace
         assert row["sharpness"] == expected.sharpness
     assert figure.stat().st_size
-    text = slipstream("curvature", run, *how, "--resume", kept).stdout
+    assert json.loads(out.read_text()) == said
+    text = slipstream("curvature", run, *how).stdout
     assert f"{said[1]['loss']:.4g}" in text
     unconverged = ("--iterations", 2, "--tolerance", 1e-9)
     assert "has not converged" in slipstream("curvature", run, *how, *unconverged).stdout
 
 
+def test_an_interrupted_measurement_is_resumed(run, tmp_path, monkeypatch):
+    out, measured = tmp_path / "curvature.json", []
+    call = ("curvature", run, "--step", 0, "--step", 12, "--batches", 2, "--samples", 2, "-o", out)
+
+    def interrupted(*arguments, **options):
+        measured.append(options)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure_curvature(*arguments, **options)
+
+    monkeypatch.setattr(curvature, "measure_curvature", interrupted)
+    slipstream(*call, code=130)
+    assert [file.name for file in tmp_path.iterdir()] == ["curvature.json.unfinished"]
+    slipstream(*call, "--resume")
+    assert len(measured) == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["curvature.json"]
+    assert [point["step"] for point in json.loads(out.read_text())] == [0, 12]
+
+
 def test_complexity_follows_the_run_at_its_rates(run, tmp_path):
     figure = tmp_path / "complexity.png"
-    said = json.loads(slipstream("complexity", run, "-o", figure, "--json").stdout)
+    said = json.loads(slipstream("complexity", run, "--figure", figure, "--json").stdout)
     assert said["violations"] == []
     assert said["steps"] == 12
     assert said["outside"] == 0
@@ -110,7 +123,7 @@ def test_mistakes_are_one_line(run, tmp_path):
     for arguments, message in [
         (("complexity", rare), "no snapshot between the steps 0 and 3"),
         (("curvature", run, "--step", 99), "Step 99 was not kept; the nearest is 12"),
-        (("curvature", run, "--radius", 0), "radius must be above 0"),
+        (("curvature", run, "--radius", 0), "--radius must be above 0"),
         (("motion", tmp_path), "run.json"),
     ]:
         result = slipstream(*arguments, code=2)

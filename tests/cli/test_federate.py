@@ -3,22 +3,19 @@ import json
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 
 QUICK = ("--rounds", "2", "--clients", "2", "--width", "4")
 
 
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, ["federate", *arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
+def federate(*arguments, code=0):
+    return slipstream("federate", *arguments, code=code)
 
 
 def test_methods_are_compared_on_splits():
     chosen = ("--method", "fedavg", "--method", "8-bit", "--split", "iid", "--split", "0.3")
-    found = json.loads(slipstream("demo", *QUICK, *chosen, "--json").stdout)
+    found = json.loads(federate("demo", *QUICK, *chosen, "--json").stdout)
     assert [(one["split"], one["method"]) for one in found] == [
         ("iid", "fedavg"),
         ("iid", "8-bit"),
@@ -27,7 +24,7 @@ def test_methods_are_compared_on_splits():
     ]
     assert [one["relative_bytes"] == 1 for one in found] == [True, False, True, False]
     assert found[0]["bytes_up"] == 2 * 2 * 4 * (64 * 4 + 4 + 4 * 4 + 4 + 4 * 10 + 10)
-    table = slipstream("demo", *QUICK, *chosen).stdout
+    table = federate("demo", *QUICK, *chosen).stdout
     assert f"{found[1]['test']['accuracy']:.4f}" in table
     assert f"{found[1]['relative_bytes']:.1%}" in table
 
@@ -43,7 +40,7 @@ def test_methods_are_compared_on_splits():
     ],
 )
 def test_mistakes_are_told_in_one_line(arguments, words):
-    assert words in slipstream("demo", *QUICK, *arguments, code=2).stderr
+    assert words in federate("demo", *QUICK, *arguments, code=2).stderr
 
 
 def test_without_flower_the_install_line_is_told(monkeypatch):
@@ -57,5 +54,5 @@ def test_without_flower_the_install_line_is_told(monkeypatch):
     for name in [n for n in sys.modules if n.startswith("slipstream.federated")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(builtins, "__import__", without)
-    told = slipstream("demo", *QUICK, code=2).stderr
+    told = federate("demo", *QUICK, code=2).stderr
     assert 'pip install "slipstream[federated]"' in told

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
-from slipstream.cli.landscape.networks import write_outputs
+from commands import slipstream
+from slipstream.cli.output import OutputFiles
 from slipstream.evaluation import Task
 from slipstream.landscape import (
     AlignmentPlan,
@@ -31,19 +30,13 @@ from slipstream.trajectory import Trajectory
 from slipstream.transfer import load_transfer
 
 
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs")
     small = ["mlp", "--width", "8", "--examples", "300", "--epochs", "2"]
     for name, seed in (("run", 0), ("other", 1)):
         slipstream("train", *small, "--seed", seed, "--out", path / name)
-    slipstream("transfer", path / "run", "--target-seed", 1, "--stages", 2, "--out", path / "moved")
+    slipstream("transfer", path / "run", "--seed", 1, "--stages", 2, "--out", path / "moved")
     save_file(Trajectory.open(path / "other").resample(3)[1].weights, path / "mean.safetensors")
     return path
 
@@ -61,10 +54,11 @@ def test_line(folder, parts, tmp_path):
     task, run, other = parts
     out = (tmp_path / "line.svg", tmp_path / "line.json")
     places = (f"{folder / 'run'}@0", f"end={folder / 'run'}", folder / "mean.safetensors")
-    how = ("--points", 3, "-o", out[0], "-o", out[1])
+    how = ("--points", 3, "--figure", out[0], "-o", out[1])
     told = json.loads(slipstream("landscape", "line", *places, *how, "--json").stdout)
     weights = [run[0].weights, run[-1].weights, other.resample(3)[1].weights]
     found = loss_along(weights, task, points=3)
+    assert not list(tmp_path.glob("*.unfinished"))
     assert told["names"] == ["run@0", "end", "mean"]
     assert told["values"]["loss"] == found.losses.tolist()
     assert json.loads(out[1].read_text()) == told
@@ -98,22 +92,22 @@ def test_planes(folder, parts, tmp_path):
     middle = other.resample(3)[1].weights
     file = folder / "mean.safetensors"
     three = {"run": run[-1].weights, "other": other[-1].weights, "mean": middle}
-    for number, (words, plane) in enumerate(
-        [
-            ([folder / "run"], trajectory_plane(run)),
-            ([folder / "run", "--random", "3"], random_plane(run[-1].weights, seed=3)),
-            ([file, "--model", "mlp", "--width", "8"], random_plane(middle)),
-            ([folder / "run", folder / "other", file], plane_through(three)),
-        ]
-    ):
-        how = ("--points", 3, "--resume", tmp_path / str(number))
+    for words, plane in [
+        ([folder / "run"], trajectory_plane(run)),
+        ([folder / "run", "--random", "3"], random_plane(run[-1].weights, seed=3)),
+        ([file, "--model", "mlp", "--width", "8"], random_plane(middle)),
+        ([folder / "run", folder / "other", file], plane_through(three)),
+    ]:
+        how = ("--points", 3)
         told = json.loads(slipstream("landscape", "plane", *words, *how, "--json").stdout)
         found = loss_plane(plane, task, grid=PlaneGrid(points=3))
         assert told["values"]["loss"] == found.losses.tolist()
         assert told["labels"] == list(plane.labels)
     assert set(told["marks"]) == {"run", "other", "mean"}
     figure = tmp_path / "plane.png"
-    text = slipstream("landscape", "plane", folder / "run", "--points", 3, "-o", figure).stdout
+    text = slipstream(
+        "landscape", "plane", folder / "run", "--points", 3, "--figure", figure
+    ).stdout
     assert "first component" in text
     assert figure.read_bytes()[1:4] == b"PNG"
 
@@ -133,7 +127,7 @@ def test_study_of_a_transfer(folder, parts, tmp_path, monkeypatch):
     expected = json.loads(json.dumps(found.to_json()))
     assert told == {"split": "test", **expected}
     figure, names = tmp_path / "study.png", "source,transferred,oracle"
-    text = slipstream(*call, "--corners", names, "--plane-points", 3, "-o", figure).stdout
+    text = slipstream(*call, "--corners", names, "--plane-points", 3, "--figure", figure).stdout
     assert "linear CKA of head" in text
     assert "permuted source 3" in text
     few = slipstream("landscape", "study", folder / "run", folder / "other", "--points", 2).stdout
@@ -143,7 +137,7 @@ def test_study_of_a_transfer(folder, parts, tmp_path, monkeypatch):
 def test_the_source_of_a_transfer_is_found_from_another_folder(folder, tmp_path, monkeypatch):
     shutil.copytree(folder / "run", tmp_path / "there" / "run")
     monkeypatch.chdir(tmp_path / "there")
-    slipstream("transfer", "run", "--target-seed", 1, "--stages", 2, "--out", "moved")
+    slipstream("transfer", "run", "--seed", 1, "--stages", 2, "--out", "moved")
     monkeypatch.chdir(tmp_path)
     study = ("landscape", "study", Path("there", "moved"), "--points", 2)
     assert "permuted source" in slipstream(*study).stdout
@@ -159,12 +153,17 @@ def test_mistakes_are_one_line(folder, tmp_path):
         (("line", run, f"{run}@x"), "must be RUN@STEP"),
         (("line", run, f"{run}@12345"), "Step 12345 was not kept"),
         (("line", run, run), "Two networks are called run: write NAME="),
-        (("line", folder / "mean.safetensors", "-o", "a.png"), "Give a run folder, or name a"),
-        (("barrier", run, other, "-o", "a.txt"), "--out must end in one of .png, .svg, .pdf"),
-        (("barrier", run, other, "-o", tmp_path / "no" / "a.png"), "there is no folder"),
+        (("line", folder / "mean.safetensors", "-o", "a.json"), "Give a run folder, or name a"),
+        (("barrier", run, other, "-o", "a.txt"), "--out must end in .json, got a.txt"),
+        (("barrier", run, other, "--figure", "a.txt"), "--figure must end in .png, .svg, .pdf"),
+        (("barrier", run, other, "--resume"), "--resume needs --out or --figure"),
+        (("barrier", run, other, "-o", tmp_path / "no" / "a.json"), "there is no folder"),
         (("plane", run, other), "use `slipstream landscape line`"),
         (("study", run, "--trained-target", other), "goes with one transferred run"),
-        (("study", run, other, "--corners", "run,other,x"), "corners must be three of run, other"),
+        (
+            ("study", run, other, "--corners", "run,other,x"),
+            "corners must be three of run",
+        ),
     ]:
         result = slipstream("landscape", *words, code=2)
         assert message in result.stderr
@@ -172,5 +171,5 @@ def test_mistakes_are_one_line(folder, tmp_path):
 
 
 def test_what_is_no_number_is_null_in_the_file(tmp_path):
-    write_outputs([tmp_path / "a.json"], data={"losses": [1.0, float("nan")]}, figure=None)
+    OutputFiles(tmp_path / "a.json").write_data({"losses": [1.0, float("nan")]})
     assert json.loads((tmp_path / "a.json").read_text()) == {"losses": [1.0, None]}

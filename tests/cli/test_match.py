@@ -3,19 +3,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.named_task import NamedTask
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.weights import clone, weights_of
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture

@@ -2,17 +2,10 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.modes import Modes, compare_modes, fit_modes
 from slipstream.trajectory import Layout, Trajectory, create_run
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture
@@ -29,7 +22,7 @@ def run(tmp_path):
 def test_it_says_saves_and_draws_what_the_library_finds(run, tmp_path):
     file, figure = tmp_path / "modes.safetensors", tmp_path / "modes.png"
     options = ("--modes", 3, "--reference", "component", "--grouping", "k-means", "--seed", 2)
-    text = slipstream("modes", run, *options, "--compare", "--save", file, "--figure", figure)
+    text = slipstream("modes", run, *options, "--compare", "--out", file, "--figure", figure)
     how = {"modes": 3, "grouping": "k-means", "seed": 2}
     found = fit_modes(Trajectory.open(run), reference="component", **how)
     assert str(found) in text.stdout
@@ -54,8 +47,8 @@ def test_for_machines(run):
 
 def test_mistakes_are_one_line(run):
     for options, message in [
-        (("--modes", 99), "modes=99, but 40 of the sampled weights move"),
-        (("--samples", 0), "samples must be at least 1, got 0"),
+        (("--modes", 99), "--modes 99, but 40 of the sampled weights move"),
+        (("--samples", 0), "--samples must be at least 1, got 0"),
     ]:
         result = slipstream("modes", run, *options, code=2)
         assert message in result.stderr

@@ -5,12 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
-from slipstream.cli.port import Method
+from commands import slipstream
 from slipstream.named_task import NamedTask
-from slipstream.porting.plan import PortMethod
 from slipstream.weights import weights_of
 
 TASK = """
@@ -29,10 +26,8 @@ def loss(model, batch):
 """
 
 
-def slipstream(*arguments, code=0):
-    done = CliRunner().invoke(app, ["port", *map(str, arguments)], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done
+def port(*arguments, code=0):
+    return slipstream("port", *arguments, code=code)
 
 
 @pytest.fixture
@@ -51,20 +46,20 @@ def files(tmp_path):
 
 def test_it_writes_weights_and_a_report(files, tmp_path):
     out = tmp_path / "out.safetensors"
-    done = slipstream(*files, "-o", out, "--method", "identity", "--exclude", "head.*")
+    done = port(*files, "-o", out, "--method", "identity", "--exclude", "head.*")
     assert "kept as they were: head.bias, head.weight" in done.output
     before, after = load_file(tmp_path / "other.safetensors"), load_file(out)
     assert torch.allclose(after["hidden1.weight"], before["hidden1.weight"] + 1)
     assert torch.equal(after["head.weight"], before["head.weight"])
     assert json.loads((tmp_path / "out.port.json").read_text())["method"] == "identity"
-    again = slipstream(*files, "-o", out, code=2)
+    again = port(*files, "-o", out, code=2)
     assert "exists already" in again.output
 
 
 def test_a_network_of_the_testbed_is_matched_and_measured(files, tmp_path):
     out = tmp_path / "out.safetensors"
     model = ["--model", "mlp", "--width", 8, "--data", "digits", "--stages", 2, "--json"]
-    said = json.loads(slipstream(*files, "-o", out, *model).stdout)
+    said = json.loads(port(*files, "-o", out, *model).stdout)
     assert said["path"] == str(out)
     assert said["loss_after"] <= said["loss_identity"]
     assert said["gradient_evaluations"] > 0
@@ -76,7 +71,7 @@ def test_own_data_and_a_model_of_ones_own(tmp_path, monkeypatch):
     for number, name in enumerate(("base", "tuned", "other")):
         tensors = {"weight": torch.full((1, 3), number / 2), "bias": torch.zeros(1)}
         save_file(tensors, tmp_path / f"{name}.safetensors")
-    done = slipstream(
+    done = port(
         *("--from-base", tmp_path / "base.safetensors", "--to-base", tmp_path / "base.safetensors"),
         *("--fine-tuned", tmp_path / "tuned.safetensors", "-o", tmp_path / "out.safetensors"),
         *("--data", "own_port:batches", "--model", "own_port:build", "--loss", "own_port:loss"),
@@ -84,7 +79,3 @@ def test_own_data_and_a_model_of_ones_own(tmp_path, monkeypatch):
     )
     assert "validation loss 1.0000 before" in done.output
     assert load_file(tmp_path / "out.safetensors")["weight"].tolist() == [[0.75] * 3]
-
-
-def test_the_command_knows_every_method():
-    assert Method == PortMethod

@@ -3,9 +3,8 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.cli.predict import first_examples
 from slipstream.dynamics import PredictionPlan, predict_training_time
 from slipstream.evaluation import Task, classification_loss
@@ -13,12 +12,6 @@ from slipstream.named_task import NamedTask
 from slipstream.weights import weights_of
 
 NETWORK = ("--model", "mlp", "--width", 16, "--data", "digits", "--examples", 20)
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 def test_it_says_and_draws_what_the_library_predicts(tmp_path):

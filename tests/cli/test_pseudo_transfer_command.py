@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.recipes import ConditionalGenerator
 from slipstream.testbed import load_data
 from slipstream.testbed.conditional_vae import ConditionalVAE
@@ -19,12 +18,6 @@ SMALL = (
     "--pretraining", 1, "--source-epochs", 1,
 )  # fmt: skip
 RUNS = ("pretrained", "task")
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture
@@ -106,8 +99,8 @@ def test_mistakes_are_one_line(tmp_path, own):
     hard = ("--generator", "own_source:hard", "--classifier", "own_source:fits")
     for number, (given, message) in enumerate(
         [
-            (hard, 'Use conditioning="sampled"'),
-            (soft, 'conditioning="soft" asks a classifier'),
+            (hard, "Use --conditioning sampled"),
+            (soft, "--conditioning soft asks a classifier"),
             (("--generator", "own_source:fits"), "must return a slipstream.recipes.Conditional"),
             (("--generator", "own_source:nothing"), "cannot be imported"),
             (("--classifier", "own_source:not_a_function"), "must return a function from inputs"),

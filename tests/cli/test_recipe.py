@@ -2,19 +2,12 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.recipes import load_subspace
 from slipstream.trajectory import Trajectory
 
 SMALL = ("mlp", "--width", 8, "--examples", 200, "--epochs", 3)
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.mark.parametrize("shape", [("line",), ("simplex", "--corners", 4)])

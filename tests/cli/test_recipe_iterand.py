@@ -1,19 +1,12 @@
 import json
 
 import torch
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.recipes import load_ticket
 from slipstream.trajectory import Trajectory
 
 SMALL = ("mlp", "--width", 8, "--examples", 200, "--epochs", 3)
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 def recipe(*options, code=0):
@@ -38,7 +31,7 @@ def test_it_trains_records_and_tells(tmp_path):
     weights = Trajectory.open(out)[-1].weights
     assert all(torch.equal(weights[n], value) for n, value in ticket.weights.items())
     transferred = tmp_path / "transferred"
-    slipstream("transfer", out, "--target-seed", 7, "--method", "naive", "--out", transferred)
+    slipstream("transfer", out, "--seed", 7, "--method", "naive", "--out", transferred)
     slipstream("evaluate", transferred)
 
 

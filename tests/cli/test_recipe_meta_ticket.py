@@ -2,21 +2,14 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.recipes import load_ticket
 from slipstream.testbed import load_tasks
 from slipstream.testbed import tasks as testbed_tasks
 from slipstream.trajectory import Trajectory
 
 SMALL = ("--width", 0.05, "--epochs", 1, "--shots", 2, "--ways", 3)
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 def recipe(*options, code=0):
@@ -45,9 +38,7 @@ def test_a_ticket_is_a_run_for_every_other_command(tmp_path):
     assert all(torch.equal(weights[n], value) for n, value in ticket.weights.items())
     assert "4 groups move" in slipstream("groups", out).stdout
     moved = tmp_path / "moved"
-    slipstream(
-        *("transfer", out, "--target-seed", 7, "--method", "fgmt", "--stages", 2, "--out", moved)
-    )
+    slipstream(*("transfer", out, "--seed", 7, "--method", "fgmt", "--stages", 2, "--out", moved))
     slipstream("evaluate", moved)
     slipstream("modes", out, "--modes", 2)
     page = tmp_path / "page.html"

@@ -9,21 +9,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.evaluation import classification_loss
 from slipstream.trajectory import Trajectory, check_run
 
 HERE = "test_recipe_mistakes"
 BRIEF = ("--epochs", 2)
 ALONE = (*BRIEF, "--no-controls")
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(autouse=True)

@@ -2,19 +2,12 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.trajectory import Trajectory, check_run
 
 SMALL = ("mlp", "--width", 8)
 BRIEF = ("--epochs", 2, "--batch-size", 128)
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")

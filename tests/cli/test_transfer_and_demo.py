@@ -4,22 +4,15 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
+from commands import slipstream
 from slipstream import demo
-from slipstream.cli.app import app
 from slipstream.evaluation import evaluate
 from slipstream.named_task import NamedTask
 from slipstream.training import TrainingPlan
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import find_source, load_transfer
 from slipstream.weights import weights_of
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +25,7 @@ def run(tmp_path_factory):
 def test_a_run_is_transferred_to_a_seed_shown_and_evaluated(run, tmp_path):
     out = tmp_path / "out"
     told = slipstream(
-        "transfer", run, "--target-seed", 7, "--method", "fgmt-signed", "--stages", 3, "--out", out
+        "transfer", run, "--seed", 7, "--method", "fgmt-signed", "--stages", 3, "--out", out
     ).stdout
     assert "9 gradients" in told
     result = load_transfer(out)
@@ -68,13 +61,13 @@ def test_a_file_is_a_target_and_json_is_for_machines(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--target-seed", "1", "--target", "x"], "exactly one of --target FILE and --target-seed"),
+        (["--seed", "1", "--target", "x"], "exactly one of --seed N and --target FILE"),
         ([], "exactly one of"),
         (["--target", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--target-seed", "1", "--stages", "0"], "stages must be at least 1, got 0"),
-        (["--target-seed", "1", "--exclude", "hat.*"], "'hat.*' matches no tensor"),
-        (["--target-seed", "1", "--method", "oracle"], "give --trained-target FILE"),
-        (["--target-seed", "1", "--model", "conv_net"], "lacks the tensor"),
+        (["--seed", "1", "--stages", "0"], "stages must be at least 1, got 0"),
+        (["--seed", "1", "--exclude", "hat.*"], "'hat.*' matches no tensor"),
+        (["--seed", "1", "--method", "oracle"], "give --trained-target FILE"),
+        (["--seed", "1", "--model", "conv_net"], "lacks the tensor"),
     ],
 )
 def test_mistakes_are_told_in_one_line(run, tmp_path, arguments, words):

@@ -5,17 +5,10 @@ import sys
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.modes import Modes, compress_to_modes
 from slipstream.trajectory import Layout, Trajectory, create_run
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture
@@ -89,7 +82,7 @@ def test_a_compressed_run_is_evaluated_averaged_and_transferred_as_before(tmp_pa
         ]
 
     def transferred(name):
-        slipstream("transfer", run, "--target-seed", 1, "--stages", 2, "--out", tmp_path / name)
+        slipstream("transfer", run, "--seed", 1, "--stages", 2, "--out", tmp_path / name)
         return Trajectory.open(tmp_path / name)[-1].weights
 
     (*plain, shown), there = said(), transferred("plain")

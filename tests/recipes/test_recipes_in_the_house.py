@@ -6,11 +6,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
+from commands import slipstream
 from slipstream import find_neuron_groups
-from slipstream.cli.app import app
-from slipstream.cli.masks import lost_mask, share_of_zeros
+from slipstream.cli.masked import lost_mask, share_of_zeros
 from slipstream.evaluation import accuracy, evaluate
 from slipstream.named_task import rebuild
 from slipstream.recipes import load_subspace, load_ticket
@@ -25,12 +24,6 @@ SMALL = ("mlp", "--width", 8, "--epochs", 3)
 QUICK = ("--no-controls", "--batch-size", 128)
 RUNS = ("iterand", "lure", "aggregation", "subspace", "side/task")
 WHOLE = RUNS[:-1]  # those that tell how to build their network
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +41,7 @@ def runs(tmp_path_factory):
 
 
 def transfer(source, out):
-    how = ("--target-seed", 7, "--method", "fgmt-signed", "--stages", 3)
+    how = ("--seed", 7, "--method", "fgmt-signed", "--stages", 3)
     return slipstream("transfer", source, *how, "--out", out)
 
 
@@ -100,7 +93,7 @@ def test_what_tells_its_network_is_evaluated_averaged_and_transferred(runs, name
 
 
 def test_what_lies_beside_a_base_says_so(runs):
-    for command in (("evaluate",), ("average",), ("transfer", "--target-seed", 7)):
+    for command in (("evaluate",), ("average",), ("transfer", "--seed", 7)):
         said = slipstream(command[0], runs / "side" / "task", *command[1:], code=2).stderr
         assert f"was trained beside {runs / 'lure'}, without that" in said
         assert said.count("\n") == 1

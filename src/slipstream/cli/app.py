@@ -1,12 +1,13 @@
 """The list of commands, and what all of them do about mistakes."""
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from slipstream.cli.average import average
+from slipstream.cli.command import add_command
 from slipstream.cli.complexity import complexity
 from slipstream.cli.compress import compress
 from slipstream.cli.curvature import curvature
@@ -19,6 +20,7 @@ from slipstream.cli.landscape import landscape
 from slipstream.cli.match import match
 from slipstream.cli.modes import modes
 from slipstream.cli.motion import motion
+from slipstream.cli.output import complain
 from slipstream.cli.plot import plot
 from slipstream.cli.port import port
 from slipstream.cli.predict import predict
@@ -56,25 +58,39 @@ def _words_of(error: Exception) -> str:
     return re.sub(r"\b(\w+)=True\b", lambda flag: "--" + flag[1].replace("_", "-"), text)
 
 
-def complain(message: str) -> None:
-    """Write one line, in red, to the standard error."""
-    typer.secho(" ".join(message.split()), fg="red", err=True)
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"slipstream {version('slipstream')}")
+        raise typer.Exit
 
 
 app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Record a training run, transfer it to another start, and measure it.",
 )
+
+
+@app.callback()
+def slipstream(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Record a training run, transfer it to another start, and measure it."""
+
+
 for command in (
     *(demo, train, import_, show, groups, match, transfer, port),
     *(evaluate, modes, average, compress, federate, predict),
     *(motion, curvature, complexity, report, view, plot),
 ):
-    app.command(command.__name__.rstrip("_"))(command)
+    add_command(app, command)
 app.add_typer(landscape, name="landscape")
 app.add_typer(recipe, name="recipe")
 

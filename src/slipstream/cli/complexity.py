@@ -8,62 +8,52 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json
+from slipstream.cli.output import OutputFiles, write_json
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import steps_bar
+from slipstream.cli.task_options import TaskOptions
 
 if TYPE_CHECKING:
     from slipstream.trajectory import Trajectory
 
-FIGURE = "Draw the way of the bias and the bounds: PNG, SVG or PDF by its ending."
-LAYER = "Whose bias to follow; by default the first layer's."
-RATE = "Learning rate of the run, if the run does not tell."
+FIGURE = "Draw how the bias moved, and the bounds: PNG, SVG or PDF by the ending."
+FILES = Adjusted(skip=("out",), help={"figure": FIGURE})
+LAYER = "The layer whose bias is followed."
+RATE = "Learning rate of the run."
 
 
 def complexity(
     run: Annotated[Path, typer.Argument(help="A run folder with a snapshot of every step.")],
-    layer: Annotated[str | None, typer.Option(help=LAYER)] = None,
-    lr: Annotated[float | None, typer.Option(help=RATE)] = None,
-    figure: Annotated[
-        Path | None,
-        typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure),
-    ] = None,
-    model: options.OtherModel = None,
-    data: options.OtherData = None,
-    loss: options.Loss = None,
-    width: options.Width = None,
-    option: options.Option = None,
-    device: options.Device = "cpu",
+    task: TaskOptions,
+    files: Annotated[OutputFiles, FILES],
+    layer: Annotated[str | None, typer.Option(help=LAYER, show_default="the first")] = None,
+    lr: Annotated[float | None, typer.Option(help=RATE, show_default="as recorded")] = None,
     json: options.AsJson = False,
 ) -> None:
-    """Read how complex the learned function is from the way of the first bias.
+    """Measure how complex the learned function is, from how the first layer's bias moves.
 
-    The run must take one example per step, by plain SGD, and keep every step: it is made by
-    slipstream train with --batch-size 1 --momentum 0 --keep every:1.
+    The run must take one example per step, by plain SGD, and keep every step: such a run is made
+    by slipstream train with --batch-size 1 --momentum 0 --keep every:1.
 
-    Example: slipstream complexity run -o complexity.png
+    Example: slipstream complexity run --figure complexity.png
     """
-    from slipstream.cli.loading import open_experiment
     from slipstream.dynamics import complexity_of_run
     from slipstream.evaluation import batches_of_epoch
     from slipstream.report.figures import plot_complexity
     from slipstream.trajectory import Trajectory
 
-    experiment = open_experiment(
-        run, model=model, data=data, loss=loss, width=width, option=option, device=device
-    )
-    trajectory = Trajectory.open(run)
+    opened, trajectory = task.open(run), Trajectory.open(run)
     rates, epochs = _recipe(trajectory, lr)
-    batches = (batches_of_epoch(experiment.data, epoch) for epoch in range(epochs))
+    batches = (batches_of_epoch(opened.data, epoch) for epoch in range(epochs))
     with steps_bar("steps", hidden=json) as bar:
         found = complexity_of_run(
             trajectory,
-            replace(experiment, data=chain.from_iterable(batches)),
+            replace(opened, data=chain.from_iterable(batches)),
             learning_rate=rates,
             layer=layer,
             progress=bar,
         )
-    if figure is not None:
-        plot_complexity(found).savefig(figure, dpi=150)
+    files.draw(lambda: plot_complexity(found))
     if not json:
         typer.echo(str(found))
         return
@@ -79,10 +69,10 @@ def _recipe(trajectory: "Trajectory", lr: float | None) -> tuple[float | list[fl
     """The learning rates of a run, and its epochs."""
     from slipstream.training import TrainingPlan
 
-    told = trajectory.description["configuration"].get("training")
-    if told:
-        plan = TrainingPlan.from_dict(told)
+    recorded = trajectory.description["configuration"].get("training")
+    if recorded:
+        plan = TrainingPlan.from_dict(recorded)
         return lr or plan.rates(len(trajectory) - 1), plan.epochs
     if lr is None:
-        raise ValueError("The run does not tell its learning rate: give it with --lr.")
+        raise ValueError("--lr is missing: the run does not say its learning rate.")
     return lr, 1

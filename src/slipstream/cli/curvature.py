@@ -1,74 +1,64 @@
 """`slipstream curvature`."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json, write_table
+from slipstream.cli.landscape.networks import MeasureOptions
+from slipstream.cli.output import write_table
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import steps_bar
+from slipstream.cli.task_options import TaskOptions
+from slipstream.landscape.plans import CurvaturePlan
 
-FIGURE = "Draw it along the run: PNG, SVG or PDF by its ending."
-RESUME = "Keep what is done in this file, and go on from it after an interruption."
-STEP = "A step of the run; as many as you like. By default ten, evenly spaced."
+if TYPE_CHECKING:
+    from slipstream.landscape import CurvatureAlong
+
+STEP = "A step of the run; repeatable."
+FILES = Adjusted(skip=("metric", "split", "batchnorm_batches"))
 
 
 def curvature(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    step: Annotated[list[int] | None, typer.Option(help=STEP)] = None,
-    split: Annotated[Literal["train", "validation", "test"], typer.Option()] = "train",
-    batches: Annotated[int, typer.Option(min=1, help="Batches of it, the first ones.")] = 10,
-    iterations: Annotated[int, typer.Option(help="Of Lanczos, at most.")] = 60,
-    tolerance: Annotated[float, typer.Option(help="Of the eigenvalues, relative.")] = 0.01,
-    samples: Annotated[int, typer.Option(help="Random vectors for the trace.")] = 10,
-    radius: Annotated[float, typer.Option(help="Of the ball for the sharpness.")] = 0.05,
-    seed: Annotated[int, typer.Option(help="Of the random vectors.")] = 0,
-    figure: Annotated[
-        Path | None,
-        typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure),
-    ] = None,
-    resume: Annotated[Path | None, typer.Option(help=RESUME)] = None,
-    model: options.OtherModel = None,
-    data: options.OtherData = None,
-    loss: options.Loss = None,
-    width: options.Width = None,
-    option: options.Option = None,
-    device: options.Device = "cpu",
+    run: options.Run,
+    plan: CurvaturePlan,
+    files: Annotated[MeasureOptions, FILES],
+    task: TaskOptions,
+    step: Annotated[list[int] | None, typer.Option(help=STEP, show_default="ten of them")] = None,
+    split: options.Split = "train",
+    batches: options.Batches = 10,
     json: options.AsJson = False,
 ) -> None:
     """Measure how the loss bends along a run: Hessian, sharpness, gradient noise.
 
     BatchNorm uses its running statistics, dropout is off.
 
-    Example: slipstream curvature run --step 0 --step 100 -o curvature.png
+    Example: slipstream curvature run --step 0 --step 100 --figure curvature.png
     """
-    from slipstream.cli.loading import open_experiment
-    from slipstream.evaluation import Task
-    from slipstream.landscape import CurvaturePlan, curvature_along
+    from slipstream.landscape import curvature_along
     from slipstream.report.figures import plot_curvature
     from slipstream.trajectory import Trajectory
 
-    experiment = open_experiment(
-        run, model=model, data=data, loss=loss, width=width, option=option, device=device
-    )
+    opened = task.open(run)
     with steps_bar("snapshots", hidden=json) as bar:
         found = curvature_along(
             Trajectory.open(run),
-            Task(experiment.model, islice(experiment.part(split), batches), experiment.loss),
+            replace(opened, data=list(islice(opened.part(split), batches))),
             steps=step or None,
-            plan=CurvaturePlan(iterations, tolerance, samples, radius, seed),
-            resume=resume,
+            plan=plan,
+            resume=files.begin(),
             progress=bar,
         )
-    if figure is not None:
-        plot_curvature(found).savefig(figure, dpi=150)
+    points = [asdict(found.at(position)) for position in range(len(found.steps))]
+    values = [{"step": s, **point} for s, point in zip(found.steps, points, strict=True)]
+    if files.finish(values, lambda: plot_curvature(found), json=json):
+        _print(found)
+
+
+def _print(found: "CurvatureAlong") -> None:
     points = [found.at(position) for position in range(len(found.steps))]
-    if json:
-        write_json([{"step": s, **asdict(p)} for s, p in zip(found.steps, points, strict=True)])
-        return
     names = ["step", "loss", "gradient", "largest", "lowest", "trace", "sharpness", "noise"]
     rows = [
         [

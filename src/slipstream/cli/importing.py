@@ -6,26 +6,32 @@ from typing import Annotated
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json
+from slipstream.cli.output import OutputRun, write_json
+from slipstream.cli.plan_options import Adjusted
+
+RUN = Adjusted(skip=("resume", "overwrite"), shown={"out": "SOURCE-run"})
+DESTINATION = "The same as --out."
+PREFIX = "Keep the tensors whose names start so, and cut that off."
+KEY = "Where in .pt files the weights are."
 
 
 def import_(
     source: Annotated[Path, typer.Argument(help="The folder of checkpoints.")],
-    destination: Annotated[
-        Path | None, typer.Argument(help="The run folder to make; SOURCE-run if not given.")
-    ] = None,
-    prefix: Annotated[str, typer.Option(help="Keep names that start so, and cut it off.")] = "",
-    key: Annotated[str | None, typer.Option(help="Where in .pt files the weights are.")] = None,
+    files: Annotated[OutputRun, RUN],
+    destination: Annotated[Path | None, typer.Argument(help=DESTINATION)] = None,
+    prefix: Annotated[str, typer.Option(help=PREFIX)] = "",
+    key: Annotated[str | None, typer.Option(help=KEY, show_default="found")] = None,
     json: options.AsJson = False,
 ) -> None:
     """Make a run of the checkpoints that other tools wrote: Hugging Face, Lightning, .pt files.
 
-    Example: slipstream import output/checkpoints run --prefix model.
+    Example: slipstream import output/checkpoints --prefix model. -o run
     """
     from slipstream.trajectory import import_run
 
-    run = import_run(source, destination, prefix=prefix, key=key)
-    made = str(destination or f"{source.resolve()}-run")
+    out = files.out or destination
+    run = import_run(source, out, prefix=prefix, key=key)
+    made = str(out or f"{source.resolve()}-run")
     if json:
         write_json({"path": made, "steps": run.steps, "tensors": len(run.names)})
     else:

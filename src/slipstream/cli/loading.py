@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from slipstream.cli.task_options import TaskOptions
-from slipstream.evaluation import Task, inputs_of
+from slipstream.cli.task_options import TaskOptions, build, read_task_file
+from slipstream.evaluation import Task
+from slipstream.named_task import NamedTask
 from slipstream.pretrained import example_input_for, model_from_config, timm_model
 from slipstream.storage.tensor_file import map_tensors
 from slipstream.trajectory import Snapshot, Trajectory
@@ -29,41 +30,24 @@ def open_experiment(
     seed: int | None = None,
     device: str = "cpu",
 ) -> Task:
-    """Build the model and load the data of a run, or those that are named.
-
-    Args:
-        run: A run folder, if there is one; what is named besides replaces what it tells.
-        model: A network of the testbed, or `package.module:function`.
-        data: A data set of the testbed, or `package.module:function`; `digits` without a run.
-        loss: `package.module:function`.
-        width: Of the testbed's network.
-        option: Further settings of it, as `name=value`.
-        seed: Of the initial weights.
-        device: Where the model goes.
-
-    Returns:
-        The model with initial weights, the data and the loss.
-
-    Raises:
-        ValueError: If there is neither a run nor a model, or something does not fit.
-    """
+    """Build the task of a run, or what is named."""
     named = TaskOptions(model, data, loss, width=width, option=tuple(option or ()), device=device)
     return named.open(run, seed=seed)
 
 
-def landscapes_of(seconds: float, **given: Any) -> "Landscapes":
+def landscapes_of(task: TaskOptions, seconds: float) -> "Landscapes":
     """Return how the loss around runs is measured, with the models and data that are named.
 
     Args:
+        task: What the user names besides the run.
         seconds: How long a line or a plane may take, about.
-        given: What `open_experiment` takes besides the run.
 
     Returns:
-        What opens the experiment of a run when it is asked for.
+        What opens the task of a run when it is asked for.
     """
     from slipstream.report.sections import Landscapes
 
-    return Landscapes(lambda run: open_experiment(run.path, **given), seconds)
+    return Landscapes(lambda run: task.open(run.path), seconds)
 
 
 def open_comparison(file: Path) -> "Comparison":
@@ -89,17 +73,13 @@ def open_comparison(file: Path) -> "Comparison":
         ) from error
 
 
-def open_model(
-    name: str, *, data: str | None, width: float | None, option: list[str] | None
-) -> tuple[nn.Module, Any]:
+def open_model(name: str, task: TaskOptions) -> tuple[nn.Module, Any]:
     """Build the model that a user names, with an input that it accepts.
 
     Args:
         name: A run folder, a Hugging Face folder, `timm:NAME`, a network of the testbed, or
             `package.module:function`.
-        data: A data set of the testbed, or `package.module:function`, to take the input from.
-        width: Of the testbed's network.
-        option: Further settings of it, as `name=value`.
+        task: What else is named: of a run, the model too; the data to take the input from.
 
     Returns:
         The model, on the meta device if it is of a Hugging Face folder, and the input.
@@ -107,19 +87,30 @@ def open_model(
     Raises:
         ValueError: If there is no such model, or something does not fit.
     """
-    run = Path(name) if Path(name, "run.json").is_file() else None
-    if run is None and (name.startswith("timm:") or Path(name, "config.json").is_file()):
-        if data or width or option:
+    if has_no_data(name):
+        if task.data or task.width or task.option:
             raise ValueError(f"--data, --width and --option are not for {name}.")
         timm = name.startswith("timm:")
         model = timm_model(name.removeprefix("timm:")) if timm else model_from_config(name)
         return model, example_input_for(model)
-    experiment = open_experiment(
-        run, model=None if run else name, data=data, width=width, option=option
+    opened = open_named(name, task)
+    if task.data is None and hasattr(opened.model, "main_input_name"):  # of transformers
+        return opened.model, example_input_for(opened.model)
+    return opened.model, opened.example()
+
+
+def open_named(name: str, task: TaskOptions) -> Task:
+    """Build the task of a run folder, or of a model by its name; its loss does not matter."""
+    if Path(name, "run.json").is_file():
+        return task.open(Path(name), parts=("model", "data"))
+    return build(NamedTask.of_layers(read_task_file(task.task), {**task.given(), "model": name}))
+
+
+def has_no_data(name: str) -> bool:
+    """Return whether a model is of a Hugging Face folder or of timm: with weights alone."""
+    return name.startswith("timm:") or (
+        Path(name, "config.json").is_file() and not Path(name, "run.json").is_file()
     )
-    if data is None and hasattr(experiment.model, "main_input_name"):  # of transformers
-        return experiment.model, example_input_for(experiment.model)
-    return experiment.model, inputs_of(next(iter(experiment.data)))
 
 
 def open_weights(
@@ -145,6 +136,14 @@ def open_weights(
         raise ValueError("Give a run folder, or a file with --weights.")
     snapshot = _snapshot(run, step)
     return _complete(model, snapshot.weights, f"step {snapshot.step} of {run}")
+
+
+def open_either(model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file of weights, or the last snapshot of a run folder."""
+    is_run = path.is_dir()
+    return open_weights(
+        model, run=path if is_run else None, step=None, file=None if is_run else path
+    )
 
 
 def open_file(model: nn.Module, file: Path) -> dict[str, Tensor]:

@@ -1,53 +1,124 @@
 """`slipstream match`."""
 
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.groups import MODEL
-from slipstream.cli.output import write_json
+from slipstream.cli.output import OutputFiles, write_json
+from slipstream.cli.plan_options import Adjusted
+from slipstream.cli.task_options import TaskOptions
 
-WEIGHTS = "A .safetensors file, or a run folder: its last snapshot."
+if TYPE_CHECKING:
+    from torch import nn
+
+    from slipstream.matching import Matching
+
+SIDE = "A .safetensors file, or a run folder: its last snapshot."
+METHOD = "What is matched: the weights, or what neurons compute on the training data."
 START = "Where the search starts; frank-wolfe: at the rounded solution of the relaxed problem."
-METHOD = "What is laid over each other: the weights, or what neurons compute on the data."
+RESTARTS = "More searches, with the groups in random order; the best counts."
+PERMUTATION = "Write the permutation to this .safetensors file."
+MODEL = "The model of both: a run folder, a Hugging Face folder, timm:NAME, mlp, conv_net, ..."
+FILES = Adjusted(skip=("figure",), help={"out": "Write the permuted source to this file."})
+TASK = Adjusted(
+    skip=("loss", "metrics"), help={"model": MODEL}, shown={"model": "that of SOURCE or TARGET"}
+)
 
 
 def match(
-    source: Annotated[Path, typer.Argument(help=f"What is permuted. {WEIGHTS}")],
-    target: Annotated[Path, typer.Argument(help=f"What stays. {WEIGHTS}")],
-    out: Annotated[Path, typer.Option(help="Write the permuted source to this file.")],
-    model: Annotated[str, typer.Option(help=MODEL)],
+    source: Annotated[Path, typer.Argument(help=f"What is permuted. {SIDE}")],
+    target: Annotated[Path, typer.Argument(help=f"What stays. {SIDE}")],
+    files: Annotated[OutputFiles, FILES],
+    task: Annotated[TaskOptions, TASK],
     method: Annotated[Literal["weights", "activations"], typer.Option(help=METHOD)] = "weights",
-    batches: Annotated[int, typer.Option(min=1, help="Of the data, for activations.")] = 8,
+    batches: Annotated[int, typer.Option(min=1, help="Batches, for activations.")] = 8,
     start: Annotated[Literal["identity", "frank-wolfe"], typer.Option(help=START)] = "identity",
-    restarts: Annotated[int, typer.Option(min=0, help="With groups in another order.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of the restarts.")] = 0,
-    permutation: Annotated[Path | None, typer.Option(help="Write the permutation here.")] = None,
-    data: options.OtherData = None,
-    width: options.Width = None,
-    option: options.Option = None,
+    restarts: Annotated[int, typer.Option(min=0, help=RESTARTS)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the restarts.")] = 0,
+    permutation: Annotated[Path | None, typer.Option(help=PERMUTATION)] = None,
     json: options.AsJson = False,
 ) -> None:
-    """Permute one set of weights so that it lies over another; its function stays the same.
+    """Permute the neurons of one network so that it aligns to another; its function stays the same.
 
-    Example: slipstream match a.safetensors b.safetensors --model mlp --out a_over_b.safetensors
+    Example: slipstream match a.safetensors b.safetensors --model mlp -o aligned.safetensors
     """
-    from slipstream.cli.matching import match_files, summary
+    from slipstream.cli.loading import open_either
 
-    found = match_files(
-        source,
-        target,
-        out=out,
-        permutation=permutation,
-        experiment={"model": model, "data": data, "width": width, "option": option},
-        batches=batches if method == "activations" else None,
-        start=start,
-        restarts=restarts,
-        seed=seed,
-    )
+    files.require("where the permuted source goes")
+    files.check(permutation, "--permutation")
+    name = _name(source, target, task)
+    how: dict[str, Any] = {"restarts": restarts, "seed": seed}
+    if method == "weights":
+        how["start"] = None if start == "identity" else start
+        model, found = _match_weights(name, source, target, task, how)
+    else:
+        how |= {"batches": batches, "start": start}
+        model, found = _match_activations(name, source, target, task, how)
+    files.write_weights(found.source_to_target.apply(open_either(model, source)))
+    if permutation is not None:
+        found.source_to_target.save(permutation)
     if json:
         write_json(summary(found))
     else:
         typer.echo("\n".join(f"{name}: {value}" for name, value in summary(found).items()))
+
+
+def summary(found: "Matching") -> dict[str, Any]:
+    """Return what a matching found, for people and scripts."""
+    return {
+        "objective": found.objective,
+        "identity_objective": found.identity_objective,
+        "gain": found.gain,
+        "moved": found.source_to_target.moved(),
+        "sweeps": found.sweeps,
+        "converged": found.converged,
+        "seconds": found.seconds_products + found.seconds_assignments,
+    }
+
+
+def _name(source: Path, target: Path, task: TaskOptions) -> str:
+    """What the model is made of: --model, or the run that is one of the sides."""
+    if task.model is not None:
+        return task.model
+    run = next((path for path in (source, target) if (path / "run.json").is_file()), None)
+    if run is None:
+        raise ValueError("--model is missing: the two files do not say what they are weights of.")
+    return str(run)
+
+
+def _match_weights(
+    name: str, source: Path, target: Path, task: TaskOptions, how: dict[str, Any]
+) -> "tuple[nn.Module, Matching]":
+    from slipstream.cli.loading import open_either, open_model
+    from slipstream.matching import match_weights
+    from slipstream.symmetry.tracing import find_neuron_groups
+
+    model, example_input = open_model(name, replace(task, model=None))
+    groups = find_neuron_groups(model, example_input)
+    sides = open_either(model, source), open_either(model, target)
+    return model, match_weights(*sides, groups=groups, **how)
+
+
+def _match_activations(
+    name: str, source: Path, target: Path, task: TaskOptions, how: dict[str, Any]
+) -> "tuple[nn.Module, Matching]":
+    from slipstream.cli.loading import has_no_data, open_either, open_named
+    from slipstream.matching import match_activations
+    from slipstream.symmetry.tracing import find_neuron_groups
+
+    if how.pop("start") != "identity":
+        raise ValueError("--start frank-wolfe goes with --method weights only.")
+    if has_no_data(name):
+        raise ValueError(
+            f"{name} has no data, which --method activations needs: give --model and --data as "
+            "package.module:function, or use --method weights."
+        )
+    opened = open_named(name, replace(task, model=None))
+    groups = find_neuron_groups(opened.model, opened.example())
+    opened = opened.on(list(islice(opened.data, how.pop("batches"))))
+    sides = open_either(opened.model, source), open_either(opened.model, target)
+    return opened.model, match_activations(*sides, opened, groups=groups, **how)

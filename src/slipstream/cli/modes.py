@@ -1,38 +1,47 @@
 """`slipstream modes`."""
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json, write_table
+from slipstream.cli.command import old_flags
+from slipstream.cli.output import OutputFiles, write_json, write_table
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import pieces_bar
 
 if TYPE_CHECKING:
     from slipstream.modes import Modes
 
-FIGURE = "Draw references, shares of the motion and correlations: PNG, SVG or PDF by its ending."
+REFERENCE = "What a mode follows: one of its weights, or the mean direction of all."
+GROUPING = "How sampled weights are clustered by their correlations."
+COMPARE = "Compare with PCA and with random groups."
+FILES = Adjusted(
+    help={
+        "out": "Write the modes to this .safetensors file.",
+        "figure": "Draw references, shares of the motion and correlations: PNG, SVG or PDF.",
+    }
+)
 
 
+@old_flags({"--save": "--out"})
 def modes(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: options.Run,
+    files: Annotated[OutputFiles, FILES],
     modes: Annotated[int, typer.Option(help="Number of modes.")] = 10,
-    samples: Annotated[int, typer.Option(help="Weights that are grouped.")] = 1000,
-    reference: Annotated[Literal["member", "component"], typer.Option()] = "member",
-    grouping: Annotated[Literal["complete", "average", "k-means"], typer.Option()] = "complete",
-    seed: Annotated[int, typer.Option(help="Of the sample.")] = 0,
-    compare: Annotated[bool, typer.Option("--compare", help="Show controls, and PCA.")] = False,
-    save: Annotated[Path | None, typer.Option(help="Write the modes to this file.")] = None,
-    figure: Annotated[
-        Path | None, typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure)
-    ] = None,
+    samples: Annotated[int, typer.Option(help="How many weights are clustered.")] = 1000,
+    reference: Annotated[Literal["member", "component"], typer.Option(help=REFERENCE)] = "member",
+    grouping: Annotated[
+        Literal["complete", "average", "k-means"], typer.Option(help=GROUPING)
+    ] = "complete",
+    seed: Annotated[int, typer.Option(help="Seed of the sample.")] = 0,
+    compare: Annotated[bool, typer.Option("--compare", help=COMPARE)] = False,
     json: options.AsJson = False,
 ) -> None:
-    """Decompose a run into modes: groups of weights that move in step, or against each other.
+    """Decompose a run into modes: groups of weights that move together, or against each other.
 
-    Example: slipstream modes run --modes 5 --compare --save modes.safetensors --figure modes.png
+    Example: slipstream modes run --modes 5 --compare -o modes.safetensors --figure modes.png
     """
     from slipstream.modes import compare_modes, fit_modes
     from slipstream.report.figures import plot_modes
@@ -43,10 +52,9 @@ def modes(
         trajectory = Trajectory.open(run)
         found = fit_modes(trajectory, **how, reference=reference, progress=progress)
         compared = compare_modes(trajectory, **how, progress=progress) if compare else None
-    if save is not None:
-        found.save(save)
-    if figure is not None:
-        plot_modes(found).savefig(figure, dpi=150)
+    if files.out is not None:
+        found.save(files.out)
+    files.draw(lambda: plot_modes(found))
     described = describe(found) | (asdict(compared) if compared else {})
     if json:
         write_json(described)

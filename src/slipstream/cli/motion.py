@@ -1,36 +1,33 @@
 """`slipstream motion`."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json, write_table
+from slipstream.cli.output import OutputFiles, write_json, write_table
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import pieces_bar
 
 if TYPE_CHECKING:
     from slipstream.dynamics import Motion
 
-FIGURE = "Draw speed, direction, parts and path: PNG, SVG or PDF by its ending."
+FIGURE = "Draw speed, direction, parts and path: PNG, SVG or PDF by the ending."
+FILES = Adjusted(skip=("out",), help={"figure": FIGURE})
+TENSORS = "A row per tensor instead of one per layer."
 PHASES = "The most phases to look for."
 
 
 def motion(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    tensors: Annotated[
-        bool, typer.Option("--tensors", help="A row for each tensor, not layer.")
-    ] = False,
+    run: options.Run,
+    files: Annotated[OutputFiles, FILES],
+    tensors: Annotated[bool, typer.Option("--tensors", help=TENSORS)] = False,
     phases: Annotated[int, typer.Option(min=1, help=PHASES)] = 6,
-    figure: Annotated[
-        Path | None,
-        typer.Option("-o", "--figure", help=FIGURE, callback=options.new_figure),
-    ] = None,
     json: options.AsJson = False,
 ) -> None:
-    """Measure how the weights of a run move: speed, turns, phases, and each layer's share.
+    """Measure how the weights of a run move: speed, turns, phases, share per layer.
 
-    Example: slipstream motion run -o motion.png
+    Example: slipstream motion run --figure motion.png
     """
     from slipstream.dynamics import find_phases, measure_motion, principal_path
     from slipstream.report.figures import plot_motion
@@ -43,8 +40,7 @@ def motion(
     parts = by_tensor if tensors else by_tensor.by_layer()
     enough = len(trajectory) > 3
     found = find_phases(by_tensor, most=phases) if enough else None
-    if figure is not None:
-        plot_motion(parts, phases=found, path=path).savefig(figure, dpi=150)
+    files.draw(lambda: plot_motion(parts, phases=found, path=path))
     if json:
         described = describe(parts) | {"all": describe(by_tensor.combined())["parts"][0]}
         described["phases"] = [vars(phase) for phase in found.phases] if found else []

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_typ
 
 import typer
 
-from slipstream.storage.plan_fields import ARGUMENT, FLAGS, HELP, MINIMUM, SHOWN
+from slipstream.storage.plan_fields import ARGUMENT, FLAGS, HELP, HIDDEN, MINIMUM, SHOWN
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -90,10 +90,11 @@ def in_flags(message: str, flags: Mapping[str, str]) -> str:
     def flag(match: re.Match[str]) -> str:
         return flags.get(match[1], match[0])
 
+    def value(match: re.Match[str]) -> str:
+        return f"{flags[match[1]]} {match[3]}" if match[1] in flags else match[0]
+
     message = re.sub(r"\b(\w+)=True\b", flag, message)
-    message = re.sub(
-        r"\b(\w+)=(?=\S)", lambda m: f"{flags[m[1]]} " if m[1] in flags else m[0], message
-    )
+    message = re.sub(r"\b(\w+)=([\"']?)([^\s\"']+)\2", value, message)
     return re.sub(r"^(\w+)\b(?=:| (?:must|is|are|needs|has|goes|holds)\b)", flag, message)
 
 
@@ -112,12 +113,11 @@ class _Plan:
 
     def parameters(self) -> Iterator[inspect.Parameter]:
         """The parameters of the command that make the plan."""
-        hints = get_type_hints(self.kind)
         for own, inner in self._options():
             if inner is not None:
                 yield from inner.parameters()
             else:
-                yield self._parameter(own, hints[own.name])
+                yield self._parameter(own, self._hint(own))
 
     def flags(self) -> Iterator[tuple[str, str]]:
         """Field and option, as it is written."""
@@ -129,16 +129,16 @@ class _Plan:
 
     def make(self, values: dict[str, Any]) -> Any:
         """Make the plan; its values are taken out of `values`."""
-        hints = get_type_hints(self.kind)
         made: dict[str, Any] = {}
         for own, inner in self._options():
             if inner is not None:
                 made[own.name] = inner.make(values)
                 continue
             value = values.pop(self._name(own))
-            if value is None and not _optional(hints[own.name]):
+            hint = self._hint(own)
+            if value is None and not _optional(hint):
                 continue  # a list that was not given
-            made[own.name] = _read(value, hints[own.name], f"--{self._name(own)}")
+            made[own.name] = _read(value, hint, f"--{self._name(own)}")
         return self.kind(**made) if self.default is None else replace(self.default, **made)
 
     def _options(self) -> Iterator[tuple["Field[Any]", "_Plan | None"]]:
@@ -155,6 +155,9 @@ class _Plan:
             return getattr(self.default, own.name)
         return own.default if own.default_factory is MISSING else own.default_factory()
 
+    def _hint(self, own: "Field[Any]") -> Any:
+        return get_type_hints(self.kind)[own.name] if isinstance(own.type, str) else own.type
+
     def _name(self, own: "Field[Any]") -> str:
         return self.adjusted.rename.get(own.name, own.name)
 
@@ -167,6 +170,8 @@ class _Plan:
             "help": self.adjusted.help.get(own.name, own.metadata[HELP]),
             "min": own.metadata[MINIMUM],
             "show_default": True if shown is None else str(shown),
+            "hidden": own.metadata[HIDDEN],
+            "rich_help_panel": getattr(self.kind, "help_panel", None),
         }
         info = (
             typer.Argument(**how)
@@ -201,9 +206,13 @@ def _for_typer(hint: Any, default: Any) -> tuple[Any, Any]:
     """Type and default as typer knows them: lists instead of tuples and mappings."""
     kind = get_origin(_plain(hint))
     if kind in (tuple, Sequence):
-        return list[get_args(_plain(hint))[0]] | None, list(default or ()) or None  # type: ignore[misc]
+        element = get_args(_plain(hint))[0]
+        element = str if get_origin(element) in (Union, UnionType) else element
+        return list[element] | None, list(default or ()) or None  # type: ignore[valid-type]
     if kind in (Mapping, dict):
         return list[str] | None, None
+    if kind in (Union, UnionType):  # of several kinds the one that can be typed
+        return type(default), default
     return hint, default
 
 

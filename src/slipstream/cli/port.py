@@ -2,35 +2,36 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slipstream.cli import options
 from slipstream.cli.output import write_json
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import steps_bar
+from slipstream.cli.task_options import TaskOptions
+from slipstream.porting.plan import PortPlan
 
 if TYPE_CHECKING:
     from slipstream.evaluation import Task
 
-Method = Literal[
-    "auto", "identity", "weights", "activations", "procrustes", "fgmt",
-    "sign-mask", "weights-mask", "activations-mask", "procrustes-mask", "fgmt-mask",
-    "identity-signed", "weights-signed", "activations-signed", "fgmt-signed",
-]  # fmt: skip
 FROM_BASE = "What the fine-tune started from: a Hugging Face folder, or a file of weights."
 FINE_TUNED = "The fine-tune: the same, or a LoRA adapter in the format of PEFT."
 TO_BASE = "The base that gets the fine-tune."
-OUT = "What to make: a folder, or a .safetensors file if --to-base is a file."
-METHOD = "How the displacement is laid over the other base; auto measures, and chooses."
+OUT = "What to make: a new folder, or a .safetensors file if --to-base is a file."
 DATA = (
     "Labelled batches of the task, to take gradients on (train) and to choose by (validation): "
     "package.module:function, or with --model digits, mnist:DIR or cifar10:DIR."
 )
-MODEL = "A network of the testbed, or package.module:function, where --to-base does not tell it."
-LOSS = "package.module:function of a model and a batch; a Hugging Face model's own if not given."
-EXCLUDE = "Tensors that stay as --to-base has them, such as 'head.*'."
-GROUPS = "Neuron groups, as `slipstream groups --save` writes them; found if not given."
+MODEL = "mlp, conv_net, conv8, resnet18, or package.module:function, your own."
+PLAN = Adjusted(
+    rename={"batches_per_gradient": "batches", "strengths": "strength"},
+)
+TASK = Adjusted(
+    help={"model": MODEL, "data": DATA},
+    shown={"model": "that of --to-base", "data": "none", "loss": "the model's own"},
+)
 
 
 def port(
@@ -38,30 +39,23 @@ def port(
     fine_tuned: Annotated[Path, typer.Option(help=FINE_TUNED)],
     to_base: Annotated[Path, typer.Option(help=TO_BASE)],
     out: Annotated[Path, typer.Option("-o", "--out", help=OUT)],
-    method: Annotated[Method, typer.Option(help=METHOD)] = "auto",
-    data: Annotated[str | None, typer.Option(help=DATA)] = None,
-    model: Annotated[str | None, typer.Option(help=MODEL)] = None,
-    loss: Annotated[str | None, typer.Option(help=LOSS)] = None,
-    width: options.Width = None,
-    option: options.Option = None,
-    stages: Annotated[int, typer.Option(help="Gradients along the way; more are better.")] = 10,
-    exclude: Annotated[list[str] | None, typer.Option(help=EXCLUDE)] = None,
-    groups: Annotated[Path | None, typer.Option(help=GROUPS)] = None,
+    plan: Annotated[PortPlan, PLAN],
+    task: Annotated[TaskOptions, TASK],
+    groups: options.Groups = None,
     json: options.AsJson = False,
 ) -> None:
     """Port a fine-tune from one base model to another.
 
     Example: slipstream port --from-base A --fine-tuned A-chat --to-base B -o B-chat
     """
-    from slipstream.porting import FineTune, PortPlan, port_checkpoint
+    from slipstream.porting import FineTune, port_checkpoint
     from slipstream.symmetry.neuron_groups import NeuronGroups
 
-    plan = PortPlan(method, stages=stages, exclude=tuple(exclude or ()))
     with steps_bar("porting", hidden=json) as bar:
         result = port_checkpoint(
             out,
             FineTune(from_base, fine_tuned, to_base),
-            _task(to_base, data, model, loss, width, option),
+            _task(to_base, task),
             plan=plan,
             groups=NeuronGroups.load(groups) if groups else None,
             progress=bar,
@@ -72,26 +66,19 @@ def port(
         typer.echo(f"{result}\nwritten to {out}")
 
 
-def _task(
-    to_base: Path,
-    data: str | None,
-    model: str | None,
-    loss: str | None,
-    width: float | None,
-    option: list[str] | None,
-) -> "Task | None":
-    """The task that data, model and loss make; None without any."""
-    from slipstream.cli.loading import open_experiment
+def _task(to_base: Path, task: TaskOptions) -> "Task | None":
+    """The task that is named; None if there is nothing to choose by."""
     from slipstream.cli.task_options import import_function
     from slipstream.porting import checkpoint_task
 
-    if model is not None:
-        found = open_experiment(None, model=model, data=data, loss=loss, width=width, option=option)
-        if data is None:  # the model alone, to match neurons by weights
+    named = task.all_given()
+    if "model" in named:
+        found = task.open()
+        if "data" not in named:  # the model alone, to match neurons by weights
             return replace(found, data=(), validation=None, example_input=found.example())
         return found
-    if data is None:
+    if "data" not in named:
         return None
-    given = import_function(data)()
-    own = import_function(loss) if loss else None
+    given = import_function(named["data"])()
+    own = import_function(named["loss"]) if "loss" in named else None
     return checkpoint_task(to_base, given.train, validation=given.validation, loss=own)

@@ -7,42 +7,39 @@ from typing import Annotated
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json
+from slipstream.cli.output import OutputFiles, write_json
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import pieces_bar
+from slipstream.cli.task_options import TaskOptions
 
 RUNS = "One or more run folders; several are compared side by side."
-LANDSCAPE = "Whether to measure the loss around the runs on validation data; needs their model."
+LANDSCAPE = "Measure the loss around the runs on validation data; needs their model."
 SECONDS = "About how long each line or plane of the landscape may take."
 COMPARISON = "A comparison of transfer methods, as `slipstream demo --json` prints it."
+PAGE = "report.html"
+FILES = Adjusted(skip=("figure",), help={"out": "The page to write."}, shown={"out": PAGE})
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help=RUNS)],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The page.")] = Path("report.html"),
-    title: Annotated[str | None, typer.Option(help="Its heading.")] = None,
+    files: Annotated[OutputFiles, FILES],
+    task: TaskOptions,
+    title: Annotated[str | None, typer.Option(help="The heading.", show_default="RUNS")] = None,
     modes: Annotated[int, typer.Option(min=1, help="Number of modes.")] = 6,
     landscape: Annotated[bool, typer.Option(help=LANDSCAPE)] = True,
     seconds: Annotated[float, typer.Option(min=0, help=SECONDS)] = 10,
     comparison: Annotated[Path | None, typer.Option(help=COMPARISON)] = None,
-    model: options.OtherModel = None,
-    data: options.OtherData = None,
-    loss: options.Loss = None,
-    width: options.Width = None,
-    option: options.Option = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace the page if it is there.")] = False,
-    device: options.Device = "cpu",
     json: options.AsJson = False,
 ) -> None:
-    """Write a page about runs: what they were, how they moved, their modes, gains and ends.
+    """Write an HTML page about runs: what was learned, how they moved, their modes and ends.
 
     Example: slipstream report run transferred -o report.html
     """
     from slipstream.cli.loading import landscapes_of, open_comparison
     from slipstream.report.report import write_report
 
-    how = landscapes_of(
-        seconds, model=model, data=data, loss=loss, width=width, option=option, device=device
-    )
+    out = files.out or Path(PAGE)
+    files.check(out, "--out")
     with pieces_bar("opening the runs", hidden=json) as bar:
         written = write_report(
             runs,
@@ -50,8 +47,8 @@ def report(
             title=title,
             modes=modes,
             comparison=open_comparison(comparison) if comparison else None,
-            landscapes=how if landscape else None,
-            overwrite=overwrite,
+            landscapes=landscapes_of(task, seconds) if landscape else None,
+            overwrite=files.overwrite,
             progress=bar,
         )
     if json:

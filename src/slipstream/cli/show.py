@@ -15,7 +15,7 @@ ROWS = 12
 
 
 def show(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: options.Run,
     everything: Annotated[bool, typer.Option("--all", help="List every snapshot.")] = False,
     json: options.AsJson = False,
 ) -> None:
@@ -33,7 +33,7 @@ def show(
 def _print(described: dict[str, Any], *, everything: bool) -> None:
     size = decimal(described["bytes"])
     model = described["model"] or "weights"
-    typer.echo(f"{model}, {described['parameters']:,} numbers; {size} in all snapshots")
+    typer.echo(f"{model}, {described['parameters']:,} parameters; {size} in all snapshots")
     if described["recipe"]:
         typer.echo(f"recipe: {described['recipe']}")
     snapshots = described["snapshots"]
@@ -55,7 +55,7 @@ def _print(described: dict[str, Any], *, everything: bool) -> None:
 
 def describe(run: Path) -> dict[str, Any]:
     """Return what a run folder holds and what is wrong with it, as plain data."""
-    from slipstream.trajectory import check_run, read_run
+    from slipstream.trajectory.run_files import check_run, read_run
 
     folder = read_run(run)
     forms = folder.layout.tensors.values()

@@ -5,7 +5,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from slipstream.cli.plan_options import pairs
 from slipstream.named_task import (
@@ -38,6 +38,8 @@ TASK = "A TOML file whose table [task] holds model, data, loss and so on."
 class TaskOptions:
     """What names a task, and where it is computed."""
 
+    help_panel: ClassVar[str] = "Model and data"
+
     model: str | None = option(None, MODEL, shown=RUNS)
     data: str | None = option(None, DATA, shown=RUNS)
     loss: str | None = option(None, LOSS, shown="cross entropy")
@@ -54,6 +56,10 @@ class TaskOptions:
         names = {name: getattr(self, name) for name in (*PARTS, "width")}
         names["options"] = pairs(self.option, "--option") or None
         return {name: value for name, value in names.items() if value is not None}
+
+    def all_given(self) -> dict[str, Any]:
+        """Return what the command line and the file name."""
+        return {**read_task_file(self.task), **self.given()}
 
     def named(self, run: Path | None = None, *, parts: Sequence[str] = PARTS) -> NamedTask:
         """Return all names: of the command line, of the file, of the run, the former first.
@@ -119,7 +125,7 @@ class NewTaskOptions(TaskOptions):
 
     network: str | None = argument(None, "The same as --model.")
     examples: int | None = option(None, "Train on the first ones only.", minimum=1, shown="all")
-    batch_size: int | None = option(None, "Examples in a batch.", minimum=1, shown="128")
+    batch_size: int | None = option(None, "Examples in a batch.", shown="128")
     seed: int | None = option(None, "Seed of weights, batches and all else.", shown="0")
 
     def given(self) -> dict[str, Any]:

@@ -1,106 +1,94 @@
 """`slipstream transfer`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import in_words, write_json, write_table
+from slipstream.cli.command import old_flags
+from slipstream.cli.output import OutputRun, in_words, write_json, write_table
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import steps_bar
+from slipstream.cli.task_options import TaskOptions
+from slipstream.transfer.plan import TransferPlan
 
 if TYPE_CHECKING:
-    from slipstream.transfer import TransferResult
+    from slipstream.evaluation import Task
+    from slipstream.transfer import Target, TransferResult
 
-Method = Literal[
-    "naive", "random", "oracle", "gmt", "fgmt",
-    "naive-signed", "random-signed", "oracle-signed", "gmt-signed", "fgmt-signed",
-]  # fmt: skip
-TARGET = "A safetensors file with the start to transfer to, instead of a fresh initialisation."
-ALONG = "Along the straight line from start to end, or the run's own snapshots."
-PAIRS = "Whether each stage counts by the size of its gradients, or all stages the same."
-EXCLUDE = "Tensors that stay the target's own, such as 'head.*'."
-RESUME = "Go on with an unfinished transfer."
-GROUPS = "Neuron groups, as `slipstream groups --save` writes them; found if not given."
+OUT = "transferred"
+SEED = "Transfer to a new initialisation with this seed."
+TARGET = "Transfer to the weights in this .safetensors file."
+TRAINED = "Where the target's own training ended, for --method oracle: a .safetensors file."
+PLAN = Adjusted(skip=("seed",), rename={"batches_per_gradient": "batches"})
 
 
+@old_flags({"--target-seed": "--seed"})
 def transfer(
     run: Annotated[Path, typer.Argument(help="The recorded run to transfer.")],
-    out: Annotated[Path, typer.Option(help="The run folder to make.")] = Path("transferred"),
+    plan: Annotated[TransferPlan, PLAN],
+    files: Annotated[OutputRun, Adjusted(shown={"out": OUT})],
+    task: TaskOptions,
+    seed: Annotated[int | None, typer.Option(help=SEED)] = None,
     target: Annotated[Path | None, typer.Option(help=TARGET)] = None,
-    target_seed: Annotated[int | None, typer.Option(help="Seed of a fresh initialisation.")] = None,
-    trained_target: Annotated[
-        Path | None, typer.Option(help="Where the target's own training ended, for oracle.")
-    ] = None,
-    method: Annotated[Method, typer.Option(help="How the permutation is chosen.")] = "fgmt-signed",
-    stages: Annotated[int, typer.Option(help="Stages along the path.")] = 10,
-    path: Annotated[Literal["line", "recorded"], typer.Option(help=ALONG)] = "line",
-    schedule: Annotated[Literal["cosine", "uniform"], typer.Option(help="Of the line.")] = "cosine",
-    segments: Annotated[int, typer.Option(help="Parts with a permutation each.")] = 1,
-    batches: Annotated[int, typer.Option(help="Batches for each gradient.")] = 1,
-    pairs: Annotated[Literal["plain", "normalised"], typer.Option(help=PAIRS)] = "plain",
-    exclude: Annotated[list[str] | None, typer.Option(help=EXCLUDE)] = None,
-    groups: Annotated[Path | None, typer.Option(help=GROUPS)] = None,
-    keep: Annotated[Literal["last", "best"], typer.Option(help="By validation loss.")] = "last",
-    resume: Annotated[bool, typer.Option("--resume", help=RESUME)] = False,
-    model: options.OtherModel = None,
-    data: options.OtherData = None,
-    loss: options.Loss = None,
-    width: options.Width = None,
-    option: options.Option = None,
-    device: options.Device = "cpu",
+    trained_target: Annotated[Path | None, typer.Option(help=TRAINED)] = None,
+    groups: options.Groups = None,
     json: options.AsJson = False,
 ) -> None:
     """Transfer a recorded run to another start, without training it again.
 
-    Example: slipstream transfer run --target-seed 7 --method fgmt-signed --out transferred
+    Example: slipstream transfer run --seed 7 --out transferred
     """
-    from slipstream.cli.loading import open_experiment, open_file
-    from slipstream.cli.masks import lost_mask
-    from slipstream.storage.new_run import NewRun
+    from slipstream.cli.masked import lost_mask
     from slipstream.symmetry.neuron_groups import NeuronGroups
     from slipstream.trajectory import Trajectory
-    from slipstream.transfer import Target, TransferPlan, source_reference, transfer_trajectory
-    from slipstream.weights import weights_of
+    from slipstream.transfer import source_reference, transfer_trajectory
 
-    options.exactly_one({"--target FILE": target, "--target-seed N": target_seed})
-    _check_oracle(method, trained_target)
-    source = Trajectory.open(run)
-    experiment = open_experiment(
-        run, model=model, data=data, loss=loss, width=width, option=option, seed=target_seed,
-        device=device,
-    )  # fmt: skip
-    network = experiment.model
-    start = open_file(network, target) if target else weights_of(network)
-    trained = open_file(network, trained_target) if trained_target else None
-    plan = TransferPlan(
-        method, stages, path, schedule, segments, batches, pairs,
-        exclude=tuple(exclude or ()), keep=keep,
-    )  # fmt: skip
-    made = {"source": source_reference(run, out), "target_seed": target_seed}
+    _check(plan, seed, target, trained_target)
+    source, out = Trajectory.open(run), files.out or Path(OUT)
+    opened = task.open(run, seed=seed)
+    made: dict[str, object] = {"target_seed": seed} if target is None else {"target": str(target)}
+    made |= {"source": source_reference(run, out)}
+    recorded = {**source.description["configuration"], **opened.configuration, **made}
     with steps_bar("transferring", hidden=json) as bar:
         result = transfer_trajectory(
             source,
-            start if trained is None else Target(start, trained),
-            experiment,
+            _target(opened, target, trained_target),
+            opened,
             plan=plan,
             groups=NeuronGroups.load(groups) if groups else None,
-            run_folder=NewRun(out, {**source.description["configuration"], **made}, resume=resume),
+            run_folder=files.new_run(out, **recorded),
             progress=bar,
         )
-    test = experiment.evaluate(weights=result.weights, split="test")
+    test = opened.evaluate(weights=result.weights, split="test")
     if json:
         write_json({**result.to_json(), "path": str(out), "test": test})
-    else:
-        _print(result, list(experiment.measured))
-        typer.echo(f"test, stage {result.chosen}: {in_words(test)}; recorded in {out}")
-        if line := lost_mask(source[-1].weights, result.weights):
-            typer.echo(line)
+        return
+    _print(result, list(opened.measured))
+    typer.echo(f"test, stage {result.chosen}: {in_words(test)}; recorded in {out}")
+    if line := lost_mask(source[-1].weights, result.weights):
+        typer.echo(line)
 
 
-def _check_oracle(method: str, trained_target: Path | None) -> None:
-    if method.startswith("oracle") and trained_target is None:
-        raise ValueError(f"--method {method} matches a trained target: give --trained-target FILE.")
+def _check(
+    plan: TransferPlan, seed: int | None, target: Path | None, trained_target: Path | None
+) -> None:
+    if (seed is None) == (target is None):
+        raise ValueError("Give exactly one of --seed N and --target FILE: where to transfer to.")
+    if plan.matching == "oracle" and trained_target is None:
+        raise ValueError(
+            f"--method {plan.method} matches a trained target: give --trained-target FILE."
+        )
+
+
+def _target(opened: "Task", target: Path | None, trained: Path | None) -> "Target":
+    from slipstream.cli.loading import open_file
+    from slipstream.transfer import Target
+    from slipstream.weights import weights_of
+
+    start = open_file(opened.model, target) if target else weights_of(opened.model)
+    return Target(start, open_file(opened.model, trained) if trained else None)
 
 
 def _print(result: "TransferResult", metrics: list[str]) -> None:

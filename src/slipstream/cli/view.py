@@ -8,14 +8,16 @@ import typer
 
 from slipstream.cli import options
 from slipstream.cli.output import write_json
+from slipstream.cli.task_options import TaskOptions
 
-PORT = "The port on this machine; 0 takes any that is free."
+PORT = "The port on this machine; 0 takes one that is free."
 LANDSCAPE = "Also measure the loss around the runs, and baselines of transfers; this takes longer."
 SECONDS = "About how long each line or plane of the landscape may take."
 
 
 def view(
-    folder: Annotated[Path, typer.Argument(help="A folder with run folders below it.")],
+    folder: Annotated[Path, typer.Argument(help="A folder with run folders in it.")],
+    task: TaskOptions,
     port: Annotated[int, typer.Option(min=0, max=65535, help=PORT)] = 8265,
     modes: Annotated[int, typer.Option(min=1, help="Number of modes.")] = 6,
     landscape: Annotated[bool, typer.Option(help=LANDSCAPE)] = False,
@@ -42,7 +44,7 @@ def view(
         if open_browser:
             webbrowser.open(address)
 
-    extras = Extras(landscapes=landscapes_of(seconds) if landscape else None)
+    extras = Extras(landscapes=landscapes_of(task, seconds) if landscape else None)
     try:
         serve(Gallery(folder, modes, extras), port=port, ready=ready)
     except KeyboardInterrupt:

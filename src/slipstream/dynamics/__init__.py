@@ -1,20 +1,25 @@
 """How a run moves: speed, direction and phases; what it says of the learned function."""
 
-from slipstream.dynamics.complexity import TrainingComplexity
-from slipstream.dynamics.complexity_meter import ComplexityMeter, complexity_of_run
-from slipstream.dynamics.first_layer import InputBias, with_input_bias
-from slipstream.dynamics.motion import Motion, measure_motion
-from slipstream.dynamics.phases import Phase, Phases, find_phases
-from slipstream.dynamics.prediction_plan import PredictionPlan
-from slipstream.dynamics.principal_path import PrincipalPath, principal_path
-from slipstream.dynamics.tangent_kernel import TangentKernel, tangent_kernel
-from slipstream.dynamics.training_time import (
-    Arrival,
-    PredictionCost,
-    TrainingTime,
-    Trust,
-    predict_training_time,
-)
+from typing import TYPE_CHECKING
+
+from slipstream.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from slipstream.dynamics.complexity import TrainingComplexity
+    from slipstream.dynamics.complexity_meter import ComplexityMeter, complexity_of_run
+    from slipstream.dynamics.first_layer import InputBias, with_input_bias
+    from slipstream.dynamics.motion import Motion, measure_motion
+    from slipstream.dynamics.phases import Phase, Phases, find_phases
+    from slipstream.dynamics.prediction_plan import PredictionPlan
+    from slipstream.dynamics.principal_path import PrincipalPath, principal_path
+    from slipstream.dynamics.tangent_kernel import TangentKernel, tangent_kernel
+    from slipstream.dynamics.training_time import (
+        Arrival,
+        PredictionCost,
+        TrainingTime,
+        Trust,
+        predict_training_time,
+    )
 
 __all__ = [
     "Arrival",
@@ -38,3 +43,5 @@ __all__ = [
     "tangent_kernel",
     "with_input_bias",
 ]
+
+__getattr__ = lazy_names(__name__, __file__)

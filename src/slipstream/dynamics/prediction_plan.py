@@ -4,14 +4,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-
-from slipstream.dynamics.sgd import Rate, SGDSettings
-from slipstream.dynamics.tangent_kernel import MEMORY, Outputs
+from slipstream.dynamics.rate import Rate
 from slipstream.storage.plan_fields import option
 
+if TYPE_CHECKING:
+    import torch
+
+    from slipstream.dynamics.sgd import SGDSettings
+
+Outputs = Literal["full", "separate"]
+MEMORY = 2 * 1024**3  # bytes
 RateSchedule = Literal["constant", "cosine"]
 
 
@@ -24,13 +28,17 @@ class PredictionPlan:
         [0.5, 0.2]
     """
 
-    thresholds: Sequence[float | str] = ("50%", "25%", "10%")  # losses, or shares of the first one
-    lr: Rate = 0.05  # a number, one for each step, or a function of the step from 0
+    thresholds: Sequence[float | str] = option(
+        ("50%", "25%", "10%"), "A loss to reach, such as 0.1, or a share of the first one, as 10%."
+    )
+    lr: Rate = option(0.05, "Learning rate.")  # in Python also one per step, or a function of it
     momentum: float = option(0.9, "Momentum of SGD.")
     weight_decay: float = option(0.0, "Weight decay of SGD.")
-    schedule: RateSchedule = option("constant", "Of the lr; cosine falls to 0 at max_steps.")
+    schedule: RateSchedule = option(
+        "constant", "The learning rate: cosine falls to 0 at the last step."
+    )
     batch_size: int | None = option(None, "Examples per step; all if not given.", minimum=1)
-    seed: int = option(0, "Of the order of the examples, that of `slipstream.testbed.Batches`.")
+    seed: int = option(0, "Seed of the order of the examples.")
     max_steps: int = option(10_000, "When to give up.", minimum=1)
     smoothing: int = option(1, "Steps over which the loss is averaged, the latest.", minimum=1)
     warm_up: int = option(0, "Real steps before the network is linearised.", minimum=0)
@@ -45,7 +53,7 @@ class PredictionPlan:
     outputs: Outputs = option(
         "full", "separate leaves out what passes between outputs, and takes less memory."
     )
-    dtype: torch.dtype | None = None  # of the kernel; that of the parameters if not given
+    dtype: "torch.dtype | None" = None  # of the kernel; that of the parameters if not given
     memory: int = MEMORY  # bytes that the kernel, and blocks of the Jacobian, may each take
 
     def __post_init__(self) -> None:
@@ -75,8 +83,10 @@ class PredictionPlan:
             )
 
     @property
-    def settings(self) -> SGDSettings:
+    def settings(self) -> "SGDSettings":
         """The steps of SGD."""
+        from slipstream.dynamics.sgd import SGDSettings
+
         rate = self.lr
         if self.schedule == "cosine" and isinstance(rate, int | float):
             rate = partial(_cosine, rate, self.max_steps)

@@ -2,16 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from slipstream.dynamics.rate import Rate
 from slipstream.evaluation import Loss
-
-Rate = float | Sequence[float] | Callable[[int], float]  # at each step, counted from 0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +15,10 @@ from slipstream.dynamics.jacobians import (
     simple_layers,
     sizes_of,
 )
+from slipstream.dynamics.prediction_plan import MEMORY, Outputs
 from slipstream.evaluation import Batch, Task, inputs_of, takes_task, to_device, weights_in
 from slipstream.evaluation.batches import device_of
 from slipstream.weights import Weights
-
-Outputs = Literal["full", "separate"]
-MEMORY = 2 * 1024**3  # bytes
 
 
 @dataclass(frozen=True)

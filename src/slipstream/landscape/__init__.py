@@ -1,49 +1,58 @@
 """The loss along lines and curves and over planes of weight space, and what networks share."""
 
+from typing import TYPE_CHECKING
+
 from slipstream.deprecated import moved_names
-from slipstream.landscape.alignment import AlignedBarriers, AlignmentPlan, align_then_barrier
-from slipstream.landscape.angles import weight_cosine
-from slipstream.landscape.curvature import (
-    Curvature,
-    CurvatureAlong,
-    CurvaturePlan,
-    GradientNoise,
-    Sharpness,
-    curvature_along,
-    gradient_noise,
-    measure_curvature,
-    sharpness,
-)
-from slipstream.landscape.curve import CurvePlan, FittedCurve, barrier_along, fit_curve
-from slipstream.landscape.evaluator import evaluate_points
-from slipstream.landscape.hessian import hessian_product
-from slipstream.landscape.line import Barrier, LossLine, loss_along, loss_barrier
-from slipstream.landscape.plane import (
-    LossPlane,
-    Plane,
-    PlaneGrid,
-    PlanePoint,
-    loss_plane,
-    plane_through,
-    random_plane,
-    trajectory_plane,
-)
-from slipstream.landscape.points import mix
-from slipstream.landscape.similarity import prediction_agreement, representation_similarity
-from slipstream.landscape.span import Shape, Span, SpanMetrics, evaluate_span
-from slipstream.landscape.spectrum import (
-    HessianSpectrum,
-    HessianTrace,
-    SpectrumPlan,
-    hessian_spectrum,
-    hessian_trace,
-)
-from slipstream.landscape.study import (
-    LandscapeStudy,
-    StudyPlan,
-    landscape_study,
-    networks_of_transfer,
-)
+from slipstream.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from slipstream.landscape.alignment import AlignedBarriers, align_then_barrier
+    from slipstream.landscape.angles import weight_cosine
+    from slipstream.landscape.curvature import (
+        Curvature,
+        CurvatureAlong,
+        GradientNoise,
+        Sharpness,
+        curvature_along,
+        gradient_noise,
+        measure_curvature,
+        sharpness,
+    )
+    from slipstream.landscape.curve import FittedCurve, barrier_along, fit_curve
+    from slipstream.landscape.evaluator import evaluate_points
+    from slipstream.landscape.hessian import hessian_product
+    from slipstream.landscape.line import Barrier, LossLine, loss_along, loss_barrier
+    from slipstream.landscape.plane import (
+        LossPlane,
+        Plane,
+        PlanePoint,
+        loss_plane,
+        plane_through,
+        random_plane,
+        trajectory_plane,
+    )
+    from slipstream.landscape.plans import (
+        AlignmentPlan,
+        CurvaturePlan,
+        CurvePlan,
+        PlaneGrid,
+        StudyPlan,
+    )
+    from slipstream.landscape.points import mix
+    from slipstream.landscape.similarity import prediction_agreement, representation_similarity
+    from slipstream.landscape.span import Shape, Span, SpanMetrics, evaluate_span
+    from slipstream.landscape.spectrum import (
+        HessianSpectrum,
+        HessianTrace,
+        SpectrumPlan,
+        hessian_spectrum,
+        hessian_trace,
+    )
+    from slipstream.landscape.study import (
+        LandscapeStudy,
+        landscape_study,
+        networks_of_transfer,
+    )
 
 __all__ = [
     "AlignedBarriers",
@@ -95,4 +104,4 @@ __all__ = [
     "weight_cosine",
 ]
 
-__getattr__ = moved_names("slipstream.landscape")
+__getattr__ = lazy_names(__name__, __file__, moved_names("slipstream.landscape"))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,12 +10,10 @@ from torch import Tensor
 from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress, evaluate_points
 from slipstream.landscape.line import Barrier, learned, loss_line, polyline
+from slipstream.landscape.plans import AlignmentPlan
 from slipstream.matching import Matching, match_activations, match_weights
-from slipstream.storage.plan_fields import option
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.weights import Weights
-
-AlignmentMethod = Literal["weights", "activations"]
 
 
 @dataclass(frozen=True)
@@ -35,21 +33,6 @@ class AlignedBarriers:
             "moved": self.matching.source_to_target.moved(),
             "gain": self.matching.gain,
         }
-
-
-@dataclass(frozen=True)
-class AlignmentPlan:
-    """How `align_then_barrier` matches neurons, and where it measures."""
-
-    method: AlignmentMethod = option("weights", "Match weights, or what neurons compute on data.")
-    points: int = option(25, "Evaluations of each line, both ends included.")
-    restarts: int = option(0, "More matchings, with the groups in random order; the best is kept.")
-    seed: int = option(0, "Of the orders of the restarts.")
-    memory: int | None = None  # bytes that a chunk of points may take, as of `evaluate_points`
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(AlignmentMethod):
-            raise ValueError(f"method must be weights or activations, got {self.method!r}.")
 
 
 @takes_task(plan=AlignmentPlan)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress
-from slipstream.landscape.hessian import MeanLoss, Mode
+from slipstream.landscape.hessian import MeanLoss
+from slipstream.landscape.plans import CurvaturePlan, Mode
 from slipstream.landscape.point_store import PointStore
 from slipstream.landscape.spectrum import SpectrumPlan, spectrum_of, trace_of
 from slipstream.storage.fingerprints import fingerprint
-from slipstream.storage.plan_fields import option
 from slipstream.trajectory import Snapshot, Trajectory
 from slipstream.weights import Weights
 
@@ -167,18 +167,6 @@ def sharpness(
     """
     mean = MeanLoss(task, weights=weights, mode=mode)
     return sharpness_of(mean, mean.gradient(), radius)
-
-
-@dataclass(frozen=True)
-class CurvaturePlan:
-    """How `measure_curvature` measures."""
-
-    iterations: int = option(60, "Of Lanczos for the eigenvalues, at most.", minimum=1)
-    tolerance: float = option(1e-2, "Residual of the eigenvalues, relative to the largest.")
-    samples: int = option(10, "Random vectors for the trace.", minimum=2)
-    radius: float = option(0.05, "Of the ball for the sharpness.")
-    seed: int = option(0, "Of the random vectors, the same at every snapshot.")
-    mode: Mode = option("eval", "eval: BatchNorm uses running statistics, dropout is off; or own.")
 
 
 @takes_task(plan=CurvaturePlan)

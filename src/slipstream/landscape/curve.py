@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 from slipstream.evaluation import Batch, Task, takes_task
 from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.line import Barrier, LossLine, learned
+from slipstream.landscape.plans import CurvePlan
 from slipstream.landscape.span import Shape, Span, evaluate_span
 from slipstream.storage.fingerprints import batch_digest
-from slipstream.storage.plan_fields import option
 from slipstream.storage.resumable_state import ResumableState
-from slipstream.training.plan import BEFORE, TrainingPlan
+from slipstream.training.plan import BEFORE
 from slipstream.weights import (
     Weights,
     check_same_layout,
@@ -26,30 +25,6 @@ from slipstream.weights import (
     interpolate,
     parameter_names,
 )
-
-CurveName = Literal["bezier", "polyline"]
-
-
-@dataclass(frozen=True)
-class CurvePlan:
-    """What is fitted between two solutions, and how, as plain data."""
-
-    shape: CurveName = option("bezier", "Of the curve.")
-    bends: int = option(
-        1, "Control weights between the ends; 1 of a bezier curve makes it quadratic.", minimum=1
-    )
-    descent: TrainingPlan = option(
-        factory=lambda: TrainingPlan.cosine(50, lr=0.05), help="How the bends are trained."
-    )
-    points: int = option(11, "Evaluations of the curve, both ends included.", minimum=2)
-
-    def __post_init__(self) -> None:
-        if self.shape not in get_args(CurveName):
-            raise ValueError(f"shape must be bezier or polyline, got {self.shape!r}.")
-        if self.bends < 1:
-            raise ValueError(f"bends must be at least 1, got {self.bends}.")
-        if self.points < 2:
-            raise ValueError(f"points must be at least 2 (the two ends), got {self.points}.")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from torch import Tensor
 from slipstream.evaluation import Task, eval_mode, probe_determinism, takes_task, weights_in
 from slipstream.evaluation.batches import sized_batches
 from slipstream.evaluation.metrics import checked_loss
+from slipstream.landscape.plans import Mode
 from slipstream.weights import Weights, check_shapes, norm
-
-Mode = Literal["eval", "own"]
 
 
 class MeanLoss:

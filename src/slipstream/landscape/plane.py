@@ -13,12 +13,11 @@ from slipstream.dynamics.principal_path import principal_path
 from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress, evaluate_points
 from slipstream.landscape.line import LOSS, learned
+from slipstream.landscape.plans import Extent, PlaneGrid
 from slipstream.landscape.points import check_corners, mix, named_weights
-from slipstream.storage.plan_fields import option
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights, difference, inner, norm
 
-Extent = tuple[tuple[float, float], tuple[float, float]]  # lowest and highest x, and of y
 _COLLINEAR = 1e-4  # sine of an angle; below, rounding in float32 decides where the plane lies
 
 
@@ -266,19 +265,6 @@ class LossPlane:
             "path_outside": None if outside is None else outside.tolist(),
             "shares": None if plane.shares is None else list(plane.shares),
         }
-
-
-@dataclass(frozen=True)
-class PlaneGrid:
-    """Where `loss_plane` measures."""
-
-    points: int = option(41, "Values of x, and of y.")
-    margin: float = option(0.25, "How far to look beyond what is marked, as a share of its range.")
-    extent: Extent | None = None  # lowest and highest x, and y, instead of what is marked
-
-    def __post_init__(self) -> None:
-        if self.points < 2:
-            raise ValueError(f"points must be at least 2, got {self.points}.")
 
 
 @takes_task(grid=PlaneGrid)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from slipstream.evaluation import Task, takes_task
-from slipstream.landscape.hessian import MeanLoss, Mode
+from slipstream.landscape.hessian import MeanLoss
+from slipstream.landscape.plans import Mode
 from slipstream.storage.plan_fields import option
 from slipstream.weights import Weights
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.evaluator import Progress, evaluate_points
 from slipstream.landscape.line import above_chord, learned, polyline
-from slipstream.landscape.plane import LossPlane, PlaneGrid, loss_plane, plane_through
+from slipstream.landscape.plane import LossPlane, loss_plane, plane_through
+from slipstream.landscape.plans import PlaneGrid, StudyPlan
 from slipstream.landscape.points import check_corners
 from slipstream.landscape.similarity import (
     Predict,
@@ -21,7 +22,6 @@ from slipstream.landscape.similarity import (
     representation_similarity,
 )
 from slipstream.matching import match_weights
-from slipstream.storage.plan_fields import option
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights, difference, displace, norm
@@ -75,18 +75,6 @@ class LandscapeStudy:
     def _above(self, metric: str) -> Tensor:
         values = self._line(metric).movedim(2, 0)
         return above_chord(self.positions.view(-1, 1, 1), values).movedim(0, 2)
-
-
-@dataclass(frozen=True)
-class StudyPlan:
-    """What `landscape_study` measures."""
-
-    points: int = option(11, "Evaluations between two networks, both ends included.", minimum=2)
-    plane_points: int = option(21, "Values of x, and of y, of the plane.", minimum=2)
-    corners: Sequence[str] | None = None  # names of three networks: the plane through them
-    layers: Sequence[str] | None = None  # that are compared, as of `representation_similarity`
-    predict: Predict | None = predicted_classes  # how predictions are taken; None compares none
-    memory: int | None = None  # bytes that a chunk of points may take, as of `evaluate_points`
 
 
 @takes_task(plan=StudyPlan)
@@ -156,9 +144,7 @@ def landscape_study(
         positions=torch.linspace(0, 1, points, dtype=torch.float64),
         lines={name: value[rows] for name, value in values.items()},
         distances=_distances(weights),
-        agreement=None
-        if plan.predict is None
-        else prediction_agreement(ready, task, predict=plan.predict),
+        agreement=None if plan.predict is None else _agreement(ready, task, plan.predict),
         similarity=representation_similarity(ready, task, layers=plan.layers),
         plane=plane,
     )
@@ -246,3 +232,10 @@ def _shifted(progress: Progress | None, before: int, total: int) -> Callable[[in
             progress(before + done, total)
 
     return update
+
+
+def _agreement(
+    weights: Mapping[str, Weights], task: Task, predict: Predict | Literal["classes"]
+) -> Tensor:
+    chosen = predicted_classes if predict == "classes" else predict
+    return prediction_agreement(weights, task, predict=chosen)

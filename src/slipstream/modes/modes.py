@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from slipstream.storage.tensor_file import tensor_chunks
+from slipstream.storage.writing import write_whole
 from slipstream.symmetry.gather import take
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Layout, Snapshot, Trajectory
@@ -163,15 +165,9 @@ class Modes:
             none = self.samples[:0], self.sample_modes[:0]
             replace(self, samples=none[0], sample_modes=none[1]).save(path)
             return
-        path = Path(path)
         described = {"format": FORMAT, "steps": self.steps, "layout": self.layout.to_json()}
-        temporary = path.with_name(path.name + ".tmp")
-        tensors = {name: tensor.contiguous() for name, tensor in self._tensors()}
-        try:
-            save_file(tensors, temporary, metadata={"slipstream.modes": json.dumps(described)})
-            Path(temporary).replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        metadata = {"slipstream.modes": json.dumps(described)}
+        write_whole(Path(path), tensor_chunks(dict(self._tensors()), metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "Modes":

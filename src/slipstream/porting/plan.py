@@ -38,18 +38,21 @@ class PortPlan:
     """
 
     method: PortMethod = option(
-        "auto", "How the displacement is aligned to the other base; auto measures, and chooses."
+        "auto",
+        "How the displacement is aligned to the other base; auto measures on validation data, and "
+        "chooses. identity: as it is. -mask keeps what the other base's gradient agrees with, "
+        "-signed steps beside that gradient.",
     )
     strengths: tuple[float, ...] = option(
-        (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), "Strengths that are tried on validation data."
+        (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), "A strength to try on validation; repeatable."
     )
-    stages: int = option(10, "Gradients along the path; more are better.")
-    batches_per_gradient: int = option(1, "Batches for each gradient.")
+    stages: int = option(10, "Gradients along the path: more are better and slower.")
+    batches_per_gradient: int = option(1, "Training batches per gradient.")
     batchnorm_batches: int = option(
-        2, "Batches for BatchNorm's statistics, before each gradient and each measurement."
+        2, "Training batches for BatchNorm's statistics, before each gradient and measurement."
     )
     exclude: tuple[str, ...] = option(
-        (), "Tensors that stay the other base's own: patterns such as 'head.*'."
+        (), "Tensors that stay the other base's own: a pattern, such as 'head.*'; repeatable."
     )
     signs: SignWeights = field(default_factory=SignWeights)
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import MISSING, field, fields
 from typing import Any, Literal, get_args, get_origin
 
-HELP, FLAGS, MINIMUM, SHOWN, ARGUMENT = "help", "flags", "minimum", "shown", "argument"
+HELP, FLAGS, MINIMUM, SHOWN = "help", "flags", "minimum", "shown"
+ARGUMENT, HIDDEN = "argument", "hidden"
 
 
 def option(
@@ -15,6 +16,7 @@ def option(
     flags: tuple[str, ...] = (),
     minimum: float | None = None,
     shown: str | None = None,
+    hidden: bool = False,
 ) -> Any:
     """Return a field of a plan that becomes an option of the commands that take the plan.
 
@@ -27,6 +29,7 @@ def option(
         flags: How the option is written besides `--name`, such as `-o`.
         minimum: The least value that the command line takes.
         shown: What `--help` shows as the default, if not the value itself.
+        hidden: Whether `--help` leaves it out: an old spelling.
 
     Returns:
         The field.
@@ -39,7 +42,10 @@ def option(
         >>> Plan().stages
         10
     """
-    metadata = {HELP: help, FLAGS: flags, MINIMUM: minimum, SHOWN: shown, ARGUMENT: False}
+    metadata = {
+        **{HELP: help, FLAGS: flags, MINIMUM: minimum, SHOWN: shown},
+        **{ARGUMENT: False, HIDDEN: hidden},
+    }
     if factory is not None:
         return field(default_factory=factory, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -47,7 +53,10 @@ def option(
 
 def argument(default: Any = MISSING, help: str = "") -> Any:
     """Return a field that commands take as an argument, without a flag."""
-    metadata = {HELP: help, FLAGS: (), MINIMUM: None, SHOWN: None, ARGUMENT: True}
+    metadata = {
+        **{HELP: help, FLAGS: (), MINIMUM: None, SHOWN: None},
+        **{ARGUMENT: True, HIDDEN: False},
+    }
     return field(default=default, metadata=metadata)
 
 

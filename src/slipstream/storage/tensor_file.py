@@ -23,11 +23,14 @@ from slipstream.storage.tensor_header import (
 )
 
 
-def tensor_chunks(weights: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+def tensor_chunks(
+    weights: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file of `weights`, the tensors without a copy.
 
     Args:
         weights: Tensors on the CPU; those that are not contiguous are copied one at a time.
+        metadata: Text to keep in the header.
 
     Yields:
         The header, then each tensor.
@@ -36,7 +39,7 @@ def tensor_chunks(weights: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]
         ValueError: If the format has no code for a dtype.
     """
     forms = {name: TensorForm.of(v) for name, v in weights.items()}
-    yield header_of(forms)
+    yield header_of(forms, metadata)
     for name in file_order(forms):
         yield bytes_of(weights[name].detach().contiguous())
 

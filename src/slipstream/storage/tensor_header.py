@@ -50,11 +50,12 @@ def file_order(forms: Mapping[str, TensorForm]) -> list[str]:
     return sorted(forms, key=lambda name: -forms[name].itemsize)
 
 
-def header_of(forms: Mapping[str, TensorForm]) -> bytes:
+def header_of(forms: Mapping[str, TensorForm], metadata: Mapping[str, str] | None = None) -> bytes:
     """Return what a safetensors file of such tensors begins with.
 
     Args:
         forms: Shape and dtype of every tensor.
+        metadata: Text to keep with them.
 
     Returns:
         The length and the header; the tensors follow in `file_order`.
@@ -62,7 +63,7 @@ def header_of(forms: Mapping[str, TensorForm]) -> bytes:
     Raises:
         ValueError: If the format has no code for a dtype.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name in file_order(forms):
         form = forms[name]

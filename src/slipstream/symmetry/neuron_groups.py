@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from slipstream.storage.writing import write_whole
+
 FORMAT = 2  # 1 had no signs
 
 
@@ -199,7 +201,7 @@ class NeuronGroups:
 
     def save(self, path: str | Path) -> None:
         """Write the groups to a JSON file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        write_whole(Path(path), [self.to_json().encode()])
 
     @classmethod
     def load(cls, path: str | Path) -> "NeuronGroups":

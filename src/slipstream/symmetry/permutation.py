@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from slipstream.storage.tensor_file import tensor_chunks
+from slipstream.storage.writing import write_whole
 from slipstream.symmetry.gather import multiply, sign_factors, source_places, take
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.optimizer_state import moved_along
@@ -224,7 +225,8 @@ class Permutation:
         tensors = {name: order.contiguous() for name, order in self.orders.items()}
         for name, sign in self.signs.items():
             tensors[SIGNS + name] = sign.to(torch.int8).contiguous()
-        save_file(tensors, path, metadata={"neuron_groups": self.groups.to_json()})
+        metadata = {"neuron_groups": self.groups.to_json()}
+        write_whole(Path(path), tensor_chunks(tensors, metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> "Permutation":

@@ -1,22 +1,27 @@
 """One plan, one loop, one recorded training that can be interrupted and resumed."""
 
-from slipstream.training.loop import (
-    Loop,
-    Progress,
-    TrainingResult,
-    check_sized,
-    loss_value,
-    train,
-    trained_copy,
-)
-from slipstream.training.plan import OptimizerName, ScheduleName, TrainingPlan
-from slipstream.training.recorded_training import (
-    RecordedTraining,
-    RecordingOptions,
-    record_training,
-    recorded,
-)
-from slipstream.training.reinitialise import fresh_weights
+from typing import TYPE_CHECKING
+
+from slipstream.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from slipstream.training.loop import (
+        Loop,
+        Progress,
+        TrainingResult,
+        check_sized,
+        loss_value,
+        train,
+        trained_copy,
+    )
+    from slipstream.training.plan import OptimizerName, ScheduleName, TrainingPlan
+    from slipstream.training.recorded_training import (
+        RecordedTraining,
+        RecordingOptions,
+        record_training,
+        recorded,
+    )
+    from slipstream.training.reinitialise import fresh_weights
 
 __all__ = [
     "Loop",
@@ -35,3 +40,5 @@ __all__ = [
     "train",
     "trained_copy",
 ]
+
+__getattr__ = lazy_names(__name__, __file__)

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from slipstream.storage.plan_fields import option
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 ScheduleName = Literal["constant", "cosine"]
@@ -27,14 +30,14 @@ class TrainingPlan:
         0.5
     """
 
-    epochs: int = 20
-    optimizer: OptimizerName = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9  # of sgd
-    weight_decay: float = 0.0
-    schedule: ScheduleName = "constant"  # of the learning rate after the warm-up
-    warm_up: float = 0.0  # share of the epochs over which the rate rises from 0
-    seed: int = 0  # of what the model and the training draw, such as dropout
+    epochs: int = option(20, "Passes over the training data.")
+    optimizer: OptimizerName = option("sgd", "Optimiser.")
+    lr: float = option(0.05, "Learning rate, the highest one.")
+    momentum: float = option(0.9, "Momentum of sgd.")
+    weight_decay: float = option(0.0, "Weight decay.")
+    schedule: ScheduleName = option("constant", "The learning rate after the warm-up.")
+    warm_up: float = option(0.0, "Share of the epochs over which the learning rate rises from 0.")
+    seed: int = option(0, "Seed of what model and training draw, such as dropout.")
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -108,8 +111,10 @@ class TrainingPlan:
         length = steps / self.epochs
         return [self.rate(n // length + (n % length + 0.5) / length) for n in range(steps)]
 
-    def build(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    def build(self, parameters: "Iterable[nn.Parameter]") -> "Optimizer":
         """Return the optimiser."""
+        from torch.optim import SGD, Adam, AdamW
+
         if self.optimizer == "sgd":
             return SGD(parameters, self.lr, self.momentum, weight_decay=self.weight_decay)
         kind = Adam if self.optimizer == "adam" else AdamW

@@ -4,10 +4,12 @@ import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from slipstream.storage.plan_fields import option
-from slipstream.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from slipstream.trajectory import Trajectory
 
 Method = Literal[
     "naive",
@@ -60,8 +62,9 @@ class TransferPlan:
 
     method: Method = option(
         "fgmt-signed",
-        "How the permutation is chosen: by gradients (gmt, fgmt), or a baseline; -signed adds "
-        "steps against the sign of the target's gradient.",
+        "How neurons are permuted: fgmt matches the gradients of both networks along the path, "
+        "gmt takes them anew at each stage, oracle matches the target's own training; naive does "
+        "not permute. -signed: the target's gradient also decides in which direction weights move.",
     )
     stages: int = option(10, "Stages along the path, in each segment.")
     path: PathKind = option(
@@ -71,7 +74,7 @@ class TransferPlan:
         "cosine", "How the line is cut: large moves first, or all alike."
     )
     segments: int = option(1, "Parts of the run, each with a permutation of its own.")
-    batches_per_gradient: int = option(1, "Batches for each gradient.", flags=("--batches",))
+    batches_per_gradient: int = option(1, "Batches for each gradient.")
     pairs: Pairs = option(
         "plain", "Whether each stage counts by the size of its gradients, or all stages the same."
     )
@@ -84,7 +87,7 @@ class TransferPlan:
         (), "Tensors that stay the target's own: patterns such as 'head.*'."
     )
     signs: SignWeights = field(default_factory=SignWeights)  # of the signed methods
-    seed: int = option(0, "Of the permutation of `random`.")
+    seed: int = option(0, "Seed of the permutation of `random`.")
     keep: Keep = option("last", "Take the last stage, or the best by validation loss.")
 
     def __post_init__(self) -> None:
@@ -150,7 +153,7 @@ class TransferPlan:
             raise ValueError(f"exclude={self.exclude} leaves no tensor that could be carried.")
         return found
 
-    def segments_of(self, source: Trajectory) -> list[Trajectory]:
+    def segments_of(self, source: "Trajectory") -> "list[Trajectory]":
         """Cut a run into the segments that are carried, each a line or its own snapshots.
 
         Args:
@@ -163,6 +166,8 @@ class TransferPlan:
         Raises:
             ValueError: If the run has too few snapshots.
         """
+        from slipstream.trajectory import Trajectory
+
         needed = self.total_stages + 1 if self.path == "recorded" else self.segments + 1
         if len(source) < needed:
             raise ValueError(

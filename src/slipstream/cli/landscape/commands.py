@@ -2,6 +2,7 @@
 
 import typer
 
+from slipstream.cli.command import add_command
 from slipstream.cli.landscape.barrier import barrier
 from slipstream.cli.landscape.curve import curve
 from slipstream.cli.landscape.line import line
@@ -13,4 +14,4 @@ landscape = typer.Typer(
     help="Measure the loss between and around networks: lines, barriers, curves, planes, a study.",
 )
 for command in (line, barrier, curve, plane, study):
-    landscape.command()(command)
+    add_command(landscape, command)

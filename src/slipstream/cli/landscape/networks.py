@@ -1,78 +1,87 @@
 """From paths that a user types to named weights of one model, with data to measure them on."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
-from slipstream.cli.average import BATCHES
-from slipstream.cli.output import json_text
+from slipstream.cli.output import OutputFiles, write_json
+from slipstream.cli.task_options import TaskOptions
+from slipstream.storage.plan_fields import option
 
 if TYPE_CHECKING:
-    from slipstream.evaluation import Batch, Task
-    from slipstream.report.static import Figure
+    from slipstream.evaluation import Task
+    from slipstream.landscape import Barrier
     from slipstream.weights import Weights
 
-PLACES = "Run folders (the last snapshot, or RUN@STEP) and .safetensors files; NAME=PATH names one."
-FIGURES = (".png", ".svg", ".pdf")
+PATHS = "Run folders (the last snapshot, or RUN@STEP) and .safetensors files; NAME=PATH names one."
+ONE = "A run folder, RUN@STEP or a .safetensors file."
+UNFINISHED = ".unfinished"  # ends the name of what is kept of an interrupted measurement
 
-Split = Annotated[Literal["test", "validation", "train"], typer.Option(help="What to measure on.")]
-Points = Annotated[int, typer.Option(min=2, help="Evaluations of a line, both ends included.")]
-Outputs = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "-o", "--out", help="A figure (.png, .svg, .pdf) or the data (.json); may be given twice."
-    ),
-]
-Metric = Annotated[str, typer.Option(help="What the figure shows.")]
-Resume = Annotated[
-    Path | None, typer.Option(help="Keep computed points here, and go on from them.")
-]
-BatchNormBatches = Annotated[int, typer.Option(min=1, help=BATCHES)]
+
+@dataclass(frozen=True)
+class MeasureOptions(OutputFiles):
+    """What is measured, and where it goes."""
+
+    out: Path | None = option(None, "Write the values to this .json file.", flags=("-o",))
+    metric: str = option("loss", "The metric that --figure shows.")
+    split: Literal["train", "validation", "test"] = option("test", "Which data to measure on.")
+    batchnorm_batches: int = option(
+        100, "Training batches that BatchNorm's statistics are taken on.", minimum=1
+    )
+    resume: bool = option(False, "Continue an interrupted measurement, kept beside --out.")
+    kept: Path | None = option(None, "Where 0.1 kept points: --resume FILE.", hidden=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.out is not None and self.out.suffix.lower() != ".json":
+            raise ValueError(f"--out must end in .json, got {self.out.name}.")
+        if self.resume and self.unfinished is None:
+            raise ValueError("--resume needs --out or --figure: computed points are kept beside.")
+
+    @property
+    def unfinished(self) -> Path | None:
+        """Where computed points are kept until all are there."""
+        if self.kept is not None:
+            return self.kept
+        file = self.out or self.figure
+        return None if file is None else file.with_name(file.name + UNFINISHED)
+
+    def begin(self) -> Path | None:
+        """Return where computed points are kept, or None; those of before go if not resumed."""
+        if self.unfinished is not None and self.kept is None and not self.resume:
+            _remove(self.unfinished)
+        return self.unfinished
+
+    def finish(self, values: Any, figure: Callable[[], Any], *, json: bool) -> bool:
+        """Write values and figure; return whether a table is still to be printed."""
+        named = {"split": self.split, **values} if isinstance(values, dict) else values
+        self.write_data(named)
+        self.draw(figure)
+        if self.unfinished is not None and self.kept is None:
+            _remove(self.unfinished)
+        if json:
+            write_json(named)
+        return not json
 
 
 @dataclass(frozen=True)
 class Networks:
     """Weights of one model, and how they are measured."""
 
-    experiment: "Task"
+    task: "Task"  # its data is what is measured on
     weights: "dict[str, Weights]"
-    data: "Iterable[Batch]"
-    calibration: "list[Batch]"
-
-    @property
-    def task(self) -> "Task":
-        """What is measured, on which data."""
-        return replace(self.experiment, data=self.data, calibration=self.calibration)
+    training: "Task" = field(repr=False)  # the same, on the training data
 
 
-def open_networks(
-    places: Sequence[str],
-    *,
-    split: str,
-    batches: int,
-    model: str | None,
-    data: str | None,
-    loss: str | None,
-    width: float | None,
-    option: list[str] | None,
-    device: str,
-) -> Networks:
+def open_networks(paths: Sequence[str], task: TaskOptions, files: MeasureOptions) -> Networks:
     """Read weights, build their model and load its data.
 
     Args:
-        places: What the user typed: `PATH`, `RUN@STEP`, each perhaps with `NAME=` before it.
-        split: Which part of the data to measure on.
-        batches: How many batches of the training part BatchNorm's statistics are estimated on.
-        model: As of `open_experiment`, and so are the others; needed if no place is a run.
-        data: Other data than the run's.
-        loss: Another loss.
-        width: Of the testbed's network.
-        option: Further settings of it.
-        device: Where the model goes.
+        paths: What the user typed: `PATH`, `RUN@STEP`, each perhaps with `NAME=` before it.
+        task: What is named besides; a model is needed if no path is a run.
+        files: Which data to measure on.
 
     Returns:
         The weights by name, in order.
@@ -80,27 +89,34 @@ def open_networks(
     Raises:
         ValueError: If two have the same name, a path does not exist, or something does not fit.
     """
-    from slipstream.cli.loading import open_experiment, open_weights
+    from slipstream.cli.loading import open_weights
 
-    found = [_Place.of(text) for text in places]
-    run = next((place.path for place in found if place.path.is_dir()), None)
-    experiment = open_experiment(
-        run, model=model, data=data, loss=loss, width=width, option=option, device=device
-    )
+    found = [_Source.of(text) for text in paths]
+    run = next((source.path for source in found if source.path.is_dir()), None)
+    opened = task.open(run)
     weights: dict[str, Weights] = {}
-    for place in found:
-        if place.name in weights:
+    for source in found:
+        if source.name in weights:
             raise ValueError(
-                f"Two networks are called {place.name}: write NAME={place.path} to name one."
+                f"Two networks are called {source.name}: write NAME={source.path} to name one."
             )
-        run, file = (place.path, None) if place.path.is_dir() else (None, place.path)
-        weights[place.name] = open_weights(experiment.model, run=run, step=place.step, file=file)
-    calibration = list(islice(experiment.data, batches))
-    return Networks(experiment, weights, experiment.part(split), calibration)
+        run, file = (source.path, None) if source.path.is_dir() else (None, source.path)
+        weights[source.name] = open_weights(opened.model, run=run, step=source.step, file=file)
+    opened = replace(opened, calibration=list(islice(opened.data, files.batchnorm_batches)))
+    return Networks(opened.on(files.split), weights, opened)
+
+
+def barrier_rows(found: "dict[str, Barrier]") -> list[list[str]]:
+    """Return the table of some barriers: how far each metric rises and drops."""
+    return [
+        [name, kind, *(f"{getattr(value, kind)(m):.4g}" for m in value.line.values)]
+        for name, value in found.items()
+        for kind in ("rise", "drop")
+    ]
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Source:
     """Where weights are: a file, or a step of a run."""
 
     name: str
@@ -108,7 +124,7 @@ class _Place:
     step: int | None = None
 
     @classmethod
-    def of(cls, text: str) -> "_Place":
+    def of(cls, text: str) -> "_Source":
         name, given, rest = "", "", text
         if not Path(text).exists() and "=" in text:
             name, given, rest = text.partition("=")
@@ -124,25 +140,10 @@ class _Place:
         return cls(named, Path(path), int(step) if step else None)
 
 
-def check_outputs(out: Sequence[Path] | None) -> list[Path]:
-    """Return the files to write, or raise if one has an ending that is none of those known."""
-    for file in out or ():
-        if file.suffix not in (*FIGURES, ".json"):
-            known = ", ".join((*FIGURES, ".json"))
-            raise ValueError(f"--out must end in one of {known}, got {str(file)!r}.")
-        if not file.parent.is_dir():
-            raise ValueError(f"--out {file}: there is no folder {file.parent}.")
-        if file.exists():
-            raise FileExistsError(f"{file} is already there: give another file, or remove it.")
-    return list(out or ())
-
-
-def write_outputs(out: Sequence[Path], *, data: dict[str, Any], figure: "Figure") -> None:
-    """Write the data and the figure, each to the files with its ending."""
-    from slipstream.storage.writing import write_whole
-
-    for file in out:
-        if file.suffix == ".json":
-            write_whole(file, [f"{json_text(data)}\n".encode()])
-        else:
-            figure.savefig(file, dpi=150)
+def _remove(unfinished: Path) -> None:
+    if unfinished.is_dir():
+        for file in unfinished.iterdir():
+            file.unlink()
+        unfinished.rmdir()
+    else:
+        unfinished.unlink(missing_ok=True)

@@ -7,74 +7,59 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.landscape import networks
-from slipstream.cli.output import write_json, write_table
+from slipstream.cli.landscape.networks import PATHS, MeasureOptions, Networks, open_networks
+from slipstream.cli.output import write_table
 from slipstream.cli.progress import steps_bar
+from slipstream.cli.task_options import TaskOptions
+from slipstream.landscape.plans import StudyPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from slipstream.landscape import LandscapeStudy
 
-WHICH = f"A transferred run, whose networks are collected; or two and more. {networks.PLACES}"
+WHICH = f"A transferred run, whose networks are collected; or two and more. {PATHS}"
 CORNERS = "Three names with commas between: also measure the plane through them."
 TRAINED = "With a transferred run: the end of the target's own training, a run or a file."
 
 
 def study(
     weights: Annotated[list[str], typer.Argument(help=WHICH)],
+    files: MeasureOptions,
+    task: TaskOptions,
+    plan: StudyPlan,
     trained_target: Annotated[str | None, typer.Option(help=TRAINED)] = None,
     corners: Annotated[str | None, typer.Option(help=CORNERS)] = None,
-    points: networks.Points = 11,
-    plane_points: Annotated[int, typer.Option(min=2, help="Values of x, and of y.")] = 21,
-    split: networks.Split = "test",
-    metric: networks.Metric = "loss",
-    out: networks.Outputs = None,
-    resume: networks.Resume = None,
-    batchnorm_batches: networks.BatchNormBatches = 100,
-    model: options.OtherModel = None,
-    data: options.OtherData = None,
-    loss: options.Loss = None,
-    width: options.Width = None,
-    option: options.Option = None,
-    device: options.Device = "cpu",
     json: options.AsJson = False,
 ) -> None:
-    """Compare networks: barriers between all, agreement, CKA, a plane.
+    """Compare networks: barriers between all, agreement of predictions, CKA, a plane.
 
-    Example: slipstream landscape study transferred --trained-target trained -o study.png
+    Example: slipstream landscape study transferred --trained-target trained --figure study.png
     """
-    from slipstream.landscape import StudyPlan, landscape_study
-    from slipstream.landscape.similarity import predicted_classes
+    from slipstream.landscape import landscape_study
     from slipstream.report.figures import plot_study
 
-    files = networks.check_outputs(out)
-    opened = networks.open_networks(
-        [*weights, *([trained_target] if trained_target else [])], split=split, model=model,
-        batches=batchnorm_batches, data=data, loss=loss, width=width, option=option, device=device,
-    )  # fmt: skip
-    opened = _of_a_transfer(opened, weights, trained_target)
+    paths = [*weights, *([trained_target] if trained_target else [])]
+    opened = _of_a_transfer(open_networks(paths, task, files), weights, trained_target)
+    classes = "accuracy" in opened.task.measured
+    plan = replace(
+        plan,
+        corners=corners.split(",") if corners else None,
+        predict="classes" if classes else None,
+    )
     with steps_bar("measuring", hidden=json) as bar:
-        plan = StudyPlan(
-            points,
-            plane_points,
-            corners=corners.split(",") if corners else None,
-            predict=predicted_classes if "accuracy" in opened.experiment.measured else None,
+        found = landscape_study(
+            opened.weights, opened.task, plan=plan, resume=files.begin(), progress=bar
         )
-        found = landscape_study(opened.weights, opened.task, plan=plan, resume=resume, progress=bar)
-    told = {"split": split, **found.to_json()}
-    if files:
-        figure = plot_study(found, metric=metric, falls=metric == "accuracy")
-        networks.write_outputs(files, data=told, figure=figure)
-    if json:
-        write_json(told)
-    else:
+
+    def figure() -> object:
+        return plot_study(found, metric=files.metric, falls=files.metric == "accuracy")
+
+    if files.finish(found.to_json(), figure, json=json):
         _print(found)
 
 
-def _of_a_transfer(
-    opened: networks.Networks, weights: list[str], trained_target: str | None
-) -> networks.Networks:
+def _of_a_transfer(opened: Networks, weights: list[str], trained_target: str | None) -> Networks:
     """The networks of a transfer, if the only run is one."""
     from slipstream.landscape import networks_of_transfer
     from slipstream.trajectory import Trajectory

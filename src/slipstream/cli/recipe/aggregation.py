@@ -10,7 +10,7 @@ from slipstream.cli import options
 from slipstream.cli.output import write_json, write_table
 from slipstream.cli.progress import steps_bar
 from slipstream.cli.recipe import descent
-from slipstream.cli.train import MODEL
+from slipstream.cli.task_options import MODEL
 
 if TYPE_CHECKING:
     from slipstream.recipes import Aggregation

@@ -2,6 +2,7 @@
 
 import typer
 
+from slipstream.cli.command import add_command
 from slipstream.cli.recipe.aggregation import aggregation
 from slipstream.cli.recipe.iterand import iterand
 from slipstream.cli.recipe.lure import lure
@@ -12,7 +13,7 @@ from slipstream.cli.recipe.subspace import subspace
 
 recipe = typer.Typer(
     no_args_is_help=True,
-    help="Train in another way: several networks in one run, and what else there is.",
+    help="Alternative training recipes: subspaces, masks, few-shot, continual, with side networks.",
 )
 for command in (subspace, iterand, meta_ticket, lure, side_tuning, aggregation, pseudo_transfer):
-    recipe.command()(command)
+    add_command(recipe, command)

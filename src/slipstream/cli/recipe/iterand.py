@@ -9,7 +9,7 @@ import typer
 from slipstream.cli import options
 from slipstream.cli.output import in_words, write_json, write_table
 from slipstream.cli.progress import steps_bar
-from slipstream.cli.train import MODEL
+from slipstream.cli.task_options import MODEL
 
 PRUNED = "Share of the weights that fall, from 0 to below 1."
 PRUNED_IN = "Another share for some weights, as PATTERN=SHARE, such as 'head.*=0.2'."

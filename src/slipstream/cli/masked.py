@@ -1,4 +1,4 @@
-"""Whether a mask is still there in what a command made of a masked run."""
+"""Whether what a command made of a masked run still has the mask."""
 
 from typing import TYPE_CHECKING
 
