@@ -1,7 +1,7 @@
 """The pictures of the README and the documentation, drawn again.
 
-`transfer.png` is what `slipstream demo` draws; the others show pages of its runs in a headless
-Chromium.
+`transfer.png` is what `slipstream demo` draws; `motion.png`, `modes.png` and `plane.png` are
+figures of its run; the others show a report of its runs in a headless Chromium.
 """
 
 import argparse
@@ -11,9 +11,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from slipstream import Trajectory
 from slipstream.demo import run_demo
+from slipstream.dynamics import find_phases, measure_motion, principal_path
+from slipstream.modes import fit_modes
+from slipstream.report.figures import plot_modes, plot_motion, plot_runs
+from slipstream.report.recorded_run import RecordedRun, shown
 from slipstream.report.report import write_report
-from slipstream.report.sections import Landscapes
+from slipstream.report.sections import Extras, Landscapes
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 MOST = 200_000  # bytes of a picture
@@ -36,6 +41,7 @@ def main() -> None:
         shutil.copyfile(demo.figure, output / "transfer.png")
         transferred = transfer(demo.run, folder / "transferred")
         page = folder / "report.html"
+        draw(demo.run, output)
         write_report([demo.run, transferred], page, landscapes=Landscapes(seconds=20))
         shoot(page, output)
     for picture in sorted(output.glob("*.png")):
@@ -51,6 +57,22 @@ def transfer(run: Path, to: Path) -> Path:
     words = ["transfer", run, "--target-seed", "7", "--method", "fgmt-signed", "--out", to]
     subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)
     return to
+
+
+def draw(run: Path, output: Path) -> None:
+    """Draw figures of a run, as the commands do."""
+    trajectory = Trajectory.open(run)
+    motion = measure_motion(trajectory)
+    path = principal_path(trajectory, components=2)
+    found = {
+        "motion.png": plot_motion(motion.by_layer(), phases=find_phases(motion), path=path),
+        "modes.png": plot_modes(fit_modes(trajectory, modes=5, samples=120)),
+        "plane.png": plot_runs(
+            "plane", shown([RecordedRun.open(run)]), extras=Extras(landscapes=Landscapes())
+        ),
+    }
+    for name, figure in found.items():
+        figure.savefig(output / name, dpi=80)
 
 
 def shoot(page: Path, output: Path) -> None:

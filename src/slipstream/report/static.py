@@ -301,7 +301,8 @@ def _norm(colours: Colours) -> Any:
 
 
 def _colour_bar(colours: Colours, image: Any, axes: "Axes") -> None:
-    bar = axes.figure.colorbar(image, ax=axes, label=colours.label, ticks=list(colours.ticks))
+    bar = axes.figure.colorbar(image, ax=axes, ticks=list(colours.ticks))
+    bar.set_label(colours.label, fontsize=9)
     bar.ax.minorticks_off()
     bar.ax.set_yticks(list(colours.ticks), [f"{tick:.4g}" for tick in colours.ticks], fontsize=8)
 
