@@ -158,6 +158,21 @@ class _TrackingCallback(Callback):
         if self._tracker and self._every == "epoch":
             self._tracker.update(step=trainer.global_step)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What tells this callback from others of its kind."""
+        return {"every": self._every, "module": self._module}
+
+    @property
+    def state_key(self) -> str:
+        """The name of the state in Lightning's checkpoint, another for each setting."""
+        return self._generate_state_key(**self.settings)
+
+    @property
+    def _legacy_state_key(self) -> str:  # type: ignore[override]
+        """The same in version 0.1, where Lightning still looks for it."""
+        return type(self).__qualname__
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state, for Lightning's checkpoint."""
         return self._tracker.state_dict() if self._tracker else {}
@@ -199,6 +214,11 @@ class AveragingCallback(_TrackingCallback):
         super().__init__(every=every, module=module)
         self._rules, self._device = tuple(rules), device
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The pace, the module and the rules."""
+        return {**super().settings, "rules": list(map(str, self._rules))}
+
     def make(self, model: nn.Module) -> Averages:
         """Return the averages of the model, before the first update."""
         return Averages(model, self._rules, device=self._device)
@@ -233,6 +253,11 @@ class OnlineModesCallback(_TrackingCallback):
         """
         super().__init__(every=every, module=module)
         self._options = options
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The pace, the module and the options."""
+        return {**super().settings, **self._options}
 
     def make(self, model: nn.Module) -> OnlineModes:
         """Return the modes of the model, before the first update."""

@@ -4,6 +4,7 @@ They follow the Trainer: its steps are the steps, what it logs and evaluates is 
 snapshots, and what they hold is saved in its checkpoints and resumed from them.
 """
 
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,12 @@ class RecordingCallback(TrainerCallback):
             self._recorder = None
 
 
-def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where the Trainer keeps the checkpoint of the present step."""
-    return Path(args.output_dir or "", f"checkpoint-{state.global_step}")
+def _checkpoints(args: TrainingArguments, state: TrainerState) -> list[Path]:
+    """Where the Trainer may keep the checkpoint of the present step, the newest first."""
+    # A search of hyperparameters has a folder for each of its runs: run-0/checkpoint-500.
+    folder, name = Path(args.output_dir or ""), f"checkpoint-{state.global_step}"
+    found = [path for path in (folder / name, *folder.glob(f"*/{name}")) if path.is_dir()]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True) or [folder / name]
 
 
 class _TrackingCallback(TrainerCallback):
@@ -137,8 +141,10 @@ class _TrackingCallback(TrainerCallback):
             return
         self._tracker, self._seen = self.make(kwargs["model"]), state.global_step
         if state.global_step and not self._anew:
-            folder = Path(self._checkpoint or _checkpoint(args, state))
-            self._tracker.load_state_dict(self._load(folder))
+            given = self._checkpoint
+            self._tracker.load_state_dict(
+                self._load([Path(given)] if given else _checkpoints(args, state))
+            )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -160,20 +166,30 @@ class _TrackingCallback(TrainerCallback):
     ) -> None:
         """Save the state in the checkpoint that the Trainer has just written."""
         if self._tracker:
-            torch.save(self._tracker.state_dict(), _checkpoint(args, state) / self._file)
+            torch.save(self._tracker.state_dict(), _checkpoints(args, state)[0] / self._files[0])
 
     @property
-    def _file(self) -> str:
-        return f"slipstream_{self.kind}.pt"
+    def settings(self) -> str:
+        """What tells this callback from others of its kind."""
+        return f"every={self._every}"
 
-    def _load(self, folder: Path) -> dict[str, Any]:
-        if not (folder / self._file).is_file():
-            raise FileNotFoundError(
-                f"{folder} holds no {self.kind} to go on with. If the checkpoint lies elsewhere, "
-                f"pass checkpoint= its folder; to begin with them here, pass anew=True."
-            )
-        state: dict[str, Any] = torch.load(folder / self._file, weights_only=True)
-        return state
+    @property
+    def _files(self) -> tuple[str, str]:
+        """The file of the state, and its name in version 0.1, which several callbacks shared."""
+        own = f"{zlib.crc32(self.settings.encode()):08x}"
+        return f"slipstream_{self.kind}_{own}.pt", f"slipstream_{self.kind}.pt"
+
+    def _load(self, folders: list[Path]) -> dict[str, Any]:
+        for folder in folders:
+            for name in self._files:
+                if (folder / name).is_file():
+                    state: dict[str, Any] = torch.load(folder / name, weights_only=True)
+                    return state
+        raise FileNotFoundError(
+            f"{folders[0]} holds no {self.kind} with the settings {self.settings} to resume from. "
+            "If the checkpoint lies elsewhere, pass checkpoint= its folder; to begin here, pass "
+            "anew=True."
+        )
 
 
 class AveragingCallback(_TrackingCallback):
@@ -211,6 +227,11 @@ class AveragingCallback(_TrackingCallback):
         """
         super().__init__(every=every, checkpoint=checkpoint, anew=anew)
         self._rules, self._device = tuple(rules), device
+
+    @property
+    def settings(self) -> str:
+        """The pace and the rules."""
+        return f"{super().settings}, {', '.join(map(str, self._rules))}"
 
     def make(self, model: nn.Module) -> Averages:
         """Return the averages of the model, before the first update."""
@@ -256,6 +277,11 @@ class OnlineModesCallback(_TrackingCallback):
         """
         super().__init__(every=every, checkpoint=checkpoint, anew=anew)
         self._options = options
+
+    @property
+    def settings(self) -> str:
+        """The pace and the options."""
+        return f"{super().settings}, {sorted(self._options.items())}"
 
     def make(self, model: nn.Module) -> OnlineModes:
         """Return the modes of the model, before the first update."""

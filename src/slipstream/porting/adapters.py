@@ -16,6 +16,8 @@ from slipstream.porting.displacement import halves
 from slipstream.porting.plan import parts_of
 from slipstream.porting.problem import LazyWeights, wide_copy
 from slipstream.porting.stored import Stored, open_stored
+from slipstream.pretrained import model_from_config
+from slipstream.storage.tensor_form import TensorForm
 from slipstream.symmetry.gather import multiply, take
 from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import Weights
@@ -111,26 +113,78 @@ def open_adapter(path: str | Path, *, from_base: Stored, to_base: Stored) -> Ada
             f"fine_tuned {path} is an adapter of type {kind}; only LoRA can be ported as an "
             "adapter. Merge it with PEFT's merge_and_unload(), save the model, and port that."
         )
+    _check_plain(stored, config)
     factors = tuple(_factors(stored, config, from_base))
     used = {key for pair in factors for key in (pair.up, pair.down)}
     whole = {
-        key: key.removeprefix(_PREFIX)
+        key: key.removeprefix(_PREFIX).replace(".base_layer.", ".")
         for key in stored.forms
-        if key not in used and ".base_layer." not in key
+        if key not in used and (".base_layer." not in key or key.endswith(".bias"))
     }
     adapter = Adapter(stored, config, factors, whole)
     _check_targets(adapter, {"from_base": from_base, "to_base": to_base})
     return adapter
 
 
+def _check_plain(stored: Stored, config: Mapping[str, Any]) -> None:
+    """Raise if the adapter is more, or something else, than a product added to its base."""
+    merge = (
+        "Merge it with PEFT's merge_and_unload(), save the model, and port that; or save the "
+        "adapter with path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
+    )
+    begun = str(config.get("init_lora_weights")).lower()
+    if begun.startswith("pissa") or begun in ("olora", "corda", "loftq"):
+        raise ValueError(
+            f"The adapter in {stored.path} was initialised by {begun}, which changes the base as "
+            f"well: what it adds is not scale * B @ A. {merge}"
+        )
+    odd = [key for key in stored.forms if re.search(r"lora_(B|embedding_B).*\.bias$", key)]
+    odd += [key for key in stored.forms if "trainable_tokens" in key or "token_adapter" in key]
+    odd += [key for key in stored.forms if "lora_magnitude" in key or ".lora_E" in key]
+    if odd:
+        raise ValueError(
+            f"The adapter in {stored.path} holds {odd[0]!r}, which is not part of a plain LoRA "
+            f"and would be lost. {merge}"
+        )
+
+
 def _factors(stored: Stored, config: Mapping[str, Any], base: Stored) -> Iterator[Factors]:
+    transposed = _transposed_modules(base)
     for down in stored.forms:
         if _DOWN.search(down):
             module = _DOWN.sub("", down).removeprefix(_PREFIX)
             up = _DOWN.sub(lambda found: found[0].replace("A", "B"), down)
-            flipped = "lora_embedding" in down or bool(config.get("fan_in_fan_out"))
             rank = stored.forms[down].shape[0]
+            flipped = "lora_embedding" in down or _is_flipped(
+                (stored.forms[up].shape[0], *stored.forms[down].shape[1:]),
+                base.forms.get(f"{module}.weight"),
+                known=None if transposed is None else module in transposed,
+                told=bool(config.get("fan_in_fan_out")),
+            )
             yield Factors(f"{module}.weight", down, up, _scale(config, module, rank), flipped)
+
+
+def _is_flipped(
+    shape: tuple[int, ...], base: TensorForm | None, *, known: bool | None, told: bool
+) -> bool:
+    """Whether a weight is (inputs, outputs): by its shape, or if it is square by its module."""
+    # PEFT's own flag is that of the last layer it came to, though both kinds may be adapted.
+    if base is None or len(base.shape) != 2 or len(shape) != 2:
+        return told
+    if shape != base.shape or shape[::-1] != base.shape:
+        return shape[::-1] == base.shape
+    return told if known is None else known
+
+
+def _transposed_modules(base: Stored) -> frozenset[str] | None:
+    """The modules whose weight is (inputs, outputs), if the base's folder tells its model."""
+    if not base.is_folder or "model_type" not in base.config:
+        return None
+    try:
+        model = model_from_config(base.path)
+    except (ModuleNotFoundError, ValueError):
+        return None
+    return frozenset(n for n, m in model.named_modules() if type(m).__name__ == "Conv1D")
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:

@@ -1,6 +1,7 @@
 """Port a fine-tune from files to files: folders of Hugging Face, safetensors, LoRA adapters."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -40,6 +41,7 @@ from slipstream.storage.tensor_form import TensorForm
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.trajectory.layout import Layout
 
+_log = logging.getLogger(__name__)
 F = TypeVar("F", bound=Callable[..., Any])
 _PROVABLE = 1 << 28  # bytes of weights that are loaded to prove the model's neuron groups with
 
@@ -169,9 +171,10 @@ def _model_of(stored: Stored, *, plan: PortPlan) -> nn.Module | None:
     try:
         small = sum(form.bytes for form in stored.forms.values()) <= _PROVABLE
         return (load_pretrained if small else model_from_config)(stored.path)
-    except (ModuleNotFoundError, ValueError):
+    except (ModuleNotFoundError, ValueError) as error:
         if plan.method != "auto":
             raise
+        _log.warning("Neurons are not matched, as the model cannot be built: %s", error)
         return None
 
 

@@ -104,10 +104,12 @@ def _open(place: Path, files: tuple[Path, ...]) -> Stored:
     described = json.loads(config.read_bytes()) if config.is_file() else {}
     if any(file.suffix != ".safetensors" for file in files):
         parts = {file.name: read_pickled(file).weights for file in files}
+        _check_once({name: tuple(part) for name, part in parts.items()})
         held = {name: value for part in parts.values() for name, value in part.items()}
         forms = {name: TensorForm.of(v) for name, v in held.items()}
         return Stored(place, held, {n: tuple(p) for n, p in parts.items()}, forms, described)
     places = {file: read_places(file) for file in files}
+    _check_once({file.name: tuple(listed) for file, listed in places.items()})
     homes = {name: file for file, listed in places.items() for name in listed}
     return Stored(
         place,
@@ -116,6 +118,16 @@ def _open(place: Path, files: tuple[Path, ...]) -> Stored:
         {name: p.form for listed in places.values() for name, p in listed.items()},
         described,
     )
+
+
+def _check_once(files: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise if two files hold a tensor of the same name: which one counts is unknown."""
+    homes: dict[str, str] = {}
+    for file, names in files.items():
+        for name in names:
+            if name in homes:
+                raise ValueError(f"{homes[name]} and {file} both hold the tensor {name!r}")
+            homes[name] = file
 
 
 def _check_not_quantised(stored: Stored, argument: str) -> None:
