@@ -44,7 +44,7 @@ def test_a_reference_whose_members_have_no_slope_moves_nothing():
 
 
 def test_only_free_weights_can_be_embedded():
-    with pytest.raises(ValueError, match="1 of places are not free"):
+    with pytest.raises(ValueError, match="1 of these are not free"):
         example().embed(torch.tensor([0, 1]), torch.zeros(2), torch.ones(2))
 
 

@@ -196,7 +196,7 @@ class Averages:
         return {"step": self.step, "averages": running}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where another object's `state_dict` was taken.
+        """Continue from another object's `state_dict`.
 
         Args:
             state: What it returned.

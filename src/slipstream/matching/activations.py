@@ -59,10 +59,10 @@ def match_activations(
     Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Section 3.1; correlation instead of
     the inner product as in "Convergent Learning" (Li, Yosinski, Clune, Lipson, Hopcroft, 2016).
     """
-    heard = covariances_of(source, target, task, groups=groups)
-    _warn_of_unseen(groups, heard)
-    met = {site.name: c for site, c in heard.items() if c.count > 1}
-    objective = Objective(_groups_of_activations(groups, [s for s in heard if s.name in met]))
+    observed = covariances_of(source, target, task, groups=groups)
+    _warn_of_unseen(groups, observed)
+    met = {site.name: c for site, c in observed.items() if c.count > 1}
+    objective = Objective(_groups_of_activations(groups, [s for s in observed if s.name in met]))
     objective.add(
         # The inner product of a permuted matrix with the identity is its trace.
         target={name: torch.eye(len(c.total)) for name, c in met.items()},
@@ -105,9 +105,9 @@ def covariances_of(
         for number, (batch, _) in enumerate(sized_batches(model, task.data)):
             seen = []
             for weights in (target, source):
-                with weights_in(model, weights), _listening(sites) as heard:
+                with weights_in(model, weights), _observing(sites) as observed:
                     task.forward(model, batch)
-                seen.append(heard)
+                seen.append(observed)
             for site, covariance in covariances.items():
                 for stays, moves in zip(seen[0][site], seen[1][site], strict=True):
                     covariance.add(stays, moves)
@@ -207,19 +207,19 @@ def _axes_of(module: nn.Module) -> list[tuple[bool, int, int]]:
 
 
 @contextmanager
-def _listening(sites: list[Site]) -> Generator[dict[Site, list[Tensor]]]:
+def _observing(sites: list[Site]) -> Generator[dict[Site, list[Tensor]]]:
     """Collect the activations of every site, call by call."""
-    heard: dict[Site, list[Tensor]] = {site: [] for site in sites}
+    observed: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
     def hook_of(site: Site) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            heard[site].append(site.rows(output if site.output else inputs[0]))
+            observed[site].append(site.rows(output if site.output else inputs[0]))
 
         return hook
 
     handles = [site.module.register_forward_hook(hook_of(site)) for site in sites]
     try:
-        yield heard
+        yield observed
     finally:
         for handle in handles:
             handle.remove()
@@ -233,8 +233,8 @@ def _groups_of_activations(groups: NeuronGroups, sites: list[Site]) -> NeuronGro
 
 
 def _warn_of_unseen(groups: NeuronGroups, sites: Iterable[Site]) -> None:
-    heard = {name for site in sites for block in site.blocks for name in block.groups}
-    if unseen := [group.name for group in groups.groups if group.name not in heard]:
+    observed = {name for site in sites for block in site.blocks for name in block.groups}
+    if unseen := [group.name for group in groups.groups if group.name not in observed]:
         warnings.warn(
             f"No linear or convolutional layer takes in or gives out the neurons of {unseen[0]!r}"
             + (f" and {len(unseen) - 1} other groups" if len(unseen) > 1 else "")

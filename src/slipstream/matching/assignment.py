@@ -39,7 +39,7 @@ def assign(similarity: Tensor, *, prices: Tensor | None = None) -> Assignment:
     the order is proven to be the best of all; otherwise those entries join, and it is solved again.
 
     Args:
-        similarity: (n, n) finite numbers.
+        similarity: (n, n) finite values.
         prices: (n,) prices of an earlier assignment of the same neurons.
 
     Returns:
@@ -139,7 +139,7 @@ class _Problem:
 
     def _nearest(self, values: Values, prices: Values) -> Places:
         """The edges of each row with about the best margins, and some that serve everybody."""
-        # Every eighth column tells well enough where the best ones begin, at an eighth of the time.
+        # Every eighth column shows well enough where the best ones begin, at an eighth of the time.
         stride = 8
         found = [np.arange(self.size) * (self.size + 1), self._left_overs(prices)]
         for number, chunk in enumerate(self._chunks()):
@@ -169,7 +169,7 @@ class _Problem:
         best = np.full(self.size, -np.inf)
         np.maximum.at(best, rows, margins)
         # The solver takes a zero for no edge. Where rows compete for too few columns, it raises
-        # prices by the smallest differences there are: with those of float64 it goes on for ever.
+        # prices by the smallest differences there are: with those of float64 it never ends.
         # What the rounding hides shows in the dual prices.
         weights = best[rows] - margins + self.spread
         weights = np.rint(weights * (LEVELS / weights.max())).clip(1)

@@ -7,7 +7,7 @@ Values = NDArray[np.floating]
 Places = NDArray[np.int64]
 
 ROUNDS = 200  # of bids for one step, at most
-CHUNK = 1 << 17  # numbers handled at once
+CHUNK = 1 << 17  # values handled at once
 LEFT_OVER = 0.1  # the share of rows that may stay without a column: they would bid for long
 
 
@@ -39,7 +39,7 @@ def auction(values: Values, prices: Values, *, step: float) -> Values:
 
 
 def chunks(rows: Places, columns: int) -> list[Places]:
-    """Return the rows in parts of so few numbers that they stay in the cache."""
+    """Return the rows in parts of so few values that they stay in the cache."""
     height = max(1, CHUNK // columns)
     return [rows[at : at + height] for at in range(0, len(rows), height)]
 

@@ -19,7 +19,7 @@ from slipstream.matching.products import Pair, Product
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
-ROOM = 1 << 26  # numbers that products may keep in any case; else a sixteenth of what pairs take
+ROOM = 1 << 26  # values that products may keep in any case; else a sixteenth of what pairs take
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Objective:
         self.identity = 0.0  # the objective of the identity
         self._constant = 0.0  # what no permutation changes
         self._precision = torch.float32
-        self._kept = 0  # numbers of all products together
+        self._kept = 0  # values of all products together
         self._final: dict[tuple[str, bool], Tensor] = {}  # (n, n), of tensors of one group only
         self._pairs: dict[str, list[Pair]] = {}  # by tensor: those that list several
         self._products = {

@@ -24,7 +24,7 @@ class Rotation:
     source_to_target: Permutation  # moves the tensors that no layer multiplies by
 
     def apply_to(self, name: str, value: Tensor) -> Tensor:
-        """Return `value`, laid out like the model's tensor `name`, over the target's axes."""
+        """Return `value`, with the layout of the model's tensor `name`, on the target's axes."""
         turned = [axis for axis in range(value.dim()) if (name, axis) in self.axes]
         if not turned:
             return self.source_to_target.apply_to(name, value)
@@ -47,8 +47,8 @@ def match_rotations(
 
     For the inputs and outputs of each linear and convolutional layer, the orthogonal Q that
     minimises `||X_target - X_source Q^T||` over centred activations: with the singular value
-    decomposition U S V^T of their covariance it is `U V^T`. A rotation is no symmetry of a network
-    with activation functions, so weights must not be moved by it; a displacement may, because it is
+    decomposition U S V^T of their covariance it is `U V^T`. A rotation is not a symmetry of a
+    network with activation functions, so weights must not be moved by it; a displacement may: it is
     added to the target's own weights. Only axes that list neurons are turned: inputs and outputs of
     the network stay.
 
@@ -69,9 +69,9 @@ def match_rotations(
 
     Source: "A generalized solution of the orthogonal Procrustes problem" (Schoenemann, 1966).
     """
-    heard = covariances_of(source, target, task, groups=groups)
+    observed = covariances_of(source, target, task, groups=groups)
     axes: dict[tuple[str, int], Tensor] = {}
-    for site, covariance in heard.items():
+    for site, covariance in observed.items():
         if covariance.count > 1:
             turn = _turn(site, covariance, start)
             axes[site.weight, site.weight_axis] = turn

@@ -13,7 +13,7 @@ from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
 Pair = tuple[Gradient, Gradient]  # target, source
-CHUNK = 1 << 22  # numbers of a tensor that are permuted at once
+CHUNK = 1 << 22  # values of a tensor that are permuted at once
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Product:
 
     @property
     def numbers(self) -> int:
-        """How many numbers the product has."""
+        """How many values the product has."""
         outer = (self._size(parent) for parent in self.groups[self.group].parents)
         return math.prod(outer) * self._size(self.group) ** 2
 
     @property
     def kept(self) -> int:
-        """How many numbers are kept for the next time."""
+        """How many values are kept for the next time."""
         return 0 if self._total is None else self._total.numel()
 
     def over(self, pairs: list[Pair], permutation: Permutation) -> Tensor:

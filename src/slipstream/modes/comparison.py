@@ -16,11 +16,11 @@ _DRAWS = 5  # of references at random: one draw may be lucky
 
 @dataclass(frozen=True)
 class Explained:
-    """How much of the motion of a run one way of putting it into few numbers explains."""
+    """How much of the motion of a run one decomposition explains."""
 
     name: str
     curves: int  # references or components, each of a number for every step
-    numbers_per_weight: int  # besides which group it is in
+    numbers_per_weight: int  # values per weight, besides its group
     share: float  # of the motion of all weights, 0 to 1
 
     @property
@@ -40,18 +40,18 @@ class ModesComparison:
 
     @property
     def gain(self) -> float:
-        """The share of the motion that grouping explains beyond references drawn blindly."""
+        """The share of the motion that grouping explains beyond references drawn at random."""
         return max(self["member"].share, self["component"].share) - self["random members"].share
 
     def __str__(self) -> str:
-        lines = [f"{'':<16} curves  numbers a weight  explained  relative error"]
+        lines = [f"{'':<16} curves  values per weight  explained  relative error"]
         lines += [
-            f"{row.name:<16} {row.curves:>6}  {row.numbers_per_weight:>16}  {row.share:>9.1%}"
+            f"{row.name:<16} {row.curves:>6}  {row.numbers_per_weight:>17}  {row.share:>9.1%}"
             f"  {row.relative_error:>14.4f}"
             for row in self.rows
         ]
         if self.gain <= 0:
-            lines.append("References drawn blindly explain as much: the grouping adds nothing.")
+            lines.append("References drawn at random explain as much: the grouping adds nothing.")
         return "\n".join(lines)
 
 
@@ -67,9 +67,9 @@ def compare_modes(
     """Decompose a run into modes, and in the ways that should do worse or better.
 
     `member` and `component` are those of `fit_modes`. `one mode` has a single reference. For
-    `random members`, references are drawn blindly among the sampled weights (the mean of five
+    `random members`, references are drawn at random among the sampled weights (the mean of five
     draws), and each weight follows the one that suits it most: what this leaves is owed to the
-    grouping. For `random groups`, the weights are dealt out blindly too. For `layers`, each tensor
+    grouping. For `random groups`, the weights are assigned at random too. For `layers`, each tensor
     is a group of its own. `PCA` is the best that so many curves can do, with a number for each
     curve and weight. The run is read once for all of them.
 
@@ -78,7 +78,7 @@ def compare_modes(
         modes: The number of modes M.
         samples: The number of weights of which references are made.
         grouping: As of `fit_modes`.
-        seed: Of the sample, and of what is drawn blindly.
+        seed: Of the sample, and of what is drawn at random.
         progress: Called before each tensor.
 
     Returns:
@@ -91,14 +91,14 @@ def compare_modes(
         >>> time = torch.linspace(0, 1, 5, dtype=torch.float64)
         >>> run = [{"w": torch.tensor([t, 3 - 2 * t, t * t, -t * t])} for t in time]
         >>> print(compare_modes(Trajectory.from_weights(run), modes=2))
-                         curves  numbers a weight  explained  relative error
-        member                2                 2     100.0%          0.0000
-        component             2                 2     100.0%          0.0000
-        one mode              1                 2      97.9%          0.1433
-        random members        2                 2      97.9%          0.1448
-        random groups         2                 2      97.9%          0.1433
-        layers                1                 2      97.9%          0.1433
-        PCA                   2                 3     100.0%          0.0000
+                         curves  values per weight  explained  relative error
+        member                2                  2     100.0%          0.0000
+        component             2                  2     100.0%          0.0000
+        one mode              1                  2      97.9%          0.1433
+        random members        2                  2      97.9%          0.1448
+        random groups         2                  2      97.9%          0.1433
+        layers                1                  2      97.9%          0.1433
+        PCA                   2                  3     100.0%          0.0000
     """
     check_length(trajectory)
     names = trajectory.layout.learned
@@ -140,8 +140,8 @@ class _Way:
     """References, and how a weight comes to one of them."""
 
     references: Tensor  # (draws x modes, steps)
-    draws: int = 1  # so many sets of references, of which the mean is told
-    dealt: bool = False  # blindly, instead of to the nearest
+    draws: int = 1  # so many sets of references, of which the mean is reported
+    dealt: bool = False  # at random, instead of to the nearest
 
     def explained(self, found: Regression, own: slice, generator: torch.Generator) -> float:
         """The variance that the references, some of those regressed on, explain, summed."""

@@ -1,4 +1,4 @@
-"""A whole run in the size of a few snapshots, with an error that is told."""
+"""A whole run in the size of a few snapshots, with its error reported."""
 
 import math
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def compress_to_modes(
     max_error: float | None = None,
     progress: Progress | None = None,
 ) -> ModesCompression:
-    """Write a run as a few modes: two numbers for each weight, and the courses of the modes.
+    """Write a run as a few modes: two values per weight, and the values of the references.
 
     `Modes.load(path).trajectory()` is the run again, up to the error. The snapshots stay.
 

@@ -21,7 +21,7 @@ class EmbeddingReport:
     """What an embedding has saved so far."""
 
     weights: int  # trained before anything was embedded
-    trained: int  # numbers trained now: free weights and references
+    trained: int  # parameters trained now: free weights and references
     references: int
     optimizer_bytes: int  # the tensors of the optimiser's state, now
     optimizer_bytes_before: int  # just before the first weights were embedded
@@ -221,7 +221,7 @@ class EmbeddedModes:
             values.grad = part.to(values)
 
     def _write_back(self, *_: Any) -> None:
-        """After a step: the model gets the weights that the trained numbers mean."""
+        """After a step: the model gets the weights that the trained values stand for."""
         references = self.references
         for piece in self._pieces:
             piece.write_back(references)

@@ -65,7 +65,7 @@ class Embedding:
 
     @property
     def coordinates(self) -> int:
-        """How many numbers are trained: free weights and references."""
+        """How many parameters are trained: free weights and references."""
         return len(self.free) + self.modes
 
     def project(self, change: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class Embedding:
         """Return an embedding in which further weights follow a reference, from where they are.
 
         Args:
-            places: Places of free weights, (new,).
+            places: Positions of free weights, (new,).
             mode: The reference of each, (new,).
             scale: The fitted a of each, (new,).
 
@@ -102,7 +102,7 @@ class Embedding:
         """
         if (self.mode[places] != FREE).any():
             taken = int((self.mode[places] != FREE).sum())
-            raise ValueError(f"Only free weights can be embedded; {taken} of places are not free.")
+            raise ValueError(f"Only free weights can be embedded; {taken} of these are not free.")
         modes, scales = self.mode.clone(), self.scale.clone()
         modes[places] = mode.to(modes)
         scales[places] = scale.to(scales)

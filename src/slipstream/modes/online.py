@@ -1,4 +1,4 @@
-"""Modes beside a training run: exact least squares, with two numbers for each weight."""
+"""Modes beside a training run: exact least squares, with two values per weight."""
 
 import math
 from dataclasses import asdict, dataclass
@@ -194,7 +194,7 @@ class OnlineModes:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned.
+        """Continue from what `state_dict` returned.
 
         Args:
             state: Made with the same options, of a model with the same tensors.

@@ -103,7 +103,7 @@ def open_adapter(path: str | Path, *, from_base: Stored, to_base: Stored) -> Ada
         The adapter, its tensors read when they are asked for.
 
     Raises:
-        ValueError: If it is no plain LoRA, or a base lacks a module that it adapts.
+        ValueError: If it is not a plain LoRA adapter, or a base lacks a module that it adapts.
     """
     stored = open_stored(path, argument="fine_tuned")
     config = json.loads((stored.path / CONFIG).read_bytes())

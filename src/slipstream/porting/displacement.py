@@ -82,7 +82,7 @@ def _masked(inputs: MethodInputs, aligned: Callable[[str], Tensor]) -> Callable[
 def _stepped(
     inputs: MethodInputs, aligner: Aligner, aligned: Callable[[str], Tensor]
 ) -> Callable[[str], Tensor]:
-    """Where signed steps lead; what is no parameter (statistics of BatchNorm) has no gradient."""
+    """Where signed steps lead; BatchNorm's statistics, not being parameters, have no gradient."""
     steps = inputs.signed(cast("Permutation", aligner))
     return lambda name: steps[name].clone() if name in steps else aligned(name)
 

@@ -28,13 +28,13 @@ class Vocabulary:
 
 
 def tokens_in(folder: Path) -> dict[str, int] | None:
-    """Return the tokens of a tokenizer's files with their numbers; None if there are none.
+    """Return the tokens of a tokenizer's files with their ids; None if there are none.
 
     Args:
         folder: Holds `tokenizer.json`, or `vocab.json` or `vocab.txt`.
 
     Returns:
-        Token to number.
+        Token to id.
 
     Raises:
         ValueError: If a file is damaged.
