@@ -60,14 +60,14 @@ def eval_mode(model: nn.Module) -> Generator[None]:
     sparse = [m for m, _ in modes if isinstance(m, nn.Embedding | nn.EmbeddingBag) and m.sparse]
     model.eval()
     try:
-        for module in sparse:
-            module.sparse = False
+        for embedding in sparse:
+            embedding.sparse = False
         yield
     finally:
         for module, training in modes:
             module.training = training
-        for module in sparse:
-            module.sparse = True
+        for embedding in sparse:
+            embedding.sparse = True
 
 
 def functional_call(

@@ -6,7 +6,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 
-def after_each_step(optimizer: Optimizer, call: Callable[..., object]) -> Callable[[], None]:
+def after_each_step(optimizer: Optimizer, call: Callable[..., None]) -> Callable[[], None]:
     """Call a function after each step that an optimiser really takes.
 
     Steps that gradient accumulation or a gradient scaler leaves out do not count.
