@@ -66,3 +66,13 @@ def test_views_that_have_nothing_in_common_are_not_tied():
     model[0].weight, model[2].weight = nn.Parameter(whole[:, :6]), nn.Parameter(whole[:, 6:])
     model.insert(2, nn.Linear(8, 4))
     assert sorted(find_neuron_groups(model, INPUTS).sizes().values()) == [4, 8]
+
+
+KEPT = {}  # such as `start = weights_of(model)` in a notebook
+
+
+def test_weights_that_a_global_variable_keeps_pin_nothing():
+    model = Sharing(VIEWS["rows"])
+    expected = find_neuron_groups(model, INPUTS).sizes()
+    KEPT.update(weights_of(model))
+    assert find_neuron_groups(model, INPUTS).sizes() == expected

@@ -51,11 +51,21 @@ class Memory:
     """What a model keeps, as it is now."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.tensors: list[Tensor] = []  # weights, buffers and all others
+        self.tensors: list[Tensor] = []  # weights, buffers, others; not of global variables
         self._repairs: list[Callable[[], None]] = []
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # no object may be freed, and its number given to another
-        queue = deque([(model, 0)])
+        self._named: list[tuple[Any, int]] = []  # by global variables: of the user, like `start`
+        self._walk([(model, 0)])
+        held = len(self.tensors)
+        while self._named:
+            named, self._named = self._named, []
+            self._walk(named)
+        del self.tensors[held:]
+
+    def _walk(self, items: Iterable[tuple[Any, int]]) -> None:
+        """Remember items of a depth, and what they hold."""
+        queue = deque(items)
         while queue:
             item, depth = queue.popleft()
             if id(item) in self._seen or depth > DEEP:
@@ -115,20 +125,20 @@ class Memory:
             self._repairs.append(_cell_repair(cell))
             yield from _contents(cell)
         yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
-        yield from self._remember_names(function.__globals__)
+        self._remember_names(function.__globals__)
 
     def _remember_module(self, module: ModuleType) -> Iterable[Any]:
-        return self._remember_names(vars(module)) if _is_own_name(module.__name__) else ()
+        if _is_own_name(module.__name__):
+            self._remember_names(vars(module))
+        return ()
 
-    def _remember_names(self, names: dict[str, Any]) -> Iterator[Any]:
+    def _remember_names(self, names: dict[str, Any]) -> None:
         """Global variables: what they are bound to, and the containers among them."""
         if id(names) in self._seen:
             return
         self._seen.add(id(names))
         self._repairs.append(_container_repair(names))
-        for value in list(names.values()):
-            if isinstance(value, KEEPING):
-                yield value
+        self._named += [(value, 3) for value in names.values() if isinstance(value, KEEPING)]
 
     def _remember_class(self, owner: type) -> Iterator[Any]:
         for base in owner.__mro__:
