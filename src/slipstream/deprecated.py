@@ -13,6 +13,7 @@ MODULES = {
     "slipstream.dynamics.descent": "slipstream.dynamics.sgd",
     "slipstream.dynamics.linearisation": "slipstream.dynamics.linearised_training",
     "slipstream.evaluation.adaptation": "slipstream.recipes.few_shot",
+    "slipstream.evaluation.task_layers": "slipstream.recipes.few_shot.task_layers",
     "slipstream.integrations.federated_training": "slipstream.federated.training",
     "slipstream.integrations.flower": "slipstream.federated.flower",
     "slipstream.integrations.flower_api": "slipstream.federated.flower_api",

@@ -5,6 +5,8 @@ import copy as copying
 import torch
 from torch import nn
 
+from slipstream.recipes.modules import find_layer
+
 REPAIR = "Give the head for the source's classes yourself, as PseudoSource(head=...)."
 
 
@@ -32,14 +34,11 @@ def under_other_head(
         >>> shared_body[0].weight is model[0].weight, shared_body[1].weight.shape
         (True, torch.Size([7, 3]))
     """
-    layers = dict(model.named_modules())
-    if not head or head not in layers:
-        named = ", ".join([name for name in layers if name][-6:])
-        raise ValueError(f"The model has no layer {head!r}; its last ones are {named}.")
+    own = find_layer(model, head)
     shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
     shared_body = copying.deepcopy(model, dict(shared))
     if other is None:
-        other = _like(layers[head], head, classes, seed)
+        other = _like(own, head, classes, seed)
     shared_body.set_submodule(head, copying.deepcopy(other).to(next(iter(shared.values()))))
     return shared_body
 

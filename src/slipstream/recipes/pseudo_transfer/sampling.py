@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slipstream.recipes.frozen import Frozen
+from slipstream.recipes.modules import Frozen
 from slipstream.recipes.pseudo_transfer.plan import Conditioning
 
 Classifier = Callable[[Tensor], Tensor]  # inputs to logits

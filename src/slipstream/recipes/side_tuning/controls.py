@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from slipstream.evaluation import Task, takes_task
-from slipstream.recipes.frozen import Frozen
+from slipstream.recipes.modules import Frozen
 from slipstream.training import TrainingPlan, trained_copy
 from slipstream.training.loop import Progress
 from slipstream.training.reinitialise import model_at

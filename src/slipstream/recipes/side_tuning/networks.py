@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import device_of
-from slipstream.recipes.frozen import Frozen
+from slipstream.recipes.modules import Frozen, find_layer
 from slipstream.training.reinitialise import model_at
 from slipstream.weights import Weights
 
@@ -90,10 +90,7 @@ def features_of(model: nn.Module, *, weights: Weights | None = None, head: str) 
         torch.Size([1, 3])
     """
     base = model_at(model, weights, name="weights")
-    layers = dict(base.named_modules())
-    if not head or head not in layers:
-        named = ", ".join([name for name in layers if name][-6:])
-        raise ValueError(f"The model has no layer {head!r}; its last ones are {named}.")
+    find_layer(base, head)
     base.set_submodule(head, nn.Identity())
     return base.eval().requires_grad_(False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Task, forward_inputs, takes_task
-from slipstream.recipes.frozen import Frozen
+from slipstream.recipes.modules import Frozen
 from slipstream.recipes.side_tuning.networks import SideNetwork, SideTask
 from slipstream.recipes.side_tuning.plan import SidePlan
 from slipstream.storage.new_run import NewRun
