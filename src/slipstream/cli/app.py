@@ -7,6 +7,7 @@ import typer
 from typer.core import TyperGroup
 
 from slipstream.cli.average import average
+from slipstream.cli.check import check
 from slipstream.cli.command import add_command
 from slipstream.cli.complexity import complexity
 from slipstream.cli.compress import compress
@@ -55,6 +56,8 @@ def _words_of(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         text = where + error.strerror.removesuffix(".") + "."
+    steps = r"pass steps=\{'([^']+)': [^}]*\}( with those to import)?"
+    text = re.sub(steps, r"give --step NAME=N for each to import, such as --step \1=1", text)
     return re.sub(r"\b(\w+)=True\b", lambda flag: "--" + flag[1].replace("_", "-"), text)
 
 
@@ -86,7 +89,7 @@ def slipstream(
 
 
 for command in (
-    *(demo, train, import_, show, groups, match, transfer, port),
+    *(demo, train, import_, show, check, groups, match, transfer, port),
     *(evaluate, modes, average, compress, federate, predict),
     *(motion, curvature, complexity, report, view, plot),
 ):

@@ -12,6 +12,7 @@ from slipstream.cli.plan_options import Adjusted
 RUN = Adjusted(skip=("resume", "overwrite"), shown={"out": "SOURCE-run"})
 DESTINATION = "The same as --out."
 PREFIX = "Keep the tensors whose names start so, and cut that off."
+STEP = "The step of a file or folder, NAME=N, where its name does not tell it; repeatable."
 KEY = "Where in .pt files the weights are."
 
 
@@ -21,6 +22,7 @@ def import_(
     destination: Annotated[Path | None, typer.Argument(help=DESTINATION)] = None,
     prefix: Annotated[str, typer.Option(help=PREFIX)] = "",
     key: Annotated[str | None, typer.Option(help=KEY, show_default="found")] = None,
+    step: Annotated[list[str] | None, typer.Option(help=STEP)] = None,
     json: options.AsJson = False,
 ) -> None:
     """Make a run of the checkpoints that other tools wrote: Hugging Face, Lightning, .pt files.
@@ -30,10 +32,19 @@ def import_(
     from slipstream.trajectory import import_run
 
     out = files.out or destination
-    run = import_run(source, out, prefix=prefix, key=key)
+    run = import_run(source, out, steps=_steps(step), prefix=prefix, key=key)
     made = str(out or f"{source.resolve()}-run")
     if json:
         write_json({"path": made, "steps": run.steps, "tensors": len(run.names)})
     else:
         snapshots = f"{len(run)} snapshots of {len(run.names)} tensors"
         typer.echo(f"{snapshots}, steps {run.steps[0]} to {run.steps[-1]}, in {made}")
+
+
+def _steps(given: list[str] | None) -> dict[str, int] | None:
+    """Read `NAME=N` pairs."""
+    pairs = [text.rpartition("=") for text in given or ()]
+    for name, _, number in pairs:
+        if not name or not number.isdecimal():
+            raise ValueError(f"--step must be NAME=N, such as best.pt=500, got {name or number!r}.")
+    return {name: int(number) for name, _, number in pairs} or None
