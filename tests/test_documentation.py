@@ -107,10 +107,6 @@ def test_commands_and_options_exist(page):
 
 
 def test_the_session_of_the_readme_runs(folder):
-    for number in (10, 20):
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        state = torch.nn.Linear(2, 2).state_dict()
-        torch.save(state, folder / "checkpoints" / f"step_{number}.pt")
     for _, *words in shell_lines(ROOT / "README.md"):
         if words[0] == "train":
             words += ["--epochs", "3"]
