@@ -5,9 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import typer
 
 from report.recorded import walk
+from slipstream.cli.app import app
 from slipstream.cli.loading import landscapes_of
+from slipstream.cli.task_options import TaskOptions
 from slipstream.evaluation import evaluate
 from slipstream.landscape import trajectory_plane
 from slipstream.named_task import NamedTask, rebuild
@@ -391,7 +394,7 @@ def test_code_that_only_the_run_names_is_not_imported(tmp_path, monkeypatch):
     run = walk(tmp_path / "a", configuration={"setup": names})
     (note,) = items("end", on_page(run), Note, Extras(landscapes=Landscapes(seconds=0)))
     assert "--model hostile:model --data hostile:data" in note.text
-    (note,) = items("end", on_page(run), Note, Extras(landscapes=landscapes_of(0)))
+    (note,) = items("end", on_page(run), Note, Extras(landscapes=landscapes_of(TaskOptions(), 0)))
     assert "--model hostile:model --data hostile:data" in note.text
     assert "hostile" not in sys.modules
 
@@ -416,3 +419,20 @@ def test_content_is_plain_json(tmp_path):
     section = build_section("motion", on_page(walk(tmp_path / "a")), Extras())
     text = json.dumps(plain(section), allow_nan=False)
     assert json.loads(text)["question"] == "How did the weights move?"
+
+
+def test_the_commands_that_a_page_names_have_these_flags(tmp_path, trained):
+    runs = on_page(walk(tmp_path / "a"), trained / "target")
+    notes = [
+        *items("transfer", runs[:1], Note), *items("transfer", runs[1:], Note),
+        *items("end", runs, Note),
+    ]  # fmt: skip
+    commands = [note.command.split() for note in notes if note.command]
+    assert {words[1] for words in commands} == {"report", "transfer"}
+    for _, name, *rest in commands:
+        known = {
+            flag
+            for parameter in typer.main.get_command(app).commands[name].params
+            for flag in (*parameter.opts, *parameter.secondary_opts)
+        }
+        assert {word for word in rest if word.startswith("--")} <= known

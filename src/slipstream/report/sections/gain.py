@@ -57,7 +57,7 @@ def gain(
         Note(
             "No run here was transferred. A transfer carries a run over to another start; give "
             "its folder together with this one.",
-            f"slipstream transfer {runs[0].run.path} --target-seed 7 --out transferred",
+            f"slipstream transfer {runs[0].run.path} --seed 7 --out transferred",
         )
     ]
 
