@@ -201,7 +201,7 @@ MISTAKES = [
     (["train", "mlq"], "There is no network 'mlq'; the testbed has mlp, tapered_mlp"),
     (["train", "--data", "digit"], "got 'digit'"),
     (["train", "--data", "mnist:/nowhere"], "There is no folder '/nowhere'"),
-    (["train", "--option", "depth"], "--option must be name=value"),
+    (["train", "--option", "depth"], "--option must be NAME=VALUE"),
     (["train", "--option", "depth=2"], "mlp has no option 'depth'"),
     (["train", "--keep", "all"], "keep must be epochs, log or every:N, got 'all'"),
     (["train", "--model", "gone:build"], "'gone:build' cannot be imported"),

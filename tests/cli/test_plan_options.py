@@ -99,7 +99,7 @@ def test_help_says_what_the_fields_say():
     [
         (("folder", "--lr", "0"), "--lr must be above 0, got 0.0."),
         (("wrong",), "--exclude: nothing is left. Pass overwrite=True or --rate 0.5."),
-        (("folder", "--shares", "head"), "--shares must be name=value"),
+        (("folder", "--shares", "head"), "--shares must be NAME=VALUE"),
     ],
 )
 def test_messages_name_the_options(arguments, message):

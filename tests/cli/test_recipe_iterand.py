@@ -62,7 +62,7 @@ def test_mistakes_are_one_line(tmp_path):
         [
             (("--pruned", 1), "at least 0 and below 1; got 1.0"),
             (("--redrawn", -1), "redrawn must be a share from 0 to 1"),
-            (("--pruned-in", "head"), "--pruned-in must be PATTERN=SHARE"),
+            (("--pruned-in", "head"), "--pruned-in must be NAME=VALUE"),
             (("--pruned-in", "hat.*=0.1"), "'hat.*' matches no parameter"),
             (("--exclude", "*"), "has no weight to mask"),
             (("--lr", 0), "lr must be above 0"),

@@ -52,8 +52,8 @@ def test_side_tuning_prints_its_controls_and_what_was_kept(tmp_path, run):
     assert next(iter(Trajectory.open(out / "task")[-1].weights)) == "alpha"
     assert check_run(out / "task") == check_run(out / "distilled") == []
     text = slipstream(*given, "--overwrite").stdout
-    assert "the base counts 0." in text
-    assert "never touches it" in " ".join(text.split())
+    assert "weight of the base 0." in text
+    assert "never changed" in " ".join(text.split())
 
 
 def test_aggregation_prints_its_controls(tmp_path, run):

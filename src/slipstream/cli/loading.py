@@ -19,22 +19,6 @@ if TYPE_CHECKING:
     from slipstream.transfer import Comparison
 
 
-def open_experiment(
-    run: Path | None,
-    *,
-    model: str | None = None,
-    data: str | None = None,
-    loss: str | None = None,
-    width: float | None = None,
-    option: list[str] | None = None,
-    seed: int | None = None,
-    device: str = "cpu",
-) -> Task:
-    """Build the task of a run, or what is named."""
-    named = TaskOptions(model, data, loss, width=width, option=tuple(option or ()), device=device)
-    return named.open(run, seed=seed)
-
-
 def landscapes_of(task: TaskOptions, seconds: float) -> "Landscapes":
     """Return how the loss around runs is measured, with the models and data that are named.
 

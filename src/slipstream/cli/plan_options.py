@@ -125,7 +125,7 @@ class _Plan:
             if inner is not None:
                 yield from inner.flags()
             else:
-                yield own.name, f"--{self._name(own).replace('_', '-')}"
+                yield own.name, self._flag(own)
 
     def make(self, values: dict[str, Any]) -> Any:
         """Make the plan; its values are taken out of `values`."""
@@ -138,7 +138,7 @@ class _Plan:
             hint = self._hint(own)
             if value is None and not _optional(hint):
                 continue  # a list that was not given
-            made[own.name] = _read(value, hint, f"--{self._name(own)}")
+            made[own.name] = _read(value, hint, self._flag(own))
         return self.kind(**made) if self.default is None else replace(self.default, **made)
 
     def _options(self) -> Iterator[tuple["Field[Any]", "_Plan | None"]]:
@@ -161,9 +161,12 @@ class _Plan:
     def _name(self, own: "Field[Any]") -> str:
         return self.adjusted.rename.get(own.name, own.name)
 
+    def _flag(self, own: "Field[Any]") -> str:
+        return f"--{self._name(own).replace('_', '-')}"
+
     def _parameter(self, own: "Field[Any]", hint: Any) -> inspect.Parameter:
         name, default = self._name(own), self._default(own)
-        flag = f"--{name.replace('_', '-')}"
+        flag = self._flag(own)
         switch = f"{flag}/--no-{flag[2:]}" if hint is bool and default is True else flag
         shown = self.adjusted.shown.get(own.name, own.metadata[SHOWN])
         how: dict[str, Any] = {
@@ -239,7 +242,7 @@ def pairs(given: Sequence[str] | None, flag: str) -> dict[str, Any]:
         Name to value.
 
     Raises:
-        ValueError: If a text has no equals sign, or its value is not JSON.
+        ValueError: If a text has no equals sign, or its value is not JSON: a number, true, "text".
 
     Example:
         >>> pairs(["hidden_layers=2", "batchnorm=true"], "--option")
@@ -251,6 +254,6 @@ def pairs(given: Sequence[str] | None, flag: str) -> dict[str, Any]:
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError as error:
-            message = f"{flag} must be name=value, such as hidden_layers=2, got {text!r}."
+            message = f"{flag} must be NAME=VALUE, with a value as of JSON, got {text!r}."
             raise ValueError(message) from error
     return found

@@ -124,7 +124,7 @@ class NewTaskOptions(TaskOptions):
     """What names the task of a new run."""
 
     network: str | None = argument(None, "The same as --model.")
-    examples: int | None = option(None, "Train on the first ones only.", minimum=1, shown="all")
+    examples: int | None = option(None, "Train on the first ones only.", shown="all")
     batch_size: int | None = option(None, "Examples in a batch.", shown="128")
     seed: int | None = option(None, "Seed of weights, batches and all else.", shown="0")
 

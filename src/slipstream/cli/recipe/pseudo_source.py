@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 
-from slipstream.cli.loading import open_experiment, open_weights
-from slipstream.cli.task_options import import_function
+from slipstream.cli.loading import open_weights
+from slipstream.cli.recipe.source_options import SourceOptions
+from slipstream.cli.task_options import TaskOptions, import_function
 from slipstream.evaluation import Batch, Task
 from slipstream.recipes import ConditionalGenerator, PseudoSource
 from slipstream.recipes.pseudo_transfer.sampling import Classifier
@@ -19,18 +20,12 @@ from slipstream.training.reinitialise import model_at
 WIDTH = 128  # of the networks that are made for a data set of the testbed
 
 
-def open_source(
-    *, source: str, epochs: int, generator: str | None, classifier: str | None, seed: int
-) -> PseudoSource:
+def open_source(named: SourceOptions, *, seed: int) -> PseudoSource:
     """Find or train the generator and the classifier of a source.
 
     Args:
-        source: A data set of the testbed: a conditional VAE and an MLP are trained on it, as far
-            as they are not given.
-        epochs: Of that training.
-        generator: A file, or `package.module:function` that returns a `ConditionalGenerator`.
-        classifier: A run folder, or `package.module:function` that returns a function from inputs
-            to logits. If only the generator is given, there is none.
+        named: A data set of the testbed, on which a conditional VAE and an MLP are trained as far
+            as they are not given. If only a generator is given, there is no classifier.
         seed: Of what is trained.
 
     Returns:
@@ -39,16 +34,16 @@ def open_source(
     Raises:
         ValueError: If something is not what it should be.
     """
-    made = None if classifier is None else _classifier(classifier)
-    if generator is not None:
-        return PseudoSource(_generator(generator), made)
-    data = load_data(source, seed=0)
+    made = None if named.classifier is None else _classifier(named.classifier)
+    if named.generator is not None:
+        return PseudoSource(_generator(named.generator), made)
+    data = load_data(named.source, seed=0)
     batches = data.train.batches(64, seed=seed)
     vae = ConditionalVAE(data.spec.shape, classes=data.spec.classes, width=2 * WIDTH, seed=seed)
-    train_conditional_vae(vae, batches, epochs=epochs, seed=seed)
+    train_conditional_vae(vae, batches, epochs=named.source_epochs, seed=seed)
     if made is None:
         fresh = build_network("mlp", data=data.spec, width=WIDTH, seed=seed)
-        how = TrainingPlan.cosine(epochs=epochs, lr=0.05, seed=seed)
+        how = TrainingPlan.cosine(epochs=named.source_epochs, lr=0.05, seed=seed)
         made = trained_copy(Task(fresh, batches), how).eval()
     return PseudoSource(ConditionalGenerator(vae.sample, data.spec.classes), made)
 
@@ -102,7 +97,7 @@ def _generator(name: str) -> ConditionalGenerator:
 
 def _classifier(name: str) -> Classifier:
     if Path(name, "run.json").is_file():
-        model = open_experiment(Path(name)).model
+        model = TaskOptions().open(Path(name)).model
         weights = open_weights(model, run=Path(name), step=None, file=None)
         return model_at(model, weights).eval()
     found = import_function(name)()

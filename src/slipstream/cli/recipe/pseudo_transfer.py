@@ -2,73 +2,46 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json, write_table
+from slipstream.cli.output import OutputRun, write_json, write_table
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import steps_bar
-from slipstream.cli.recipe import descent
+from slipstream.cli.recipe.choices import Controls, Start, open_start, seeded
+from slipstream.cli.recipe.source_options import SourceOptions
+from slipstream.cli.task_options import NewTaskOptions, build
+from slipstream.recipes.pseudo_transfer.plan import PretrainPlan, PseudoPlan
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from slipstream.recipes import Pretrained, PseudoControls, PseudoTransferred
+    from slipstream.weights import Weights
 
-MODEL = "mlp, tapered_mlp, conv_net, conv8, resnet18, or package.module:function."
-SOURCE = "digits, mnist:DIR, cifar10:DIR: trains a small generator and a classifier on it."
-GENERATOR = (
-    "Instead: a file of save_generator, or package.module:function that returns a "
-    "ConditionalGenerator."
+OUT = "pseudo"
+USUAL = {"model": "conv_net", "data": "digits+inverted", "batch_size": 32}
+FILES = Adjusted(help={"out": "A folder for two runs, pretrained and task."}, shown={"out": OUT})
+PLAN = Adjusted(
+    skip=("seed",),
+    rename={"kind": "unsupervised"},
+    help={"epochs": "Passes over the target's data."},
 )
-CLASSIFIER = (
-    "Instead: a run folder, or package.module:function that returns a function from inputs to "
-    "logits."
-)
-LABELS = "Labelled examples of each class of the target. All if not given."
-OUT = "A folder for two runs, pretrained and task."
-HEAD = "Layer of the network that is another for the source's classes."
-WEIGHT = "How much synthetic inputs count in P-SSL, lambda; 0: no P-SSL."
-UNSUPERVISED = "Loss on synthetic inputs."
-CONDITIONING = "What a synthetic input is made of: the classifier's answer to a target's input."
+LABELS = "Labelled examples per class of the target."
+HEAD = "Layer of the network that is another one for the source's classes."
 PRETRAINING = "Epochs of 100 batches of synthetic examples; 0: no pre-training."
 
 
 def pseudo_transfer(
-    network: Annotated[str, typer.Argument(help=MODEL)] = "conv_net",
-    data: options.Data = "digits+inverted",
-    loss: options.Loss = None,
-    source: Annotated[str, typer.Option(help=SOURCE)] = "digits",
-    source_epochs: Annotated[int, typer.Option(min=1, help="Of the source's training.")] = 30,
-    generator: Annotated[str | None, typer.Option(help=GENERATOR)] = None,
-    classifier: Annotated[str | None, typer.Option(help=CLASSIFIER)] = None,
-    out: Annotated[Path, typer.Option(help=OUT)] = Path("pseudo"),
+    task: Annotated[NewTaskOptions, Adjusted(skip=("examples",), shown=USUAL)],
+    source: SourceOptions,
+    plan: Annotated[PseudoPlan, PLAN],
+    files: Annotated[OutputRun, FILES],
+    start: Start = None,
+    labels: Annotated[int | None, typer.Option(min=1, help=LABELS, show_default="all")] = None,
     head: Annotated[str, typer.Option(help=HEAD)] = "head",
-    width: options.Width = None,
-    option: options.Option = None,
-    start: descent.Start = None,
-    labels: Annotated[int | None, typer.Option(min=1, help=LABELS)] = None,
     pretraining: Annotated[int, typer.Option(min=0, help=PRETRAINING)] = 5,
-    weight: Annotated[float, typer.Option(help=WEIGHT)] = 0.1,
-    unsupervised: Annotated[
-        Literal["uda", "fixmatch", "pseudo-label", "entropy"], typer.Option(help=UNSUPERVISED)
-    ] = "uda",
-    conditioning: Annotated[
-        Literal["soft", "sampled", "uniform"], typer.Option(help=CONDITIONING)
-    ] = "soft",
-    epochs: Annotated[int, typer.Option(help="Passes over the target's data.")] = 60,
-    batch_size: descent.BatchSize = 32,
-    optimizer: descent.Optimizer = "sgd",
-    lr: descent.Rate = 0.05,
-    momentum: descent.Momentum = 0.9,
-    weight_decay: descent.Decay = 1e-4,
-    warm_up: descent.WarmUp = 0.05,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and samples.")] = 0,
-    controls: descent.Controls = True,
-    resume: descent.Resume = False,
-    overwrite: descent.Overwrite = False,
-    device: options.Device = "cpu",
+    controls: Controls = True,
     json: options.AsJson = False,
 ) -> None:
     """Learn from few labels with a source's generator and classifier, without its data.
@@ -78,86 +51,74 @@ def pseudo_transfer(
 
     Example: slipstream recipe pseudo-transfer --source digits --data digits+turned --labels 5
     """
-    from slipstream.cli.loading import open_weights
     from slipstream.cli.recipe.pseudo_source import few_of_each, open_source
-    from slipstream.cli.task_options import build
-    from slipstream.named_task import NamedTask
-    from slipstream.recipes import (
-        Consistency,
-        PretrainPlan,
-        PseudoPlan,
-        check_transfer,
-        pseudo_controls,
-        pseudo_pretrain,
-        pseudo_semi_supervised,
-    )
-    from slipstream.storage.new_run import NewRun
-    from slipstream.training import TrainingPlan
+    from slipstream.recipes import check_transfer, pseudo_pretrain, pseudo_semi_supervised
 
-    def how(epochs: int) -> TrainingPlan:
-        return TrainingPlan.cosine(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
-
-    plan = PseudoPlan(weight, Consistency(unsupervised), conditioning, descent=how(epochs))
-    setup = NamedTask(
-        network, data, loss, width, options.network_options(option), None, batch_size, seed
-    )
-    task = build(setup, device=device)
-    task = replace(task, data=few_of_each(task.data, labels, size=batch_size, seed=seed))
-    initial = open_weights(task.model, run=start, step=None, file=None) if start else None
-    source_names = {"source": source, "epochs": source_epochs, "generator": generator}
-    known = open_source(
-        source=source, epochs=source_epochs, generator=generator, classifier=classifier, seed=seed
-    )
-    check_transfer(known, task, plan=plan)
-    names = {
-        "start": str(start) if start else None,
-        "pseudo": {**source_names, "classifier": classifier, "labels": labels},
-    }
+    named, out = task.new(**USUAL), files.out or Path(OUT)
+    plan = seeded(plan, named.seed)
+    opened = build(named, device=task.device)
+    few = few_of_each(opened.data, labels, size=named.batch_size, seed=named.seed)
+    opened, initial = replace(opened, data=few), open_start(opened.model, start)
+    known = open_source(source, seed=named.seed)
+    check_transfer(known, opened, plan=plan)
+    made: dict[str, Any] = {"start": start and str(start), "pseudo": _names(source, labels)}
     before = None
     if pretraining:
+        descent = replace(plan.descent, epochs=pretraining)
         with steps_bar("pre-training", hidden=json) as bar:
             before = pseudo_pretrain(
                 known,
-                task,
+                opened,
                 head=head,
-                plan=PretrainPlan(descent=how(pretraining)),
+                plan=PretrainPlan(descent=descent),
                 initial=initial,
-                run_folder=NewRun(out / "pretrained", names, overwrite, resume),
+                run_folder=files.new_run(out / "pretrained", **made),
                 progress=bar,
             )
     with steps_bar("learning", hidden=json) as bar:
         found = pseudo_semi_supervised(
             known,
-            task,
+            opened,
             plan=plan,
             initial=before.weights if before else initial,
-            run_folder=NewRun(out / "task", names, overwrite, resume),
+            run_folder=files.new_run(out / "task", **made),
             progress=bar,
         )
-    ways: dict[str, dict[str, Tensor] | None]
-    ways = {name_of(before is not None, weight): found.weights}
+    networks: dict[str, Weights | None] = {name_of(before is not None, plan.weight): found.weights}
     if controls:
-        with steps_bar("controls", hidden=json) as bar:
+        from slipstream.recipes import pseudo_controls
+
+        with steps_bar("baselines", hidden=json) as bar:
             others = pseudo_controls(
                 known,
-                task,
+                opened,
                 head=head,
                 plan=plan,
                 pretrained=before,
                 initial=initial,
                 progress=bar,
             )
-        ways |= named(others, weight)
+        networks |= _named(others, plan.weight)
     rows = {
-        way: task.evaluate(weights=weights, split="test")
-        for way, weights in ways.items()
+        name: opened.evaluate(weights=weights, split="test")
+        for name, weights in networks.items()
         if weights is not None
     }
-    write(rows, found, before, out=out, json=json)
+    _write(rows, found, before, out=out, json=json)
 
 
-def named(others: "PseudoControls", weight: float) -> dict[str, "dict[str, Tensor] | None"]:
-    """Return the weights of the controls by what they are called in the table."""
+def _names(source: SourceOptions, labels: int | None) -> dict[str, Any]:
+    return {
+        "source": source.source,
+        "epochs": source.source_epochs,
+        "generator": source.generator,
+        "classifier": source.classifier,
+        "labels": labels,
+    }
+
+
+def _named(others: "PseudoControls", weight: float) -> "dict[str, Weights | None]":
+    """The weights of the baselines by what they are called in the table."""
     return {
         name_of(True, 0.0): others.fine_tuned,
         name_of(False, weight): others.alone,
@@ -168,12 +129,12 @@ def named(others: "PseudoControls", weight: float) -> dict[str, "dict[str, Tenso
 
 
 def name_of(pretrained: bool, weight: float) -> str:
-    """Return what a way is called in the table."""
+    """Return what a network is called in the table."""
     parts = ["PP"] * pretrained + ["P-SSL"] * bool(weight)
     return " + ".join(parts) or "from scratch"
 
 
-def write(
+def _write(
     rows: dict[str, dict[str, float]],
     found: "PseudoTransferred",
     before: "Pretrained | None",
@@ -181,7 +142,7 @@ def write(
     out: Path,
     json: bool,
 ) -> None:
-    """Write what was learned, what it cost, and how well the ways do."""
+    """Write what was learned, what it cost, and how well the networks do."""
     steps = before.steps if before else 0
     synthetic = found.synthetic + (before.synthetic if before else 0)
     confident = found.confident[-1]
@@ -195,4 +156,4 @@ def write(
     )
     names = list(next(iter(rows.values())))
     cells = [[way, *(f"{values[name]:.4f}" for name in names)] for way, values in rows.items()]
-    write_table(["the target, test part", *names], cells)
+    write_table(["the target, test data", *names], cells)

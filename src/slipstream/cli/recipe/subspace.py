@@ -1,90 +1,63 @@
 """`slipstream recipe subspace`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from slipstream.cli import options
-from slipstream.cli.output import write_json, write_table
+from slipstream.cli.output import OutputRun, write_json, write_table
+from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import steps_bar
-from slipstream.cli.recipe import descent
-from slipstream.cli.task_options import MODEL
+from slipstream.cli.recipe.choices import seeded
+from slipstream.cli.task_options import NewTaskOptions, build
+from slipstream.recipes.subspaces.plan import SubspacePlan
 
 if TYPE_CHECKING:
     from slipstream.evaluation import Task
     from slipstream.recipes import Subspace
 
-SHAPE = "A line between 2 corners, a quadratic curve, or a simplex of --corners."
-REPULSION = "How strongly corners are pushed towards right angles."
-LAYERWISE = "Let each layer draw a position of its own."
+OUT = "subspace"
 POINTS = "Where it is measured: positions from end to end, or along an edge of a simplex."
 
 
 def subspace(
-    network: Annotated[str, typer.Argument(help=MODEL)] = "mlp",
-    data: options.Data = "digits",
-    loss: options.Loss = None,
-    out: descent.Out = Path("subspace"),
-    width: options.Width = None,
-    option: options.Option = None,
-    examples: Annotated[int | None, typer.Option(help="Train on the first ones only.")] = None,
-    batch_size: descent.BatchSize = 128,
-    shape: Annotated[Literal["line", "curve", "simplex"], typer.Option(help=SHAPE)] = "line",
-    corners: Annotated[int, typer.Option(help="Of a simplex, 2 to 6; 3 if not given.")] = 0,
-    repulsion: Annotated[float, typer.Option(help=REPULSION)] = 1.0,
-    layerwise: Annotated[bool, typer.Option("--layerwise", help=LAYERWISE)] = False,
-    epochs: Annotated[int, typer.Option(help="Passes over the data.")] = 100,
-    optimizer: descent.Optimizer = "sgd",
-    lr: descent.Rate = 0.1,
-    momentum: descent.Momentum = 0.9,
-    weight_decay: descent.Decay = 1e-4,
-    warm_up: descent.WarmUp = 0.05,
-    seed: Annotated[int, typer.Option(help="Of weights, batches and positions.")] = 0,
+    task: NewTaskOptions,
+    plan: Annotated[SubspacePlan, Adjusted(skip=("seed",))],
+    files: Annotated[OutputRun, Adjusted(shown={"out": OUT})],
     points: Annotated[int, typer.Option(min=2, help=POINTS)] = 5,
-    resume: descent.Resume = False,
-    overwrite: descent.Overwrite = False,
-    device: options.Device = "cpu",
     json: options.AsJson = False,
 ) -> None:
     """Train a line, a curve or a simplex of networks in one run, and record their midpoint.
 
     Example: slipstream recipe subspace mlp --shape simplex --corners 3 --out simplex
     """
-    from slipstream.cli.task_options import build
-    from slipstream.named_task import NamedTask
-    from slipstream.recipes import SubspacePlan, train_subspace
-    from slipstream.storage.new_run import NewRun
-    from slipstream.training import TrainingPlan
+    from slipstream.recipes import train_subspace
     from slipstream.weights import weights_of
 
-    further = options.network_options(option)
-    setup = NamedTask(network, data, loss, width, further, examples, batch_size, seed)
-    how = TrainingPlan.cosine(epochs, optimizer, lr, momentum, weight_decay, warm_up, seed)
-    plan = SubspacePlan(shape, corners, repulsion, layerwise, how)
-    task = build(setup, device=device)
+    named, out = task.new(), files.out or Path(OUT)
+    seeds = range(named.seed, named.seed + plan.corners)
+    opened = build(named, device=task.device)
     with steps_bar("training", hidden=json) as bar:
         found = train_subspace(
-            task,
-            plan=plan,
-            initial=[
-                weights_of(build(setup, seed=seed + corner, device=device).model)
-                for corner in range(plan.corners)
-            ],
-            run_folder=NewRun(out, overwrite=overwrite, resume=resume),
+            opened,
+            plan=seeded(plan, named.seed),
+            initial=[weights_of(build(named, seed=s, device=task.device).model) for s in seeds],
+            run_folder=files.new_run(out),
             progress=bar,
         )
-    measured = measure(task, found, points=points)
+    measured = measure(opened, found, points=points)
     if json:
         cost = {"steps": found.steps, "seconds": found.seconds, "cosine": found.cosine}
         write_json({"path": str(out), **cost, "losses": found.losses, **measured})
         return
     typer.echo(f"{found.steps} steps in {found.seconds:.1f} s; recorded in {out}")
     typer.echo(f"cosine of the angle between corners: {found.cosine:.2f}")
-    columns = [f"{part} {name}" for part in measured for name in task.measured]
+    names = list(opened.measured)
+    columns = [f"{part} {name}" for part in measured for name in names]
     rows = [
-        [way, *(f"{measured[part][way][n]:.4f}" for part in measured for n in task.measured)]
-        for way in measured["validation"]
+        [network, *(f"{measured[part][network][n]:.4f}" for part in measured for n in names)]
+        for network in measured["validation"]
     ]
     write_table(["", *columns], rows)
 

@@ -27,7 +27,9 @@ class LurePlan:
     slice_batches: int | None = option(
         None, "Batches of the new chunk that the saliency is taken on.", shown="all"
     )
-    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(20))  # on each chunk
+    descent: TrainingPlan = option(
+        factory=lambda: TrainingPlan.cosine(20, lr=0.05)
+    )  # on each chunk
 
     def __post_init__(self) -> None:
         check_share(self.share)

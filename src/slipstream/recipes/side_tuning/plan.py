@@ -10,4 +10,4 @@ from slipstream.training import TrainingPlan
 class SidePlan:
     """How a side network, its blend and its head are trained."""
 
-    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(lr=0.02))
+    descent: TrainingPlan = option(factory=lambda: TrainingPlan.cosine(60, "adamw", 0.005))
