@@ -35,6 +35,41 @@ def test_a_twin_is_narrow_and_as_deep():
     assert large.hidden_size == 4096
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (
+            "OPT",
+            {
+                "hidden_size": 48,
+                "word_embed_proj_dim": 48,
+                "ffn_dim": 96,
+                "num_attention_heads": 4,
+                "max_position_embeddings": 64,
+            },
+        ),
+        (
+            "Mamba2",
+            {
+                "hidden_size": 64,
+                "head_dim": 16,
+                "num_heads": 8,
+                "state_size": 16,
+                "expand": 2,
+                "n_groups": 2,
+            },
+        ),
+    ],
+)
+def test_widths_that_depend_on_each_other_stay_consistent(kind, settings):
+    config = getattr(transformers, f"{kind}Config")(vocab_size=200, num_hidden_layers=1, **settings)
+    with torch.device("meta"):
+        model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    groups = find_neuron_groups(model, example_input_for(model))
+    assert len(groups)
+    assert not groups.dropped
+
+
 def test_only_what_is_proven_of_the_twin_is_handed_out():
     network = NETWORKS["SwiGLU"]
     groups = find_neuron_groups(network.build(), network.inputs(None))

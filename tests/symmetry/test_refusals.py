@@ -62,8 +62,10 @@ def test_a_branch_that_depends_on_values(name):
 
 
 WRAPPED = {
-    "parallel": (lambda: nn.DataParallel(mlp()), r"wrapped in DataParallel\. Pass `model\.module`"),
-    "compiled": (lambda: torch.compile(mlp()), r"is compiled\. Pass `model\._orig_mod`"),
+    "parallel inside": (
+        lambda: nn.Sequential(nn.DataParallel(mlp()), nn.Linear(3, 2)),
+        "its module '0' is wrapped in DataParallel",
+    ),
     "compiled inside": (
         lambda: nn.Sequential(torch.compile(mlp()), nn.Linear(3, 2)),
         "its module '0' is compiled",
@@ -86,6 +88,11 @@ def test_a_wrapped_model(name):
 def test_an_empty_batch(empty):
     with pytest.raises(ValueError, match=r"example_input is empty \(\(0, 5\)\)"):
         find_neuron_groups(mlp(), empty)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapper_of_the_whole_model_is_seen_through(wrap):
+    assert find_neuron_groups(wrap(mlp()), INPUTS).sizes() == {"0.weight:0": 8}
 
 
 def test_a_module_that_was_compiled_in_place_is_traced_as_it_is():

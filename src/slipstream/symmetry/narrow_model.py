@@ -17,6 +17,7 @@ HEAD = 4  # features: two planes of rotary positions
 UNITS = 6  # of an MLP
 TOKENS = 64  # of a vocabulary
 HEADS = ("head_dim", "d_kv")
+SAME = ("word_embed_proj_dim", "embedding_size")
 MLPS = ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size")
 OLDER_MLPS = ("n_inner", "d_ff", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim")
 SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
@@ -90,15 +91,28 @@ def _parts(config: Any) -> Iterator[Any]:
 
 def _narrow_(config: Any) -> None:
     """Make the widths of a configuration small, in place, and leave the rest as it is."""
-    heads, vocabulary = getattr(config, "num_attention_heads", None), _number(config, "vocab_size")
-    if isinstance(heads, int):
-        _set_(config, ("hidden_size",), heads * HEAD)
-    _set_(config, HEADS, HEAD)
+    vocabulary, hidden = _number(config, "vocab_size"), _hidden_size(config)
+    if hidden is not None:
+        # A width that is the same somewhere else, as of OPT's embeddings, stays the same.
+        same = [n for n in SAME if _number(config, n) == _number(config, "hidden_size")]
+        _set_(config, ("hidden_size", *same), hidden)
+        _set_(config, HEADS, HEAD)
     _set_(config, MLPS + OLDER_MLPS, UNITS)
     if vocabulary is not None:
         config.vocab_size = min(vocabulary, TOKENS)
         for name in SPECIAL:
             _set_(config, (name,), min(_number(config, name) or 0, TOKENS - 1))
+
+
+def _hidden_size(config: Any) -> int | None:
+    """The width at which every head has `HEAD` features; None if the heads do not say it."""
+    heads, inner = _number(config, "num_attention_heads"), _number(config, "num_heads")
+    if heads is not None:
+        return heads * HEAD
+    expand = getattr(config, "expand", None)  # heads of Mamba2 lie on a wider axis
+    if inner is None or expand is None or inner * HEAD % expand:
+        return None
+    return int(inner * HEAD // expand)
 
 
 def _number(config: Any, name: str) -> int | None:

@@ -14,7 +14,7 @@ from slipstream.symmetry.eval_copy import evaluation_copy
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups, Pin
 from slipstream.symmetry.perturbed_model import PerturbedModel, with_noise
 from slipstream.symmetry.untouched import left_as_it_was
-from slipstream.weights import weights_of
+from slipstream.weights import unwrapped, weights_of
 
 ATTEMPTS = 3  # other inputs and weights for groups that the output does not depend on
 DRAWS = 2  # random permutations that a group has to pass; one if it has many neurons
@@ -100,6 +100,7 @@ def _checked(
     strict: bool,
 ) -> NeuronGroups:
     """The groups that hold; if `strict`, only those of which the example tests every matrix."""
+    model = unwrapped(model)
     _check_model(model, groups)
     if not groups.groups:
         return groups
@@ -127,8 +128,12 @@ def _checked(
         return replace(checked, dropped=checked.dropped + pins)
     faults |= untested
     kept = groups.keep(group.name for group in groups.groups if group.name not in faults)
+    # Of the bias of keys, for one, no output depends on any example: only matrices are named.
     open_ = [
-        _place(b) for b in groups.blocks if b in idle and any(kept.blocks_on(b.tensor, b.axis))
+        _place(block)
+        for block in groups.blocks
+        if block in idle and len(groups.shapes[block.tensor]) > 1
+        if set(block.groups) & set(kept.sizes())
     ]
     return replace(
         kept,

@@ -20,7 +20,7 @@ from slipstream.symmetry.refusals import refuse_untraceable
 from slipstream.symmetry.shared_memory import tie_shared
 from slipstream.symmetry.signs import Equation, signed_runs, with_signs
 from slipstream.symmetry.untouched import Memory, left_as_it_was
-from slipstream.weights import weights_of
+from slipstream.weights import unwrapped, weights_of
 
 logger = logging.getLogger(__name__)
 ONLY_EVALUATION = "the groups hold in evaluation mode: training mode could not be traced"
@@ -66,6 +66,8 @@ def find_neuron_groups(
         >>> [(block.tensor, block.axis) for block in groups.blocks_of("0.weight:0")]
         [('0.weight', 0), ('0.bias', 0), ('2.weight', 1)]
     """
+    if isinstance(model, nn.Module):
+        model = unwrapped(model)
     refuse_untraceable(model, example_input)
     weights = weights_of(model)
     traces = _traces(model, example_input)

@@ -42,9 +42,11 @@ def find_rule(operator: torch._ops.OpOverload) -> Rule | None:
         namespace, name = known._schema.name.split("::")
         if namespace != "aten":
             return RULES.get(known._schema.name)  # a user's own: "library::operator"
-        for key in (f"{name}.{known._schema.overload_name}", name):
-            if key in RULES:
-                return RULES[key]
+        overload = known._schema.overload_name
+        for base in dict.fromkeys((name, name.rstrip("_"))):
+            for key in (f"{base}.{overload}", base):
+                if key in RULES:
+                    return RULES[key]
         random = torch.Tag.nondeterministic_seeded in known.tags
         if torch.Tag.pointwise in known.tags and not random:
             return Rule(elementwise.broadcast)
