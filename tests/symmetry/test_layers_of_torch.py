@@ -138,6 +138,24 @@ CASES = {
         ),
         [8],
     ),
+    "spectral norm of older kind": (
+        *rows(
+            lambda s, x: s.b(s.a(x).relu()),
+            a=lambda: nn.utils.spectral_norm(nn.Linear(5, 8)),
+            b=lambda: nn.utils.spectral_norm(nn.Linear(8, 3)),
+        ),
+        [8],
+    ),
+    "choices by chance in training": (
+        *rows(
+            lambda s, x: s.o(
+                functional.gumbel_softmax(s.a(x), hard=True) if s.training else s.a(x).softmax(-1)
+            ),
+            a=linear(5, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
     "weight norm of the whole": (
         *rows(
             lambda s, x: s.b(s.a(x).relu()),

@@ -189,6 +189,27 @@ def test_a_branch_that_the_example_does_not_take_is_said(caplog):
     assert type(both).from_json(groups.to_json()) == groups
 
 
+def test_what_is_stored_and_not_returned_counts_as_an_output():
+    class Storing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.trunk, self.head, self.aux = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            hidden = self.trunk(x).relu()
+            self.extra = self.aux(hidden)
+            return self.head(hidden)
+
+    model = Storing()
+    groups = find_neuron_groups(model, INPUTS)
+    assert groups.sizes() == {"trunk.weight:0": 8}
+    assert groups.blocks_on("aux.weight", 1)
+    before = model(INPUTS), model.extra
+    moved = Permutation.random(groups, seed=1).apply(weights_of(model))
+    after = torch.func.functional_call(model, moved, (INPUTS,)), model.extra
+    torch.testing.assert_close(after, before)
+
+
 def test_an_optional_input_of_transformers_is_tried():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Callable, Container, Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from io import StringIO
@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from slipstream.symmetry.eval_copy import in_mode, traceable
 from slipstream.symmetry.outputs import OutputError, left_out, output_tensors
-from slipstream.symmetry.selections import drop_unused_, take_early_
+from slipstream.symmetry.selections import drop_unused_, is_writing, take_early_
 from slipstream.weights import weights_of
 
 ExampleInput = Any  # a tensor, a tuple of arguments, or a dictionary of keyword arguments
@@ -84,8 +84,37 @@ def capture(model: nn.Module, example_input: ExampleInput, *, training: bool = F
         else:
             raise ValueError(_refusal(model, example_input, failures[0])) from failures[0]
     take_early_(captured.graph)
+    _return_what_is_stored_(captured)
     drop_unused_(captured.graph)
     return captured
+
+
+def _return_what_is_stored_(captured: Capture) -> None:
+    """Let the graph return what only some weights compute, and nothing returns: a stored loss."""
+    output = captured.graph.output_node()
+    live = _above([output, *filter(is_writing, captured.graph.nodes)])
+    seen = {captured.weights.get(node) for node in live}
+    stored = []
+    for node in reversed(list(captured.graph.nodes)):
+        if node.op == "call_function" and node not in live:
+            above = _above([node])
+            names = {captured.weights[n] for n in above if n in captured.weights}
+            live |= above
+            if names - seen and isinstance(node.meta.get("val"), Tensor):
+                stored.append(node)
+                seen |= names
+    output.args = ([*tree_flatten(output.args[0])[0], *stored],)
+
+
+def _above(nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
+    """The nodes, and all that they are computed from."""
+    found: set[torch.fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        if (node := waiting.pop()) not in found:
+            found.add(node)
+            waiting += node.all_input_nodes
+    return found
 
 
 def same_graph(first: Capture, second: Capture) -> bool:
@@ -143,11 +172,20 @@ def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
     with torch.no_grad(), _noting_modules(model):
         graph = trace(*tensors.values(), *(leaves[place] for place in places)).graph
     own = dict(zip(graph.find_nodes(op="placeholder"), tensors, strict=False))
-    held = [value for name, value in tensors.items() if name not in names]
+    held = [tensors[name] for node, name in own.items() if name not in names and node.users]
     attributes = [getattr(graph.owning_module, n.target) for n in graph.find_nodes(op="get_attr")]
     held += [value for value in attributes if isinstance(value, Tensor)]
+    if any(map(_was_computed, attributes)):
+        raise ValueError("an operator hides from the tracer what its result depends on.")
     found = _captured(graph, own, names)
     return replace(found, held=tuple(held), not_counted=tuple(not_counted))
+
+
+def _was_computed(value: Any) -> bool:
+    """Whether a constant of the graph is no constant: it was computed while the model ran."""
+    return isinstance(value, FakeTensor) or (
+        isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)
+    )
 
 
 def _as_if_on_cpu(tree: Any) -> Any:

@@ -33,7 +33,12 @@ MADE: dict[Any, Callable[..., Tensor]] = {
     torch.rand_like: torch.zeros_like,
     torch.randn_like: torch.zeros_like,
 }
-FILLED = {Tensor.bernoulli_: 1.0, Tensor.uniform_: 0.5, Tensor.normal_: 0.0}
+FILLED = {
+    Tensor.bernoulli_: 1.0,
+    Tensor.exponential_: 1.0,
+    Tensor.uniform_: 0.5,
+    Tensor.normal_: 0.0,
+}
 
 
 class WithoutChance(TorchFunctionMode):
@@ -55,9 +60,22 @@ class WithoutChance(TorchFunctionMode):
             return MADE[func](*args, **given).fill_(NOISE[func])
         if func in FILLED:
             return args[0].fill_(FILLED[func])
+        if func is functional.gumbel_softmax:
+            return _softmax(*args, **given)
         if func is torch.bernoulli:
             return torch.ones_like(args[0] if args else given["input"])
         if func is functional.scaled_dot_product_attention:
             args = (*args[:4], 0.0, *args[5:]) if len(args) > 4 else args
             given.pop("dropout_p", None)
         return func(*args, **given)
+
+
+def _softmax(
+    logits: Tensor, tau: float = 1, hard: bool = False, eps: float = 1e-10, dim: int = -1
+) -> Tensor:
+    """A Gumbel softmax without its noise."""
+    soft = (logits / tau).softmax(dim)
+    if not hard:
+        return soft
+    chosen = soft.max(dim, keepdim=True)[1]
+    return torch.zeros_like(soft).scatter_(dim, chosen, 1.0) - soft.detach() + soft

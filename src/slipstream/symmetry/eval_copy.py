@@ -76,6 +76,7 @@ def _copied(model: nn.Module) -> nn.Module:
         with (
             patch.dict(copy._deepcopy_dispatch, shared),  # type: ignore[attr-defined]
             patch.object(Tensor, "__deepcopy__", _copied_tensor),
+            patch.object(nn.Parameter, "__deepcopy__", _copied_parameter),
         ):
             replica = copy.deepcopy(model)
     except Exception:  # ruff: ignore[blind-except] - a class may refuse it in its own way
@@ -91,8 +92,17 @@ def _copied_tensor(tensor: Tensor, memo: dict[int, Any]) -> Any:
     if id(tensor) in memo:
         return memo[id(tensor)]
     leaf = tensor if tensor.is_leaf else tensor.detach()
+    memo.setdefault(id(memo), []).append(leaf)  # as long as its number stands in the memo
     memo[id(tensor)] = copied = _copy_leaf(leaf, memo)  # type: ignore[no-untyped-call]
     return copied
+
+
+def _copied_parameter(parameter: nn.Parameter, memo: dict[int, Any]) -> Any:
+    """As PyTorch does it, but parameters over the same memory are that again."""
+    if id(parameter) not in memo:
+        values = _copied_tensor(parameter.data, memo)
+        memo[id(parameter)] = type(parameter)(values, parameter.requires_grad)
+    return memo[id(parameter)]
 
 
 def _itself(value: Any, _memo: dict[int, Any]) -> Any:
@@ -104,15 +114,23 @@ def traceable(model: nn.Module) -> Generator[None]:
     """Let `model` run without looking at the values of tensors, as far as that can be arranged."""
     # As torch.export does it: models skip checks of values then, and caches of what they computed,
     # which would hand out tensors without numbers ever after.
-    compiled = {module: module._compiled_call_impl for module in model.modules()}
-    for module in compiled:
-        module._compiled_call_impl = None  # `module.compile()` changes nothing but the speed
+    # `module.compile()` changes nothing but the speed, and so does a scan of transformers, in which
+    # the tracer loses what a state depends on.
+    plain = {"_compiled_call_impl": None, "use_associative_scan": False}
+    before = [
+        (module, name, getattr(module, name))
+        for module in model.modules()
+        for name in plain
+        if getattr(module, name, None)
+    ]
+    for module, name, _ in before:
+        setattr(module, name, plain[name])
     try:
         with _experts(model, DENSE), patch.object(torch.compiler, "_is_compiling_flag", True):
             yield
     finally:
-        for module, implementation in compiled.items():
-            module._compiled_call_impl = implementation
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 @contextmanager

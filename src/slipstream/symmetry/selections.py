@@ -60,11 +60,12 @@ def take_early_(graph: Graph) -> None:
 def drop_unused_(graph: Graph) -> None:
     """Erase what nothing uses, in place: often a tensor of which only the shape was of interest."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and not node.users and not _writes(node):
+        if node.op == "call_function" and not node.users and not is_writing(node):
             graph.erase_node(node)
 
 
-def _writes(node: Node) -> bool:
+def is_writing(node: Node) -> bool:
+    """Return whether a node changes one of its arguments."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 

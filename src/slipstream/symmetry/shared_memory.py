@@ -51,6 +51,7 @@ def _overlapping(tensors: Sequence[Named]) -> Iterator[tuple[Named, Named]]:
 def _has_memory(value: Tensor) -> bool:
     return (
         type(value) in {Tensor, torch.nn.Parameter}
+        and not torch._C._functorch.is_functorch_wrapped_tensor(value)
         and value.layout is torch.strided
         and not value.is_meta
         and value.numel() > 1

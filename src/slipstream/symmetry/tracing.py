@@ -19,7 +19,7 @@ from slipstream.symmetry.proof import check_found
 from slipstream.symmetry.refusals import refuse_untraceable
 from slipstream.symmetry.shared_memory import tie_shared
 from slipstream.symmetry.signs import Equation, signed_runs, with_signs
-from slipstream.symmetry.untouched import Memory, left_as_it_was
+from slipstream.symmetry.untouched import left_as_it_was
 from slipstream.weights import unwrapped, weights_of
 
 logger = logging.getLogger(__name__)
@@ -76,6 +76,7 @@ def find_neuron_groups(
         found = signed_runs(groups, weights)
         flow = traces.followed(found.layouts, [])
         groups = with_signs(found, flow.equations or ())
+    del traces  # with a copy of the weights
     if not prove:
         return groups
     if any(value.is_meta for value in weights.values()):
@@ -98,13 +99,14 @@ class _Traces:
     """What was seen of a model in its modes and with other optional inputs."""
 
     captures: Sequence[Capture]
-    weights: Mapping[str, Tensor]
-    others: Sequence[Tensor]  # that the model holds beside its weights
+    weights: Sequence[Mapping[str, Tensor]]  # of the model, and of its copy that was traced
     caveats: tuple[str, ...]
 
     def followed(self, layouts: Mapping[str, Layout], equations: list[Equation] | None) -> Flow:
         """Follow the rules through all graphs, from these axes of the weights."""
-        tie_shared(layouts, self.weights, self.others)
+        held = [tensor for captured in self.captures for tensor in captured.held]
+        for weights in self.weights:
+            tie_shared(layouts, weights, held)
         flow = Flow(dict(layouts), equations=equations)
         follow(self.captures, flow)
         return flow
@@ -131,15 +133,7 @@ def _traces(model: nn.Module, example_input: ExampleInput) -> _Traces:
         if unused := _unused(weights, captures):
             caveats.append(_take_no_part(unused))
             logger.warning("%s: %s", type(model).__name__, "; ".join(caveats))
-    return _Traces(captures, weights, _other_tensors(model, captures), tuple(caveats))
-
-
-def _other_tensors(model: nn.Module, captures: Iterable[Capture]) -> list[Tensor]:
-    """Tensors that a model holds beside its weights, and those that closures brought in."""
-    persistent = model.state_dict(keep_vars=True)
-    known = {id(value) for value in (*model.parameters(), *persistent.values())}
-    held = [tensor for captured in captures for tensor in captured.held]
-    return [tensor for tensor in (*Memory(model).tensors, *held) if id(tensor) not in known]
+    return _Traces(captures, (weights, weights_of(replica)), tuple(caveats))
 
 
 def _not_counted(captured: Capture) -> list[str]:

@@ -51,21 +51,10 @@ class Memory:
     """What a model keeps, as it is now."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.tensors: list[Tensor] = []  # weights, buffers, others; not of global variables
         self._repairs: list[Callable[[], None]] = []
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # no object may be freed, and its number given to another
-        self._named: list[tuple[Any, int]] = []  # by global variables: of the user, like `start`
-        self._walk([(model, 0)])
-        held = len(self.tensors)
-        while self._named:
-            named, self._named = self._named, []
-            self._walk(named)
-        del self.tensors[held:]
-
-    def _walk(self, items: Iterable[tuple[Any, int]]) -> None:
-        """Remember items of a depth, and what they hold."""
-        queue = deque(items)
+        queue = deque([(model, 0)])
         while queue:
             item, depth = queue.popleft()
             if id(item) in self._seen or depth > DEEP:
@@ -103,8 +92,7 @@ class Memory:
 
     def _remember_tensor(self, tensor: Tensor) -> Iterable[Any]:
         """A plain tensor may be written to; weights and buffers are replaced while a model runs."""
-        self.tensors.append(tensor)
-        if isinstance(tensor, nn.Parameter) or tensor.is_meta or tensor.layout != torch.strided:
+        if isinstance(tensor, nn.Parameter) or tensor.is_meta or _is_special(tensor):
             return ()
         version, before = tensor._version, tensor.detach().clone()
 
@@ -125,20 +113,20 @@ class Memory:
             self._repairs.append(_cell_repair(cell))
             yield from _contents(cell)
         yield from (function.__defaults__, function.__kwdefaults__, function.__dict__)
-        self._remember_names(function.__globals__)
+        yield from self._remember_names(function.__globals__)
 
     def _remember_module(self, module: ModuleType) -> Iterable[Any]:
-        if _is_own_name(module.__name__):
-            self._remember_names(vars(module))
-        return ()
+        return self._remember_names(vars(module)) if _is_own_name(module.__name__) else ()
 
-    def _remember_names(self, names: dict[str, Any]) -> None:
+    def _remember_names(self, names: dict[str, Any]) -> Iterator[Any]:
         """Global variables: what they are bound to, and the containers among them."""
         if id(names) in self._seen:
             return
         self._seen.add(id(names))
         self._repairs.append(_container_repair(names))
-        self._named += [(value, 3) for value in names.values() if isinstance(value, KEEPING)]
+        for value in list(names.values()):
+            if isinstance(value, KEEPING):
+                yield value
 
     def _remember_class(self, owner: type) -> Iterator[Any]:
         for base in owner.__mro__:
@@ -162,6 +150,12 @@ REMEMBER: dict[Any, Callable[[Memory, Any], Iterable[Any]]] = {
     type: Memory._remember_class,
     nn.Module: Memory._remember_object,
 }
+
+
+def _is_special(tensor: Tensor) -> bool:
+    """Whether a tensor is none of plain values in memory."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return wrapped or tensor.layout != torch.strided
 
 
 def _container_repair(item: Any) -> Callable[[], None]:
