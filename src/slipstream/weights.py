@@ -5,7 +5,8 @@ buffers, under the names of the state dict, each tied tensor once.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,32 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+class TrainablePart(nn.Module):
+    """The tensors of a model that are trained, without the others: an adapter without its base.
+
+    What records or averages a model takes it too: `Recorder("run", TrainablePart(model))`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+        >>> _ = model[0].requires_grad_(False)
+        >>> list(weights_of(TrainablePart(model)))
+        ['1.weight', '1.bias']
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._whole = (unwrapped(model),)  # in a tuple, so that it is not a submodule
+
+    def named_parameters(self, *args: Any, **given: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield the parameters that require a gradient, under their names in the model."""
+        named = self._whole[0].named_parameters(*args, **given)
+        return ((name, value) for name, value in named if value.requires_grad)
+
+    def forward(self, *args: Any, **given: Any) -> Any:
+        """Return what the whole model returns."""
+        return self._whole[0](*args, **given)
 
 
 def parameter_names(model: nn.Module) -> tuple[str, ...]:

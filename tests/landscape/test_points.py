@@ -321,3 +321,9 @@ def test_a_task_without_data_does_not_leave_the_statistics_as_they_are():
     with pytest.raises(ValueError, match="calibration is empty, and the model has BatchNorm"):
         evaluate_points(ends(case), polyline(2, 3), task)
     assert task.on([]).calibration == []
+
+
+def test_a_tensor_of_one_value_is_mixed_too():
+    ends = [{"scale": torch.tensor(value)} for value in (1.0, 3.0)]
+    found = mix(ends, [0.25, 0.75])["scale"]
+    assert (found.shape, found.item()) == ((), 2.5)

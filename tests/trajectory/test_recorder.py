@@ -15,7 +15,7 @@ from torch import nn
 
 from slipstream.trajectory import Recorder, Schedule, Trajectory, check_run
 from slipstream.trajectory.run_folder import RunWriter
-from slipstream.weights import clone, load_weights_, weights_of
+from slipstream.weights import TrainablePart, clone, load_weights_, weights_of
 
 
 def setup(seed=0):
@@ -310,3 +310,29 @@ def test_a_training_that_is_killed_leaves_a_run_that_opens(tmp_path, number):
     assert [problem for problem in check_run(folder) if "broken off" not in problem] == []
     Recorder(folder, nn.Linear(50, 50), resume=True).close()
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_the_trainable_part_alone_is_recorded_and_loaded_again(tmp_path):
+    model, optimizer = setup()
+    name, frozen = next(iter(model.named_parameters()))
+    frozen.requires_grad_(False)
+    with Recorder(tmp_path / "run", TrainablePart(model)).attach(optimizer):
+        train(model, optimizer, 3)
+    run = Trajectory.open(tmp_path / "run")
+    learned = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert list(run.names) == learned
+    assert name not in run.names
+    moved = {n: p.detach().clone() for n, p in model.named_parameters()}
+    load_weights_(model, run[0].weights)
+    load_weights_(model, run[-1].weights)
+    for other, value in model.named_parameters():
+        assert torch.equal(value, moved[other])
+
+
+def test_a_snapshot_is_a_mapping_of_its_tensors():
+    held = {"w": torch.ones(2), "n": torch.tensor(3)}
+    snapshot = Trajectory.from_weights([held])[0]
+    assert {n: v.tolist() for n, v in dict(snapshot).items()} == {"w": [1.0, 1.0], "n": 3}
+    assert list(snapshot) == ["w", "n"]
+    with pytest.raises(KeyError, match="tensors by name, got 0"):
+        snapshot[0]

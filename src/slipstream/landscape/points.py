@@ -121,5 +121,5 @@ def _mixed(stack: Tensor, coefficients: Tensor) -> Tensor:
     rows = coefficients.to(stack.device)
     if not is_continuous(stack):
         return stack[rows.abs().argmax(1)]
-    mixed = rows.to(stack.dtype) @ stack.flatten(1)
+    mixed = rows.to(stack.dtype) @ stack.reshape(len(stack), -1)
     return mixed.view(len(rows), *stack.shape[1:])

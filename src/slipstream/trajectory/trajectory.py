@@ -51,8 +51,20 @@ class Snapshot:
         weights = self.weights
         return weights | {name: weights[first] for name, first in self.layout.aliases.items()}
 
+    def keys(self) -> tuple[str, ...]:
+        """Return the names of the tensors, each tied tensor once: `dict(snapshot)` has them."""
+        return tuple(self.layout.tensors)
+
     def __getitem__(self, name: str) -> Tensor:
+        if not isinstance(name, str):
+            raise KeyError(f"A snapshot has tensors by name, got {name!r}.")
         return Trajectory((self,), self.layout)[name][0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.keys())
+
+    def __len__(self) -> int:
+        return len(self.keys())
 
 
 @dataclass(frozen=True, eq=False)
