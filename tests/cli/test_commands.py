@@ -209,7 +209,7 @@ MISTAKES = [
     (["train", "--keep", "every:0"], "at least 1, got 0"),
     (["train", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
     (["train", "--lr", "1e30", "--width", "4"], "try a smaller lr"),
-    (["show", "/nowhere"], "/nowhere is no run folder"),
+    (["show", "/nowhere"], "/nowhere is not a run folder"),
     (["evaluate"], "Give a run folder"),
     (["evaluate", "--model", "mlp"], "Give a run folder, or a file with --weights"),
     (["groups", "mlq"], "There is no network 'mlq'"),

@@ -122,7 +122,7 @@ def test_mistakes_are_told_in_a_line(tmp_path):
     walk(tmp_path / "run")
     (tmp_path / "c.json").write_text("[]", encoding="utf-8")
     for words, complaint in (
-        ([str(tmp_path / "nothing")], "is no run folder"),
+        ([str(tmp_path / "nothing")], "is not a run folder"),
         ([str(tmp_path / "run"), "--comparison", str(tmp_path / "c.json")], "no comparison"),
     ):
         done = CliRunner().invoke(app, ["report", *words, "-o", str(tmp_path / "p.html")])

@@ -208,7 +208,7 @@ def test_a_cut_idx_file_is_refused(tmp_path):
         load_data(f"mnist:{tmp_path}")
     path.unlink()
     path.with_name(path.name + ".gz").write_bytes(gzip.compress(b"text")[:-4])
-    with pytest.raises(ValueError, match="no gzip file, or is cut short"):
+    with pytest.raises(ValueError, match="not a gzip file, or is cut short"):
         load_data(f"mnist:{tmp_path}")
 
 

@@ -151,11 +151,11 @@ def test_what_is_no_omniglot_is_told(omniglot, tmp_path):
     some = omniglot / "images_background" / "Greek" / "character01" / "0001_07.png"
     content = some.read_bytes()
     some.write_bytes(content[:60])
-    with pytest.raises(ValueError, match="is no image, or is cut short"):
+    with pytest.raises(ValueError, match="is not an image, or is cut short"):
         read_omniglot(omniglot)
     some.unlink()
     with pytest.raises(ValueError, match="19 drawings of Greek/character01, expected 20"):
         read_omniglot(omniglot)
     (tmp_path / "images_evaluation.zip").write_bytes(b"PK no zip")
-    with pytest.raises(ValueError, match="is no zip file, or is damaged"):
+    with pytest.raises(ValueError, match="is not a zip file, or is damaged"):
         read_omniglot(tmp_path, part="evaluation")

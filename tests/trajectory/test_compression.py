@@ -357,7 +357,7 @@ def test_a_lock_on_an_index_that_was_replaced_is_none(run, monkeypatch):
 def test_mistakes_are_told(run, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="keyframe_every must be from 1 to 256, got 0"):
         compress_run(run, keyframe_every=0)
-    with pytest.raises(FileNotFoundError, match="is no run folder"):
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
         compress_run(tmp_path)
     before = contents(run)
     monkeypatch.setitem(sys.modules, "zstandard", None)

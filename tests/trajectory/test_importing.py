@@ -228,7 +228,7 @@ def test_code_is_refused_and_not_run(source, tmp_path, name):
 def test_damaged_files_are_named(source):
     torch.save(weights(), source / "1.pt")
     (source / "2.pt").write_bytes((source / "1.pt").read_bytes()[:-300])
-    with pytest.raises(ValueError, match=r"2.pt cannot be read|2.pt is no file of torch.save"):
+    with pytest.raises(ValueError, match=r"2.pt cannot be read|2.pt is not a file of torch.save"):
         import_run(source)
     (source / "2.pt").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"2.pt"):

@@ -258,7 +258,7 @@ def test_two_writers_on_one_folder(tmp_path):
 
 
 def test_what_is_no_run_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no run folder"):
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
         read_run(tmp_path)
     run = small_run(tmp_path / "run")
     text = (run / "run.json").read_text()

@@ -177,7 +177,7 @@ class Averages:
             New tensors in the dtypes of the model and on its device, each tied tensor once.
 
         Raises:
-            KeyError: If it is none of the rules.
+            KeyError: If it is not one of the rules.
             ValueError: If nothing counts yet.
         """
         if rule not in self._running:

@@ -164,7 +164,7 @@ def parse_rule(text: str) -> SWA | EMA | LAWA:
         The rule.
 
     Raises:
-        ValueError: If it is none, or its number is out of range.
+        ValueError: If it is not a rule, or its number is out of range.
 
     Example:
         >>> parse_rule("ema:0.9")
@@ -187,7 +187,7 @@ def parse_rule(text: str) -> SWA | EMA | LAWA:
 
 
 class _Mean:
-    """A running mean, for rules that can tell how much the newest snapshot counts."""
+    """A running mean, for rules that know how much the newest snapshot counts."""
 
     def __init__(self, rule: SWA | EMA) -> None:
         self._rule = rule

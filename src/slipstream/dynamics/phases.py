@@ -83,7 +83,7 @@ def find_phases(motion: Motion, *, most: int = 6, shortest: int = SHORTEST) -> P
         )
     most = min(most, moves // shortest)
     spread = series.std(1, correction=0, keepdim=True)
-    varies = spread.flatten() > 1e-9  # rounding of a constant is no variation
+    varies = spread.flatten() > 1e-9  # rounding of a constant is not variation
     scaled = ((series - series.mean(1, keepdim=True)) / spread)[varies]
     residuals, ends = _best_cuts(scaled, most, shortest)
     criteria = _criteria(residuals, moves, features=len(scaled))

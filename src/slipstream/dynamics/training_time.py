@@ -128,7 +128,7 @@ def predict_training_time(
     as good as the linearisation: good for wide networks and small changes, late where features
     are learned. Therefore the network at the predicted weights is looked at again and again, each
     time the loss has fallen by the same factor; where its outputs are not the predicted ones, it
-    is linearised again. `Trust` tells how far to believe the prediction.
+    is linearised again. `Trust` says how far to trust the prediction.
 
     Args:
         task: What would be trained: the model, left as it was, in the mode it would be trained in

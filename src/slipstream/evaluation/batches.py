@@ -93,7 +93,7 @@ def batch_size(batch: Batch) -> int:
 
 
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """Return `batch` with every tensor on `device`; what is no tensor is passed on."""
+    """Return `batch` with every tensor on `device`; what is not a tensor is passed on."""
     if hasattr(batch, "to"):
         return batch.to(device)
     if isinstance(batch, Mapping):

@@ -1,4 +1,4 @@
-"""The running statistics of BatchNorm, estimated anew: part of the state, not of the path."""
+"""The running statistics of BatchNorm, re-estimated: part of the state, not of the path."""
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager

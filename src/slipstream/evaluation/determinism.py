@@ -1,4 +1,4 @@
-"""Do two passes over the data give the same loss, and if not, who is to blame?"""
+"""Do two passes over the data give the same loss, and if not, which module is the cause?"""
 
 import math
 from collections.abc import Iterable

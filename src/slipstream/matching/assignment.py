@@ -33,7 +33,7 @@ def assign(similarity: Tensor, *, prices: Tensor | None = None) -> Assignment:
     """Find the order that maximises `similarity[arange(n), order].sum()`, exactly.
 
     Dense exact solvers are slow on what gradients give: matrices that a few common directions
-    dominate. Only few columns matter to a row, and prices tell which: an auction finds prices, the
+    dominate. Only few columns matter to a row, and prices say which: an auction finds prices, the
     columns nearest to each row's best margin are given to a sparse exact solver, and the dual
     prices of its answer are held against the whole matrix. If no entry is worth more than it costs,
     the order is proven to be the best of all; otherwise those entries join, and it is solved again.

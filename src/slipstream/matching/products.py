@@ -177,7 +177,7 @@ class Product:
         return Move(rest.places | mine.places, rest.factors | mine.factors)
 
     def _changed(self, move: Move, pairs: list[Pair]) -> dict[int, Tensor] | None:
-        """Places of each other axis that receive something else than before; None: all anew."""
+        """Positions of every other axis whose source changed; None: recompute all."""
         changed: dict[int, Tensor] = {}
         if self._total is None or not move.same_form(self._move):
             return None

@@ -1,4 +1,4 @@
-"""What the modes are worth: the same run by other groups, and by the best there can be."""
+"""What the modes are worth: the same run with other groups, and an upper bound."""
 
 import math
 from dataclasses import dataclass

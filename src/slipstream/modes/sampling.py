@@ -17,7 +17,7 @@ def draw(sizes: Mapping[str, int], samples: int, *, seed: int) -> dict[str, Tens
 
     Args:
         sizes: The number of weights of each tensor.
-        samples: How many to draw; all, if there are no more.
+        samples: How many to draw; all, if there are not more.
         seed: Of the draw.
 
     Returns:

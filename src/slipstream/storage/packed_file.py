@@ -1,4 +1,4 @@
-"""A packed safetensors file: its numbers in blocks, its header as it was.
+"""A packed safetensors file: its values in blocks, its header unchanged.
 
     SLIPPACK        eight bytes
     blocks          of up to 2^17 numbers of one kind, across the borders of tensors

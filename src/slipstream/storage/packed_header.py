@@ -25,7 +25,7 @@ Stamp = tuple[int, int, int]  # what changes when another file takes a name
 
 @dataclass(frozen=True)
 class Description:
-    """What a packed file tells about itself."""
+    """What the header of a packed file says."""
 
     base: str | None  # the name, without suffix, of the file that differences refer to
     header: str  # of the safetensors file
@@ -128,13 +128,13 @@ def parsed(path: Path, stamp: Stamp) -> Contents:
 
 
 def describe(path: Path) -> Description:
-    """Read what a packed file tells about itself."""
+    """Read the header of a packed file."""
     with open_regular(path) as file:
         end = file.seek(0, 2) - len(MAGIC) - 8
         file.seek(max(end, 0))
         length, magic = int.from_bytes(file.read(8), "little"), file.read(8)
         if magic != MAGIC or length > end:
-            raise ValueError("the file is cut short, or is no packed snapshot")
+            raise ValueError("the file is cut short, or is not a packed snapshot")
         file.seek(end - length)
         text = unpack_text(file.read(length))
     return _description(read_json(text), path)

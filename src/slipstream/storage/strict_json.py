@@ -103,7 +103,7 @@ def read_checked_json(text: bytes) -> dict[str, Any]:
     found = _CHECK.search(text)
     if found is None:
         data = json.loads(text, object_pairs_hook=_once) if len(text) < _LONGEST else None
-        # A name that was "check" once is told by what it holds.
+        # A name that was "check" once is recognised by its value.
         last = next(reversed(data.values()), None) if isinstance(data, dict) else None
         damaged = isinstance(last, str) and _DIGITS.fullmatch(last)
         if not isinstance(data, dict) or "check" in data or damaged:

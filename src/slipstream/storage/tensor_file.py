@@ -1,4 +1,4 @@
-"""The safetensors layout, to the byte: eight bytes of length, a JSON header, then the numbers.
+"""The safetensors layout, to the byte: eight bytes of length, a JSON header, then the values.
 
 The library writes through a copy of every tensor and reads through page faults; here a tensor
 goes straight from its memory to the file, and from the file to where the caller wants it.

@@ -1,4 +1,4 @@
-"""Text as a zstd frame, by a package that not everybody has."""
+"""Text as a zstd frame, by an optional package."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def unpack_text(packed: bytes, *, longest: int = _LONGEST) -> bytes:
     """Return what `pack_text` packed.
 
     Args:
-        packed: A zstd frame that tells the size of its content.
+        packed: A zstd frame that states the size of its content.
         longest: Bytes that it may unpack to; more are refused before memory is taken.
 
     Returns:

@@ -41,7 +41,7 @@ def read_mnist(folder: str | Path) -> tuple[Raw, Raw]:
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is no idx file, or images and labels differ in number.
+        ValueError: If a file is not an idx file, or images and labels differ in number.
     """
 
     def part(name: str) -> Raw:
@@ -91,7 +91,7 @@ def _idx(folder: str | Path, name: str, *, axes: int) -> np.ndarray:
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is no gzip file, or is cut short: {error}.") from error
+        raise ValueError(f"{path} is not a gzip file, or is cut short: {error}.") from error
     sizes = [int.from_bytes(data[4 * axis + 4 : 4 * axis + 8], "big") for axis in range(axes)]
     values = np.frombuffer(data[4 + 4 * axes :], np.uint8)
     if data[:4] != bytes((0, 0, 8, axes)) or len(values) != math.prod(sizes):

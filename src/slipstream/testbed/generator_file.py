@@ -56,7 +56,7 @@ def load_generator(file: str | Path) -> TestbedGenerator:
             about = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.offset_keys()}
     except SafetensorError as error:
-        raise ValueError(f"{file} is no safetensors file, or is cut short: {error}.") from error
+        raise ValueError(f"{file} is not a safetensors file, or is cut short: {error}.") from error
     if about.get("generator") not in KINDS:
         raise ValueError(f"{file} holds no generator: it was not written by save_generator.")
     generator = KINDS[about["generator"]](**json.loads(about["configuration"]))

@@ -119,7 +119,7 @@ def _zipped(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
             for name in drawings:
                 yield name, lambda name=name: archive.read(name)  # type: ignore[misc]
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is no zip file, or is damaged: {error}.") from error
+        raise ValueError(f"{path} is not a zip file, or is damaged: {error}.") from error
 
 
 def _image(path: str, content: bytes, size: int) -> np.ndarray:
@@ -130,5 +130,5 @@ def _image(path: str, content: bytes, size: int) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             grey = image.convert("L").resize((size, size), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} is no image, or is cut short: {error}.") from error
+        raise ValueError(f"{path} is not an image, or is cut short: {error}.") from error
     return 1 - np.asarray(grey, np.float32) / 255

@@ -28,7 +28,7 @@ _USUAL_KEYS = ("state_dict", "model_state_dict", "model", "module")
 class Checkpoint:
     """A file, or all shards of one checkpoint."""
 
-    name: str  # of the file or folder, which tells the step
+    name: str  # of the file or folder, which has the step
     files: tuple[Path, ...]
 
     @property
@@ -118,7 +118,7 @@ def read_pickled(path: Path, *, key: str | None = None) -> PickledCheckpoint:
                 f"{path} is refused: besides tensors it holds {named[1]}, and loading that could "
                 "run code. Where you trust the file, save its state dict alone and import that."
             ) from error
-        raise ValueError(f"{path} is no file of torch.save, or is damaged.") from error
+        raise ValueError(f"{path} is not a file of torch.save, or is damaged.") from error
     except (RuntimeError, EOFError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     weights = _weights_in(held, path, key)
@@ -153,7 +153,7 @@ def _weights_in(held: object, path: Path, key: str | None) -> dict[str, Tensor]:
 
 
 def model_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a Hugging Face checkpoint, shards included; none if it is no such folder.
+    """Return the files of a Hugging Face checkpoint, shards included; none if it is another folder.
 
     Args:
         folder: Where to look.

@@ -6,7 +6,7 @@ differences over several snapshots take more: all in all 2 % of the run.)
 
 Files are replaced one after the other: the packed one is written and flushed, unpacked again and
 compared with the original byte by byte; then the index names it instead; then the original goes. A
-process killed at any moment leaves a run that opens, and the next call goes on.
+process killed at any moment leaves a run that opens, and the next call continues.
 """
 
 from collections.abc import Callable, Sequence

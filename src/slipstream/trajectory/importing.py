@@ -49,7 +49,7 @@ def import_run(
         source: The folder of checkpoints, or a single one.
         destination: The run folder to make; by default beside `source`, its name ending in "-run".
         steps: The step of each file or folder to import, by name. By default Lightning's
-            global step, else what the names tell, see `steps_in`.
+            global step, else the step in the names, see `steps_in`.
         prefix: Keep only tensors whose names start with it, and cut it off: "model." for Lightning.
         key: Where in pickled files the weights are; by default the usual keys are tried.
         configuration: What made the run, as plain data; kept in `run.json`.
@@ -60,7 +60,7 @@ def import_run(
 
     Raises:
         FileExistsError: If `destination` is not empty.
-        ValueError: If there are no checkpoints, no steps are told by their names, two have the
+        ValueError: If there are no checkpoints, no steps are in their names, two have the
             same step, they differ in a tensor, or a file holds code. Nothing is left behind.
     """
     source = Path(source).resolve()
@@ -101,7 +101,7 @@ def _numbered(
         if not steps:
             if len(found) > 1:
                 raise ValueError(
-                    f"No number in the names {', '.join(told)} in {source} tells their steps: pass "
+                    f"No number in the names {', '.join(told)} in {source} gives their steps: pass "
                     f"steps={{{found[0].name!r}: 0, ...}}."
                 )
             steps = {found[0].name: 0}

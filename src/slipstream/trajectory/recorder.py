@@ -1,4 +1,4 @@
-"""Recording a training run from inside anybody's loop, behind its back.
+"""Recording a training run from inside any loop, without changes to it.
 
 The loop pays for one copy of the weights; a thread writes them. The copies live in a few buffers
 that are used again and again: when all are waiting to be written, the loop waits too.
@@ -140,7 +140,7 @@ class Recorder:
 
         Args:
             optimizer: Its real steps are counted: not those that gradient accumulation or a
-                gradient scaler leaves out. Attach a new one when the training goes on with it: the
+                gradient scaler leaves out. Attach a new one when training continues with it: the
                 count continues, and the old one's steps count no more.
 
         Returns:
@@ -148,7 +148,7 @@ class Recorder:
 
         Raises:
             RuntimeError: If it is attached to this optimizer already.
-            TypeError: If it is no optimizer and wraps none.
+            TypeError: If it is not an optimizer and does not wrap one.
         """
         if optimizer is self._attached:
             raise RuntimeError("This recorder is attached to this optimizer already.")
@@ -195,7 +195,7 @@ class Recorder:
             RuntimeError: If the recorder is closed.
         """
         if not self._release.alive:
-            raise RuntimeError("This recorder is closed; to go on, make one with resume=True.")
+            raise RuntimeError("This recorder is closed; to continue, make one with resume=True.")
         self.step = self.step if step is None else step
         if self._last_kept is not None and self.step <= self._last_kept:
             raise ValueError(f"step must grow: {self.step} comes after {self._last_kept}.")

@@ -61,7 +61,7 @@ class RunFolder:
             return True
         provenance = self.description.get("provenance") or {}
         linked = list(provenance.get("linked", ()))
-        if source := provenance.get("imported", {}).get("source"):  # version 0.1 told only this
+        if source := provenance.get("imported", {}).get("source"):  # version 0.1 recorded only this
             linked += [source, f"../{Path(source).name}"]
         file = _absolute(self.path, name)
         return any(file.is_relative_to(_absolute(self.path, folder)) for folder in linked)
@@ -155,12 +155,12 @@ def read_run(path: str | Path) -> RunFolder:
         The description, the layout and the entries of the index.
 
     Raises:
-        FileNotFoundError: If it is no run folder.
+        FileNotFoundError: If it is not a run folder.
         ValueError: If the run is of a newer format or its text is damaged.
     """
     folder = Path(path)
     if not (folder / DESCRIPTION).is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no {DESCRIPTION}.")
+        raise FileNotFoundError(f"{folder} is not a run folder: it has no {DESCRIPTION}.")
     try:
         description = read_checked_json((folder / DESCRIPTION).read_bytes())
         if description["format"] > PACKED_FORMAT:

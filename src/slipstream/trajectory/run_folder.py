@@ -103,7 +103,7 @@ class RunWriter:
             files: One file, or all shards.
             epoch: Epochs done, if known.
             metrics: Numbers to keep with the snapshot.
-            prefix: Stands before the names in the files; what lacks it is no part of the snapshot.
+            prefix: Stands before the names in the files; what lacks it is not part of the snapshot.
 
         Raises:
             ValueError: If the step does not grow or the files have another layout.
@@ -230,7 +230,7 @@ def create_run(
     Raises:
         FileExistsError: If the folder is not empty.
         BlockingIOError: If another writer has the run open.
-        TypeError: If `configuration` or `provenance` is no plain data.
+        TypeError: If `configuration` or `provenance` is not plain data.
     """
     folder = Path(path).absolute()  # the process may change its working folder
     layout = model if isinstance(model, Layout) else Layout.of(model)
@@ -277,7 +277,7 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
         The writer, which holds the lock of the folder until it is closed.
 
     Raises:
-        ValueError: If it is no run folder, or one of a newer format.
+        ValueError: If it is not a run folder, or one of a newer format.
         BlockingIOError: If another writer has the run open.
     """
     folder = Path(path).absolute()

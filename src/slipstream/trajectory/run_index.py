@@ -58,7 +58,7 @@ def entries_of(lines: Sequence[Line]) -> tuple[Entry, ...]:
     """Return the snapshots that some lines list, in their order.
 
     Raises:
-        ValueError: If a line is none that a recorder writes.
+        ValueError: If a line is not one that a recorder writes.
     """
     found: dict[int, Entry] = {}
     for number, line in enumerate(lines, start=1):

@@ -20,7 +20,7 @@ class Schedule:
     """
 
     interval: int | None = None  # keep the multiples of it
-    steps_per_epoch: int | None = None  # beside an interval: tells the epoch of a step
+    steps_per_epoch: int | None = None  # with an interval: gives the epoch of a step
     per_decade: int | None = None  # keep so many steps from 10^n to 10^(n+1)
     chosen: tuple[int, ...] | None = None  # keep these
 

@@ -21,13 +21,13 @@ class _Number:
     """A number in a name."""
 
     word: str  # the letters before it
-    kind: str  # of that word; "" if it is none of ours
+    kind: str  # of that word; "" if it is not one of ours
     glued: bool  # to letters: "resnet18"
     value: int | None  # None if it is not whole: a metric
 
 
 def steps_in(names: Sequence[str]) -> dict[str, int | None]:
-    """Return the step that each name tells.
+    """Return the step in each name.
 
     A number after a word such as "step" is taken, else one after "epoch", else one after
     "checkpoint" and the like, else the only other whole number. Decimals are metrics, and "1k",
@@ -40,7 +40,7 @@ def steps_in(names: Sequence[str]) -> dict[str, int | None]:
         The step by name, or None where there is no number.
 
     Raises:
-        ValueError: If a name has several numbers and none is surely the step, or some names tell
+        ValueError: If a name has several numbers and none is surely the step, or some names hold
             the step and others the epoch.
 
     Example:
@@ -53,7 +53,7 @@ def steps_in(names: Sequence[str]) -> dict[str, int | None]:
     kinds = {number.kind for number in found.values() if number is not None}
     if {"step", "epoch"} <= kinds:
         raise ValueError(
-            f"Some of the names {', '.join(names)} tell the step and others the epoch: say the "
+            f"Some of the names {', '.join(names)} hold the step and others the epoch: give the "
             "steps yourself."
         )
     return {name: None if number is None else number.value for name, number in found.items()}

@@ -43,7 +43,7 @@ class Snapshot:
 
     @property
     def weights(self) -> dict[str, Tensor]:
-        """Parameters and buffers, each tied tensor once; read anew at every access."""
+        """Parameters and buffers, each tied tensor once; read again at every access."""
         return self.reader.weights()
 
     def state_dict(self) -> dict[str, Tensor]:
