@@ -2,11 +2,12 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -28,15 +29,18 @@ from slipstream.porting.problem import FineTune, fine_tune_without, pose
 from slipstream.porting.result import PortResult
 from slipstream.porting.stored import (
     REPORT,
+    PartialOutput,
     Stored,
     copy_others,
     open_stored,
+    stamps_of,
     whole_output,
     write_like,
     write_tensors,
 )
 from slipstream.porting.vocabulary import AlignedVocabularies, align_vocabularies
 from slipstream.pretrained import example_input_for, load_pretrained, model_from_config
+from slipstream.storage.fingerprints import fingerprint_of_batches
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.trajectory.layout import Layout
@@ -77,7 +81,8 @@ def port_checkpoint(
 ) -> PortResult:
     """Port a fine-tune on disk, and write the result where nothing is yet.
 
-    Without data, tensors are read, carried and written one at a time.
+    Without data, tensors are read, ported and written one at a time. A port that was killed or
+    interrupted continues when it is called again with the same arguments.
 
     Args:
         out: A new folder; a new `.safetensors` file if `to_base` is a file. A ported adapter is a
@@ -102,7 +107,7 @@ def port_checkpoint(
     """
     plan, place = PortPlan() if plan is None else plan, Path(out)
     files = _open(fine_tune)
-    with whole_output(place) as temporary:
+    with whole_output(place, _identity(fine_tune, files, plan, task)) as partial:
         if task is None and plan.method != "identity":
             model = _model_of(files.to_base, plan=plan)
             task = None if model is None else Task(model)
@@ -113,8 +118,9 @@ def port_checkpoint(
         ranks = files.adapter.ranks if files.adapter else {}
         inputs = MethodInputs(problem, plan, task, groups, ranks)
         solution = find_solution(inputs, progress=progress)
-        result = _write(files, solution, temporary, ties, progress or (lambda *_: None))
-        report = temporary / REPORT if temporary.is_dir() else place.with_suffix(".port.json")
+        result = _write(files, solution, partial, ties, progress or (lambda *_: None))
+        folder = partial.path.is_dir()
+        report = partial.path / REPORT if folder else place.with_suffix(".port.json")
         report.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
     return result
 
@@ -143,6 +149,21 @@ def checkpoint_task(
         ValueError: If the folder's model cannot be built.
     """
     return Task(load_pretrained(folder), data, loss or _own_loss, validation=validation)
+
+
+def _identity(
+    given: FineTune[str | Path], files: "_Files", plan: PortPlan, task: Task | None
+) -> dict[str, Any]:
+    """What an interrupted port must have in common with the one that continues it."""
+    stored = {"from_base": files.from_base, "to_base": files.to_base}
+    tuned = open_stored(given.fine_tuned, argument="fine_tuned")
+    data = [] if task is None else [task.data, task.validation or ()]
+    once = any(isinstance(part, Iterator) for part in data)  # such data cannot be looked at before
+    return {
+        "plan": asdict(plan),
+        "files": {name: stamps_of(one) for name, one in (*stored.items(), ("fine_tuned", tuned))},
+        "data": uuid4().hex if once else fingerprint_of_batches(b for part in data for b in part),
+    }
 
 
 @dataclass(frozen=True)
@@ -199,7 +220,11 @@ def _own_loss(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def _write(
-    files: _Files, solution: Solution, out: Path, ties: Mapping[str, str], progress: Progress
+    files: _Files,
+    solution: Solution,
+    partial: PartialOutput,
+    ties: Mapping[str, str],
+    progress: Progress,
 ) -> PortResult:
     """Write what was chosen, and return the report."""
     written: dict[str, Part] = {}
@@ -211,9 +236,23 @@ def _write(
 
     if files.adapter is None:
         total = len(files.to_base.forms)
-        write_like(files.to_base, out, tensor, wrote=lambda _: progress(len(written), total))
+        for noted in partial.done.values():
+            known = {name: Part(torch.empty(0), *values) for name, values in noted.items()}
+            written |= known
+
+        def parts(names: Iterable[str]) -> dict[str, list[float]]:
+            made = {ties.get(name, name): written[ties.get(name, name)] for name in names}
+            return {name: [part.kept, part.matched] for name, part in made.items()}
+
+        write_like(
+            files.to_base,
+            partial,
+            tensor,
+            wrote=lambda _: progress(len(written), total),
+            parts=parts,
+        )
         return solution.result(written, warnings=files.aligned.warnings)
-    adapter = files.adapter
+    adapter, out = files.adapter, partial.path
     copy_others(adapter.stored, out)
     config = {**adapter.config, "base_model_name_or_path": str(files.to_base.path)}
     (out / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")

@@ -4,8 +4,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from slipstream.porting.problem import LazyWeights
+from slipstream.storage.strict_json import checked_json, read_checked_json
 from slipstream.storage.tensor_file import bytes_of, map_tensor
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.storage.tensor_header import file_order, header_of, read_places
+from slipstream.storage.writing import flush_folder, make_folder, write_whole
 from slipstream.trajectory.checkpoint_files import model_files, read_pickled
 from slipstream.weights import Weights
 
@@ -147,51 +149,116 @@ def _check_not_quantised(stored: Stored, argument: str) -> None:
 
 
 @contextmanager
-def whole_output(out: Path) -> Generator[Path]:
+def whole_output(out: Path, identity: Mapping[str, Any]) -> Generator["PartialOutput"]:
     """Write a folder or a file under another name, and give it its own when the block is done.
+
+    What a killed or interrupted process has written stays, and the next call with the same
+    identity continues it.
 
     Args:
         out: Its own name; nothing may be there.
+        identity: What must be the same to continue, as plain data.
 
     Yields:
-        The name to write to. It is removed if the block raises.
+        What is being written. If the block raises, it is removed, unless that was Ctrl-C or an
+        `OSError` and some of its files are whole.
 
     Raises:
         FileExistsError: If something is at `out` already.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already and is not overwritten: give another out.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    make_folder(out.parent.absolute())
+    partial = PartialOutput.begin(out, identity)
     try:
-        yield temporary
-        temporary.rename(out)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
+        yield partial
+        partial.log.unlink(missing_ok=True)
+        partial.path.rename(out)
+        flush_folder(out.parent)
+    except BaseException as error:
+        if not isinstance(error, KeyboardInterrupt | OSError) or not partial.has_files:
+            partial.remove()
+        raise
+
+
+@dataclass(frozen=True)
+class PartialOutput:
+    """A folder or a file that is being written, and which of its files are whole."""
+
+    path: Path  # what is written, under a hidden name beside its own
+    log: Path  # a line for each whole file, with what is known of its tensors
+    done: Mapping[str, Mapping[str, Any]]  # those of an earlier call, by file name
+
+    @classmethod
+    def begin(cls, out: Path, identity: Mapping[str, Any]) -> "PartialOutput":
+        """Continue what an earlier call began, if it is the same; else begin."""
+        path = out.with_name(f".{out.name}.partial")
+        log = out.with_name(f".{out.name}.partial.jsonl")
+        first = checked_json({"identity": dict(identity)})
+        lines = log.read_bytes().splitlines(keepends=True) if log.is_file() else []
+        if not path.is_dir() or lines[:1] != [first]:
+            partial = cls(path, log, {})
+            partial.remove()
+            write_whole(log, [first])
+            return partial
+        done: dict[str, Mapping[str, Any]] = {}
+        for line in lines[1:]:
+            with suppress(ValueError):  # the last one may be half
+                noted = read_checked_json(line)
+                file = path / noted["file"]
+                if file.is_file() and file.stat().st_size == noted["bytes"]:
+                    done[noted["file"]] = noted["parts"]
+        return cls(path, log, done)
+
+    @property
+    def has_files(self) -> bool:
+        """Whether some files are whole."""
+        return self.log.is_file() and self.log.read_bytes().count(b"\n") > 1
+
+    def note(self, file: str, parts: Mapping[str, Any]) -> None:
+        """Note that a file is whole."""
+        line = {"file": file, "bytes": (self.path / file).stat().st_size, "parts": dict(parts)}
+        with self.log.open("ab") as log:
+            log.write(checked_json(line))
+            log.flush()
+            os.fsync(log.fileno())
+
+    def remove(self) -> None:
+        """Remove all of it."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        self.path.unlink(missing_ok=True)
+        self.log.unlink(missing_ok=True)
 
 
 def write_like(
-    base: Stored, out: Path, tensor: Callable[[str], Tensor], *, wrote: Callable[[str], None]
+    base: Stored,
+    out: PartialOutput,
+    tensor: Callable[[str], Tensor],
+    *,
+    wrote: Callable[[str], None],
+    parts: Callable[[Iterable[str]], Mapping[str, Any]],
 ) -> None:
     """Write tensors into the files that a base has, and copy what else is in its folder.
 
     Args:
         base: Gives files, names and dtypes.
-        out: A new folder, or a new file if the base is one.
+        out: Where to: a new folder, or a new file if the base is one.
         tensor: Makes a tensor; only one is held at a time.
         wrote: Called after each tensor.
+        parts: Returns what is known of some tensors that were made, as plain data.
     """
     if not base.is_folder:
         (names,) = base.files.values()
-        write_tensors(out, {n: base.forms[n] for n in names}, tensor, wrote=wrote)
+        write_tensors(out.path, {n: base.forms[n] for n in names}, tensor, wrote=wrote)
         return
-    copy_others(base, out)
+    copy_others(base, out.path)
     pickled = any(not name.endswith(".safetensors") for name in base.files)
     files = {"model.safetensors": tuple(base.forms)} if pickled else base.files
     for file, names in files.items():
-        write_tensors(out / file, {n: base.forms[n] for n in names}, tensor, wrote=wrote)
+        if file not in out.done:
+            write_tensors(out.path / file, {n: base.forms[n] for n in names}, tensor, wrote=wrote)
+            out.note(file, parts(names))
 
 
 def write_tensors(
@@ -218,9 +285,16 @@ def write_tensors(
         os.fsync(file.fileno())
 
 
+def stamps_of(stored: Stored) -> dict[str, list[int]]:
+    """Return what changes when a file of the weights is replaced: size and time, by name."""
+    folder = stored.path if stored.is_folder else stored.path.parent
+    found = {name: (folder / name).stat() for name in stored.files}
+    return {name: [status.st_size, status.st_mtime_ns] for name, status in found.items()}
+
+
 def copy_others(base: Stored, out: Path) -> None:
     """Copy what is not weights in a base's folder: configuration, tokenizer, index."""
-    out.mkdir()
+    out.mkdir(exist_ok=True)
     for path in sorted(base.path.iterdir()):
         weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
         index_of_pickles = path.name.endswith(".bin.index.json")
