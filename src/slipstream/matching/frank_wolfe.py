@@ -16,7 +16,7 @@ from slipstream.symmetry.permutation import Permutation
 
 @dataclass(frozen=True)
 class Mixture:
-    """A weighted mean of permutations, group by group: row i says what place i receives."""
+    """A weighted mean of permutations, group by group: row i says what position i receives."""
 
     plain: dict[str, Tensor]  # (n, n), rows and columns sum to one
     signed: dict[str, Tensor]  # (n, n), the same mean with the signs; of signed groups only
@@ -237,7 +237,7 @@ class Relaxation:
         return rows @ others.T
 
     def _split(self, part: Tensor, block: Block) -> Tensor:
-        """The places of a block as an axis for each of its factors."""
+        """The positions of a block as an axis for each of its factors."""
         sizes = [f if isinstance(f, int) else self.groups[f].size for f in block.factors]
         return part.reshape(*part.shape[: block.axis], *sizes, *part.shape[block.axis + 1 :])
 

@@ -4,7 +4,7 @@ What a neuron group can still gain is a similarity matrix, one product for every
 its neurons, summed over all pairs of gradients. The product of a tensor that lists one group only
 is final: it is added up, and the pair is let go. Any other depends on the order of the groups on
 the tensor's *other* axes; it is kept and brought up to date by what has changed: new pairs, or the
-few columns whose neurons changed places. That is what makes many stages affordable.
+few columns whose neurons changed positions. That is what makes many stages affordable.
 """
 
 import math
@@ -156,13 +156,13 @@ class Objective:
         self._kept = others + product.kept
 
     def _over_places(self, group: str, permutation: Permutation) -> Similarity:
-        """The similarity of neurons that hold other groups, whose order at a place stays."""
+        """The similarity of neurons that hold other groups, whose order at a position stays."""
         turns = range(self.groups[group].size)
         rows = [self.worths(group, turned(permutation, group, by)) for by in turns]
         return Similarity(unturned(torch.stack(rows, -1)))
 
     def worths(self, group: str, permutation: Permutation) -> Tensor:
-        """Return what each place of `group` gets from all that it has, (*sizes of the parents, n).
+        """Return the worth of each position of `group` as it is now, (*sizes of the parents, n).
 
         Args:
             group: Name of a neuron group that lies on no two axes of one tensor.
@@ -232,16 +232,16 @@ class Objective:
 
 
 def turned(permutation: Permutation, group: str, by: int) -> Permutation:
-    """Return `permutation` with another order of `group`: place i receives neuron i + `by`."""
+    """Return `permutation` with another order of `group`: position i receives neuron i + `by`."""
     held = permutation.orders[group]
     order = torch.arange(held.shape[-1]).roll(-by).expand_as(held)
     return Permutation(permutation.groups, {**permutation.orders, group: order}, permutation.signs)
 
 
 def unturned(entries: Tensor) -> Tensor:
-    """Return what is known by place and turn, (..., n, n), by place and neuron."""
+    """Return what is known by position and turn, (..., n, n), by position and neuron."""
     size = entries.shape[-1]
-    turns = (torch.arange(size) - torch.arange(size)[:, None]) % size  # of place i for neuron j
+    turns = (torch.arange(size) - torch.arange(size)[:, None]) % size  # of position i for neuron j
     return entries.gather(-1, turns.expand_as(entries))
 
 
@@ -251,7 +251,7 @@ def _traced(entries: Tensor) -> float:
 
 
 def _chosen(entries: Tensor, group: str, permutation: Permutation, *, signed: bool) -> Tensor:
-    """What each place gets, of (places of the parents, n, n) or (n, n) entries; in float64."""
+    """The worth of each position, of (parents' positions, n, n) or (n, n) entries; in float64."""
     order = permutation.orders[group]
     rows = entries.reshape(-1, *entries.shape[-2:])
     order = order.to(rows.device).reshape(len(rows), -1, 1)

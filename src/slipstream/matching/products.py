@@ -44,17 +44,17 @@ class Move:
         )
 
     def part(self, axis: int, chosen: Tensor) -> "Move":
-        """The move to the chosen places of one axis, along which it is the same everywhere."""
+        """The move to the chosen positions of one axis, along which it is the same everywhere."""
         return Move(
             *({**m, axis: m[axis][chosen]} if axis in m else m for m in (self.places, self.factors))
         )
 
     def is_plain(self, axis: int) -> bool:
-        """Return whether the move along an axis is the same at all places of the others."""
+        """Return whether the move along an axis is the same at all positions of the others."""
         return all(m[axis].dim() == 1 for m in (self.places, self.factors) if axis in m)
 
     def differs(self, other: "Move", axis: int) -> Tensor:
-        """Return which places of an axis receive something else than by another move."""
+        """Return which positions of an axis receive something else than by another move."""
         differs = torch.zeros((), dtype=torch.bool)
         for mine, its in ((self.places, other.places), (self.factors, other.factors)):
             if axis in mine:
@@ -104,8 +104,8 @@ class Product:
             permutation: The orders and signs of all groups.
 
         Returns:
-            (places of the parents, n, n): entry [i, j] is what the block gets when place i receives
-            source neuron j, with a positive sign and the other groups as `permutation` has them.
+            (positions of the parents, n, n): entry [i, j] is what the block gets when position i
+            receives source neuron j, with a positive sign and the other groups as `permutation` has them.
         """
         move = self._around(permutation)
         changed = self._changed(move, pairs)
@@ -143,7 +143,7 @@ class Product:
         return self._sum([pair], Move({}, {}), None if total is None else total[None])[0]
 
     def worths(self, pairs: list[Pair], permutation: Permutation) -> Tensor:
-        """Return what each place gets from the neuron that it has, (places of the parents, n)."""
+        """Return the worth of each position as it is now, (positions of the parents, n)."""
         total: Tensor | float = 0.0
         for target, source in pairs:
             moved = permutation.apply_to(self.block.tensor, wide(source))
@@ -253,7 +253,7 @@ class Product:
             total.baddbmm_(rows, others.transpose(1, 2))
 
     def _rows(self, value: Tensor) -> Tensor:
-        """The block's part of `value` as (places of the parents, neurons, everything else)."""
+        """The block's part of `value` as (positions of the parents, neurons, everything else)."""
         part = value.narrow(self.block.axis, self.block.offset, self.groups.length(self.block))
         names: list[str | int] = []
         shape: list[int] = []

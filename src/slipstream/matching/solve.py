@@ -124,8 +124,8 @@ class Solver:
         self, group: str, permutation: Permutation, seconds: dict[str, float]
     ) -> Permutation:
         """The best order of a group whose neurons hold other groups, and the best orders inside."""
-        # What a neuron is worth at a place is known when the orders inside are chosen for this very
-        # place. Turn by turn every neuron comes to every place, and at each turn all places choose.
+        # What a neuron is worth at a position is only known when the orders inside are chosen for
+        # that position. So in each turn every position tries another neuron.
         groups = self.objective.groups
         nested = groups.children_of(group)
         turns, worths = [], []
@@ -142,7 +142,7 @@ class Solver:
             turns.append(turn)
         order = self._assign(group, unturned(torch.stack(worths, -1)))
         order = order.view_as(permutation.orders[group])
-        taken = (order - torch.arange(order.shape[-1])) % order.shape[-1]  # turn of each place
+        taken = (order - torch.arange(order.shape[-1])) % order.shape[-1]  # turn of each position
         chosen = _with(permutation, group, order, None)
         for child in nested:
             at = _spread(groups, taken, group, child)
@@ -225,7 +225,7 @@ def _with(permutation: Permutation, group: str, order: Tensor, signs: Tensor | N
 
 
 def _spread(groups: NeuronGroups, taken: Tensor, group: str, child: str) -> Tensor:
-    """What is known for each place of `group`, for each place of the child's parents."""
+    """What is known for each position of `group`, for each position of the child's parents."""
     parents = groups[child].parents
     axes = torch.meshgrid(*(torch.arange(groups[p].size) for p in parents), indexing="ij")
     at = dict(zip(parents, axes, strict=True))
@@ -233,6 +233,6 @@ def _spread(groups: NeuronGroups, taken: Tensor, group: str, child: str) -> Tens
 
 
 def _pick(turns: Tensor, at: Tensor) -> Tensor:
-    """Of (turns, *places, n), the row of each place at its turn."""
+    """Of (turns, *places, n), the row of each position at its turn."""
     index = at[None, ..., None].expand(1, *at.shape, turns.shape[-1])
     return turns.gather(0, index).squeeze(0)
