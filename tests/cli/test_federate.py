@@ -14,7 +14,7 @@ def federate(*arguments, code=0):
 
 
 def test_methods_are_compared_on_splits():
-    chosen = ("--method", "fedavg", "--method", "8-bit", "--split", "iid", "--split", "0.3")
+    chosen = ("--method", "fedavg", "--method", "8-bit", "--partition", "iid", "--partition", "0.3")
     found = json.loads(federate("demo", *QUICK, *chosen, "--json").stdout)
     assert [(one["split"], one["method"]) for one in found] == [
         ("iid", "fedavg"),
@@ -34,8 +34,8 @@ def test_methods_are_compared_on_splits():
     [
         (["--method", "best"], "There is no method 'best'; there are fedavg, apf, top-k"),
         (["--failing", "1.5"], "failing must be at least 0 and below 1, got 1.5"),
-        (["--split", "odd"], "split must be iid or a number such as 0.3, got 'odd'"),
-        (["--split", "-1"], "alpha must be above 0"),
+        (["--partition", "odd"], "split must be iid or a number such as 0.3, got 'odd'"),
+        (["--partition", "-1"], "alpha must be above 0"),
         (["--data", "cats"], "data must be digits, mnist:DIR or cifar10:DIR, got 'cats'"),
     ],
 )

@@ -10,11 +10,13 @@ from slipstream.cli import options
 from slipstream.cli.output import write_json, write_table
 from slipstream.cli.progress import pieces_bar
 
+OUT = "The folder for the run and the figure."
+
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where the run and the figure go.")] = Path("demo"),
+    out: Annotated[Path, typer.Option("-o", "--out", help=OUT)] = Path("demo"),
     targets: Annotated[int, typer.Option(min=1, help="How many new starts.")] = 3,
-    seed: Annotated[int, typer.Option(help="Of the source; the targets follow.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the source; the targets follow.")] = 0,
     json: options.AsJson = False,
 ) -> None:
     """Train on digits, record the run, transfer it to new starts, and compare with training them.

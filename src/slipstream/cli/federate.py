@@ -6,28 +6,38 @@ from typing import Annotated, Literal
 import typer
 
 from slipstream.cli import options
+from slipstream.cli.command import old_flags
 from slipstream.cli.output import write_json, write_table
 from slipstream.cli.progress import pieces_bar
 
-SPLIT = "iid: clients alike; otherwise the parameter of a Dirichlet distribution, such as 0.3."
+METHODS, PARTITIONS = ("fedavg", "modes", "modes+8-bit"), ("iid", "0.3")
+PARTITION = (
+    "How the data are divided: iid, or the parameter of a Dirichlet distribution, such as 0.3; "
+    "repeatable."
+)
 METHOD = "fedavg, apf, top-k, 8-bit, modes, apf+8-bit, modes+8-bit or modes+top-k; repeatable."
 
 
+@old_flags({"--split": "--partition"})
 def federate(
     what: Annotated[Literal["demo"], typer.Argument(help="A comparison of methods.")] = "demo",
     data: Annotated[str, typer.Option(help="digits or mnist:DIR.")] = "digits",
-    method: Annotated[list[str] | None, typer.Option(help=METHOD)] = None,
-    split: Annotated[list[str] | None, typer.Option(help=SPLIT)] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of training and averaging.")] = 100,
-    clients: Annotated[int, typer.Option(min=1, help="That share the data.")] = 10,
-    width: Annotated[int, typer.Option(min=1, help="Of the two hidden layers.")] = 64,
+    method: Annotated[
+        list[str] | None, typer.Option(help=METHOD, show_default=", ".join(METHODS))
+    ] = None,
+    partition: Annotated[
+        list[str] | None, typer.Option(help=PARTITION, show_default=", ".join(PARTITIONS))
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of training and averaging.")] = 100,
+    clients: Annotated[int, typer.Option(min=1, help="Clients that share the data.")] = 10,
+    width: Annotated[int, typer.Option(min=1, help="Units of the two hidden layers.")] = 64,
     failing: Annotated[float, typer.Option(help="Share of the messages that are lost.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of weights, split, batches and failures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all that is random.")] = 0,
     json: options.AsJson = False,
 ) -> None:
-    """Train one network by several clients that keep their data; compare accuracy and bytes.
+    """Train one network on several clients that keep their data; compare accuracy and bytes.
 
-    Example: slipstream federate demo --method fedavg --method modes --split iid --split 0.3
+    Example: slipstream federate demo --method fedavg --method modes --partition iid
     """
     with pieces_bar("starting", hidden=json) as bar:
         from slipstream.federated.training import FederatedPlan, compare_federated
@@ -36,8 +46,8 @@ def federate(
         outcomes = compare_federated(
             NamedTask("mlp", data, width=width, options={"hidden_layers": 2}, seed=seed),
             FederatedPlan(rounds=rounds, clients=clients, failing=failing, seed=seed),
-            methods=method or ("fedavg", "modes", "modes+8-bit"),
-            splits=split or ("iid", "0.3"),
+            methods=method or METHODS,
+            splits=partition or PARTITIONS,
             progress=bar,
         )
     if json:

@@ -11,9 +11,9 @@ from slipstream.cli.plan_options import Adjusted
 
 RUN = Adjusted(skip=("resume", "overwrite"), shown={"out": "SOURCE-run"})
 DESTINATION = "The same as --out."
-PREFIX = "Keep the tensors whose names start so, and cut that off."
-STEP = "The step of a file or folder, NAME=N, where its name does not tell it; repeatable."
-KEY = "Where in .pt files the weights are."
+PREFIX = "Keep only tensors whose names start with this, and leave it out of the names."
+STEP = "The step of a file or folder, NAME=N, where its name does not say; repeatable."
+KEY = "Under which key .pt files hold the weights."
 
 
 def import_(

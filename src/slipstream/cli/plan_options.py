@@ -174,12 +174,12 @@ class _Plan:
             "min": own.metadata[MINIMUM],
             "show_default": True if shown is None else str(shown),
             "hidden": own.metadata[HIDDEN],
-            "rich_help_panel": getattr(self.kind, "help_panel", None),
         }
+        panel = getattr(self.kind, "help_panel", None)
         info = (
             typer.Argument(**how)
             if own.metadata[ARGUMENT]
-            else typer.Option(switch, *own.metadata[FLAGS], **how)
+            else typer.Option(switch, *own.metadata[FLAGS], rich_help_panel=panel, **how)
         )
         hint, default = _for_typer(hint, default)
         return inspect.Parameter(

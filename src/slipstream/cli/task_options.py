@@ -31,7 +31,7 @@ DATA = (
 LOSS = "package.module:function that maps a model and a batch to the mean loss."
 METRICS = "package.module:function of a model and a batch, or one that returns several by name."
 RUNS = "the run's"
-TASK = "A TOML file whose table [task] holds model, data, loss and so on."
+TASK = "A TOML file whose table task holds model, data, loss and so on."
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,8 @@ class TaskOptions:
 class NewTaskOptions(TaskOptions):
     """What names the task of a new run."""
 
+    model: str | None = option(None, MODEL, shown="mlp")
+    data: str | None = option(None, DATA, shown="digits")
     network: str | None = argument(None, "The same as --model.")
     examples: int | None = option(None, "Train on the first ones only.", shown="all")
     batch_size: int | None = option(None, "Examples in a batch.", shown="128")

@@ -35,23 +35,25 @@ class PredictionPlan:
     momentum: float = option(0.9, "Momentum of SGD.")
     weight_decay: float = option(0.0, "Weight decay of SGD.")
     schedule: RateSchedule = option(
-        "constant", "The learning rate: cosine falls to 0 at the last step."
+        "constant", "constant, or cosine: the learning rate falls to 0 at the last step."
     )
-    batch_size: int | None = option(None, "Examples per step; all if not given.", minimum=1)
+    batch_size: int | None = option(None, "Examples per step.", minimum=1, shown="all")
     seed: int = option(0, "Seed of the order of the examples.")
     max_steps: int = option(10_000, "When to give up.", minimum=1)
-    smoothing: int = option(1, "Steps over which the loss is averaged, the latest.", minimum=1)
+    smoothing: int = option(1, "The loss is averaged over so many last steps.", minimum=1)
     warm_up: int = option(0, "Real steps before the network is linearised.", minimum=0)
     linearisations: int = option(
-        16, "How often the network may be linearised; 1 is the method of the paper.", minimum=1
+        16, "How often the network may be linearised; the paper's method: 1.", minimum=1
     )
     tolerance: float = option(
         0.02, "How far outputs may be from the predicted ones until it is linearised again."
     )
     # For `Trust` and the time of a step; a twentieth of the predicted steps, 10 if none are.
-    probe_steps: int | None = option(None, "Real steps to compare with, on a copy.", minimum=0)
+    probe_steps: int | None = option(
+        None, "Real steps to compare with, on a copy.", minimum=0, shown="a twentieth"
+    )
     outputs: Outputs = option(
-        "full", "separate leaves out what passes between outputs, and takes less memory."
+        "full", "separate: ignore the effect of one output on another, to save memory."
     )
     dtype: "torch.dtype | None" = None  # of the kernel; that of the parameters if not given
     memory: int = MEMORY  # bytes that the kernel, and blocks of the Jacobian, may each take

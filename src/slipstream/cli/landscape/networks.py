@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from slipstream.cli.output import OutputFiles, write_json
 from slipstream.cli.task_options import TaskOptions
@@ -23,6 +23,8 @@ UNFINISHED = ".unfinished"  # ends the name of what is kept of an interrupted me
 @dataclass(frozen=True)
 class MeasureOptions(OutputFiles):
     """What is measured, and where it goes."""
+
+    help_panel: ClassVar[str] = "Measuring and output"
 
     out: Path | None = option(None, "Write the values to this .json file.", flags=("-o",))
     metric: str = option("loss", "The metric that --figure shows.")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from slipstream.weights import Weights
 
 OUT, USUAL = "aggregation", {"batch_size": 64}
+USUAL_DATA = ("digits", "digits+permuted")
 DATA = "A data set, as of `slipstream train`; give two or more with inputs of one shape."
 STARTS = "A run folder for each data set, whose last snapshot is where its specialist starts."
 PLAN = Adjusted(skip=("seed",), help={"epochs": "Passes over the longest data set."})
@@ -28,7 +29,9 @@ def aggregation(
     task: Annotated[NewTaskOptions, Adjusted(skip=("data",), shown=USUAL)],
     plan: Annotated[AggregationPlan, PLAN],
     files: Annotated[OutputRun, Adjusted(shown={"out": OUT})],
-    data: Annotated[list[str], typer.Option(help=DATA)] = ["digits", "digits+permuted"],  # ruff: ignore[mutable-argument-default]
+    data: Annotated[
+        list[str] | None, typer.Option(help=DATA, show_default=", ".join(USUAL_DATA))
+    ] = None,
     start: Annotated[list[Path] | None, typer.Option(help=STARTS)] = None,
     controls: Controls = True,
     json: options.AsJson = False,
@@ -43,7 +46,8 @@ def aggregation(
     from slipstream.recipes import aggregation_controls, train_aggregation
 
     named, out = task.new(**USUAL), files.out or Path(OUT)
-    parts = [build(replace(named, data=name), device=task.device) for name in data]
+    names = data or list(USUAL_DATA)
+    parts = [build(replace(named, data=name), device=task.device) for name in names]
     parts = [replace(part, model=parts[0].model) for part in parts]
     starts = [str(path) for path in start] if start else None
     initial = [open_start(parts[0].model, path) or {} for path in start or ()] or None
@@ -53,7 +57,7 @@ def aggregation(
             parts,
             plan=plan,
             initial=initial,
-            run_folder=files.new_run(out, data=data, start=starts),
+            run_folder=files.new_run(out, data=names, start=starts),
             progress=bar,
         )
     networks = networks_of(found)
@@ -72,7 +76,7 @@ def aggregation(
         write_json({"path": str(out), "steps": found.steps, "gap": found.gap, "test": rows})
         return
     typer.echo(f"{found.steps} steps; gap of aggregate and sum {found.gap:.4f}; recorded in {out}")
-    columns = [f"{metric} {name}" for name in data for metric in parts[0].measured]
+    columns = [f"{metric} {name}" for name in names for metric in parts[0].measured]
     cells = [
         [name, *(f"{value:.4f}" for part in row for value in part.values())]
         for name, row in rows.items()
