@@ -1,7 +1,7 @@
 """Recording a training run from inside any loop, without changes to it.
 
-The loop pays for one copy of the weights; a thread writes them. The copies live in a few buffers
-that are used again and again: when all are waiting to be written, the loop waits too.
+The loop pays for one copy of the weights; a thread writes it. The memory of the copy is used again
+and again: while it is being written, the next snapshot waits.
 """
 
 import logging
@@ -26,7 +26,7 @@ from slipstream.trajectory.schedule import Schedule
 from slipstream.weights import Weights, is_continuous, weights_of
 
 _log = logging.getLogger(__name__)
-_BUFFERS = 2  # one is filled while the other is written
+_BUFFERS = 1  # copies of the model: a second one is seldom worth its memory
 
 
 def _takes_step(start: Callable[..., None]) -> Callable[..., None]:
