@@ -105,7 +105,8 @@ class Product:
 
         Returns:
             (positions of the parents, n, n): entry [i, j] is what the block gets when position i
-            receives source neuron j, with a positive sign and the other groups as `permutation` has them.
+            receives source neuron j, with a positive sign and the other groups as `permutation` has
+            them.
         """
         move = self._around(permutation)
         changed = self._changed(move, pairs)
