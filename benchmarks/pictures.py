@@ -42,7 +42,9 @@ def main() -> None:
         transferred = transfer(demo.run, folder / "transferred")
         page = folder / "report.html"
         draw(demo.run, output)
-        write_report([demo.run, transferred], page, landscapes=Landscapes(seconds=20))
+        write_report(
+            [demo.run, transferred], page, extras=Extras(landscapes=Landscapes(seconds=20))
+        )
         shoot(page, output)
     for picture in sorted(output.glob("*.png")):
         size = picture.stat().st_size

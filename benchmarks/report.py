@@ -18,7 +18,7 @@ from typing import Any
 from common import machine, machine_line, table, write
 from slipstream.named_task import NamedTask
 from slipstream.report.report import write_report
-from slipstream.report.sections import Landscapes
+from slipstream.report.sections import Extras, Landscapes
 from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory
 
@@ -77,7 +77,7 @@ def reports(folder: Path, repeats: int) -> list[dict[str, Any]]:
                 page = folder / f"{name} {landscape} {number}.html"
                 begun, worked = time.perf_counter(), time.process_time()
                 how = Landscapes(seconds=SECONDS) if landscape else None
-                size = write_report([kept], page, landscapes=how).bytes
+                size = write_report([kept], page, extras=Extras(landscapes=how)).bytes
                 seconds.append(time.perf_counter() - begun)
                 computing.append(time.process_time() - worked)
             weights = sum(v.numel() for v in Trajectory.open(kept)[0].weights.values())

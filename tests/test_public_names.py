@@ -7,6 +7,7 @@ import slipstream
 
 
 def test_every_public_name_is_there_and_there_are_few():
+    # The table that lazy imports are made from.
     assert sorted(slipstream._ROOMS) == sorted(slipstream.__all__)
     assert len(slipstream.__all__) <= 30
     for name in slipstream.__all__:

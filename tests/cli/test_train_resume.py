@@ -5,9 +5,8 @@ import subprocess
 import sys
 
 import torch
-from typer.testing import CliRunner
 
-from slipstream.cli.app import app
+from commands import slipstream
 from slipstream.trajectory import Trajectory
 
 SMALL = ("train", "mlp", "--width", "8", "--examples", "300", "--batch-size", "100")
@@ -28,12 +27,6 @@ def dying(self, *args):
 Loop._epoch = dying
 app(sys.argv[1:])
 """
-
-
-def slipstream(*arguments, code=0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
-    assert result.exit_code == code, result.output
-    return result
 
 
 def test_a_killed_training_is_resumed_to_the_same_run(tmp_path):

@@ -105,8 +105,10 @@ def test_the_further_epoch_is_the_best_by_validation_and_begins_at_the_start(mon
     monkeypatch.setattr(demo, "FURTHER_RATES", (1e-6, 0.1, 1e-5))
     experiment = replace(NamedTask("mlp", "digits", width=8, batch_size=64).build(), test=[])
     start = weights_of(NamedTask("mlp", width=8).build(seed=3).model)
+    # The demo runs for a minute; this is one step of it.
     found = demo._best_epoch(experiment, start)
     moved = max((found[name] - value).abs().max().item() for name, value in start.items())
     assert moved > 0.01  # at the rate that learns
+    # As `_best_epoch` trains for each of its rates.
     still = demo._train_on(experiment, start, epochs=1, lr=1e-9)
     assert all(torch.allclose(still[name], value, atol=1e-4) for name, value in start.items())

@@ -90,6 +90,7 @@ def test_a_rotation_of_all_weights_changes_nothing():
 def test_blocks_do_not_matter(monkeypatch):
     run = random_run()
     whole = measure_motion(run), principal_path(run)
+    # A run of usual blocks would have to be large to have several.
     monkeypatch.setattr("slipstream.trajectory.trajectory._BLOCK", 100)
     cut = measure_motion(run), principal_path(run)
     torch.testing.assert_close(cut[0].squared_moves, whole[0].squared_moves)

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from slipstream.dynamics import find_phases, measure_motion
+
+# The search and the criterion apart, on residuals that no motion gives.
 from slipstream.dynamics.phases import _best_cuts, _criteria
 from slipstream.trajectory import Trajectory
 

@@ -154,6 +154,7 @@ def test_components_and_path_are_those_of_a_plain_decomposition():
 def test_blocks_of_a_run_give_the_same_components(monkeypatch):
     run = Trajectory.from_weights(moving())
     whole = trajectory_plane(run)
+    # A run of usual blocks would have to be large to have several.
     monkeypatch.setattr("slipstream.trajectory.trajectory._BLOCK", 60)
     parts = trajectory_plane(run)
     torch.testing.assert_close(parts.path, whole.path)

@@ -80,7 +80,9 @@ def test_chunks_of_any_size_give_the_same(memory, monkeypatch):
     case = CASES["mlp"]
     model, corners, table = case.model().double(), ends(case), polyline(2, 13)
     sizes = []
+    # The size of chunks shows in nothing that is returned.
     together = evaluator_module._Measurement.together
+    # Counted on the way.
     monkeypatch.setattr(
         evaluator_module._Measurement,
         "together",

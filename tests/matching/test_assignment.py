@@ -48,13 +48,16 @@ def rank_one_and_noise(seed, *, strength=100):
 def edges_solved(monkeypatch):
     """How many edges each sparse problem had; the dense solver is out of reach."""
     counts = []
+    # The order is the best either way: only inside is seen how few edges were enough.
     solve = assignment._Problem._solve_sparse
 
     def counted(self, edges, prices):
         counts.append(len(edges))
         return solve(self, edges, prices)
 
+    # Counted on the way.
     monkeypatch.setattr(assignment._Problem, "_solve_sparse", counted)
+    # Would hide that the sparse one failed.
     monkeypatch.setattr(assignment, "_solve_dense", None)
     return counts
 
@@ -70,6 +73,7 @@ def test_few_columns_are_enough_to_prove_the_best_order(strength, edges_solved):
 
 def test_a_bad_choice_of_columns_is_noticed(monkeypatch):
     matrix = rank_one_and_noise(0).double()
+    # No matrix that is known makes the usual choice a bad one.
     monkeypatch.setattr(
         assignment._Problem,
         "_nearest",
@@ -94,6 +98,7 @@ def test_dead_units_take_what_is_left(rows, columns, warm):
 
 def test_prices_of_a_similar_matrix_save_bids(monkeypatch):
     rounds = []
+    # The rounds are not returned; time, which they cost, is not steady.
     monkeypatch.setattr(
         auction, "_sell", lambda *a, sell=auction._sell: rounds.append(1) or sell(*a)
     )

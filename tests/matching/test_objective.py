@@ -301,6 +301,7 @@ def test_order_and_signs_of_a_group_are_the_best_of_all(name):
     objective = Objective(SIGNED)
     objective.add(target=pairs[0][0], source=pairs[0][1])
     start = Permutation.random(SIGNED, seed=5)
+    # One step of the solver: its end would hide a step that is not the best.
     found = Solver(objective)._improve(name, start, Counter()) or start
     best = max(plain_value(pairs, replaced(start, name, *new)) for new in every(SIGNED, name))
     assert plain_value(pairs, found) == pytest.approx(best)
@@ -313,6 +314,7 @@ def test_heads_are_matched_with_what_is_inside_them(groups):
     for target, source in pairs:
         objective.add(target=target, source=source)
     start = Permutation.random(groups, seed=5)
+    # One step of the solver: its end would hide a step that is not the best.
     found = Solver(objective)._improve("head", start, Counter())
     best = -math.inf
     for new in every(groups, "head"):
@@ -342,6 +344,7 @@ def test_heads_that_lie_right_already_stay():
     objective.add(target=source, source=source)
     identity = Permutation.identity(HEADS)
     # Signs are chosen only at the turns where they gain something.
+    # One step of the solver: its end would hide a step that is not the best.
     chosen = Solver(objective)._choose_with_inside("head", identity, Counter())
     assert objective.value(chosen) == pytest.approx(objective.identity)
 
@@ -375,6 +378,7 @@ def test_a_solver_begins_with_the_prices_it_ended_with(monkeypatch):
         given.append(prices)
         return assign(matrix, prices=prices)
 
+    # Prices change how long it takes, never what is found.
     monkeypatch.setitem(Solver._assign.__globals__, "assign", recorded)
     objective = Objective(CHAIN)
     objective.add(target=tensors(CHAIN, 0), source=tensors(CHAIN, 1))

@@ -75,6 +75,7 @@ def test_float32_is_as_good_as_float64_under_large_offsets(monkeypatch):
     double = Trajectory.from_weights(
         [{name: value.double() for name, value in snapshot.weights.items()} for snapshot in run]
     )
+    # A run of usual strips would have to be large to have several.
     monkeypatch.setattr("slipstream.modes.statistics._STRIP", 50 * 4 * 7)
     single, exact = (fit_modes(r, modes=3, reference="component") for r in (run, double))
     for name in single.names:
@@ -121,7 +122,9 @@ def test_blocks_and_strips_do_not_change_it(monkeypatch, tmp_path):
         for snapshot in run:
             writer.append(step=snapshot.step, weights=snapshot.weights)
     whole = fit_modes(run, modes=3)
+    # A run of usual blocks and strips would have to be large to have several.
     monkeypatch.setattr("slipstream.trajectory.trajectory._BLOCK", 20 * 4 * 7)
+    # And strips that end inside of a block.
     monkeypatch.setattr("slipstream.modes.statistics._STRIP", 20 * 4 * 3)
     parts = fit_modes(Trajectory.open(tmp_path / "run"), modes=3)
     for name in whole.names:

@@ -19,6 +19,7 @@ def flat(trajectory):
 
 
 def test_its_modes_are_those_of_fit_modes(run, monkeypatch):
+    # A run of usual blocks would have to be large to have several.
     monkeypatch.setattr("slipstream.trajectory.trajectory._BLOCK", 20 * 8 * 7)
     for grouping in ("complete", "k-means"):
         table = compare_modes(run, modes=4, samples=30, grouping=grouping, seed=1)

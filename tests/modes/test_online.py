@@ -175,7 +175,9 @@ def test_it_goes_on_from_a_saved_state_as_if_never_stopped(at, tmp_path):
 
 def test_strips_do_not_change_it(monkeypatch):
     results = []
+    # A network of usual strips would have to be large to have several.
     for strip in (moments._STRIP, 7):
+        # One of seven ends inside of a tensor.
         monkeypatch.setattr(moments, "_STRIP", strip)
         model = network()
         followed = OnlineModes(model, OnlinePlan(modes=3, warm_up=5, trial=4))

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from slipstream.porting import FineTune, PortPlan, port_checkpoint
+
+# All kinds of layers in one table; PEFT makes files of few of them.
 from slipstream.porting.adapters import _is_flipped
 from slipstream.storage.tensor_form import TensorForm
 

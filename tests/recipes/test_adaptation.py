@@ -175,9 +175,11 @@ def test_what_no_batching_fits_is_computed_one_by_one():
     torch.manual_seed(0)
     model, batch = Branching(*NETWORKS["mlp"]()).double(), tasks()
     shifted = TaskBatch(*((x + torch.arange(TASKS).view(-1, 1, 1, 1, 1) - 1, y) for x, y in batch))
+    # Any of the ways gives the same values: only inside is seen which one was taken.
     assert AfterAdaptation(Adaptation())._batching(model, shifted) == "none"
     square = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 16)).double()
     square[2].weight = square[1].weight
+    # Any of the ways gives the same values: only inside is seen which one was taken.
     assert AfterAdaptation(Adaptation())._batching(square, batch) == "vmap"
 
 

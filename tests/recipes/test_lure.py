@@ -14,6 +14,8 @@ from slipstream.recipes import (
     train_lure,
     weight_saliency,
 )
+
+# One reset with an optimiser, and the order of batches: neither shows in what is returned.
 from slipstream.recipes.lure.training import _Joined, _unlearn_
 from slipstream.storage import resumable_state as checkpoint
 from slipstream.storage.new_run import NewRun

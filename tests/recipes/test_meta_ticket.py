@@ -13,6 +13,8 @@ from slipstream import Permutation, Trajectory, find_neuron_groups
 from slipstream.evaluation import Task, accuracy, batch_statistics
 from slipstream.recipes import MetaPlan, judge_tasks, load_ticket, train_meta
 from slipstream.recipes.few_shot import Adaptation, AfterAdaptation
+
+# The gradient and the masks at the start, before a step has changed them.
 from slipstream.recipes.few_shot.training import _Training
 from slipstream.storage import resumable_state as checkpoint
 from slipstream.storage.new_run import NewRun

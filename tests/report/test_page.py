@@ -5,10 +5,9 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from typer.testing import CliRunner
 
+from commands import complaint, slipstream
 from report.recorded import walk
-from slipstream.cli.app import app
 from slipstream.report.page import asset, embedded
 from slipstream.report.report import write_report
 
@@ -105,27 +104,31 @@ def test_a_page_is_not_overwritten_and_runs_are_named_once(tmp_path):
 def test_the_command_writes_the_page(tmp_path):
     walk(tmp_path / "run")
     out = tmp_path / "page.html"
-    words = ["report", str(tmp_path / "run"), "-o", str(out), "--no-landscape", "--json"]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
+    words = ["report", tmp_path / "run", "-o", out, "--no-landscape", "--json"]
+    done = slipstream(*words)
     assert json.loads(done.stdout) == {
         "path": str(out),
         "bytes": out.stat().st_size,
         "runs": ["run"],
     }
-    again = CliRunner().invoke(app, words)
-    assert again.exit_code == 2
-    assert "already there" in again.output
+    assert "already there" in complaint(slipstream(*words, code=2))
+
+
+def test_a_comparison_and_landscapes_may_be_passed_one_by_one_as_in_0_1(tmp_path):
+    walk(tmp_path / "run")
+    found = write_report([tmp_path / "run"], tmp_path / "new.html")
+    with pytest.warns(DeprecationWarning, match="write_report takes extras now"):
+        write_report([tmp_path / "run"], tmp_path / "old.html", comparison=None, landscapes=None)
+    assert found.path.read_bytes() == (tmp_path / "old.html").read_bytes()
 
 
 def test_mistakes_are_told_in_a_line(tmp_path):
     walk(tmp_path / "run")
     (tmp_path / "c.json").write_text("[]", encoding="utf-8")
-    for words, complaint in (
+    for words, expected in (
         ([str(tmp_path / "nothing")], "is not a run folder"),
         ([str(tmp_path / "run"), "--comparison", str(tmp_path / "c.json")], "no comparison"),
     ):
-        done = CliRunner().invoke(app, ["report", *words, "-o", str(tmp_path / "p.html")])
-        assert done.exit_code == 2
-        assert complaint in " ".join(done.output.split())
+        done = slipstream("report", *words, "-o", tmp_path / "p.html", code=2)
+        assert expected in complaint(done)
         assert not (tmp_path / "p.html").exists()

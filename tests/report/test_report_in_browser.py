@@ -10,7 +10,7 @@ from slipstream.report.colour_scale import colour_scale
 from slipstream.report.content import Contours, HeatMap, Lines, Mark, Section, Series
 from slipstream.report.page import page_of
 from slipstream.report.report import write_report
-from slipstream.report.sections import Landscapes
+from slipstream.report.sections import Extras, Landscapes
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 NAME = "<b>x<script>alert(1)<"
@@ -27,7 +27,7 @@ def address(tmp_path_factory):
     """The page of two runs, one with HTML in its name."""
     folder = tmp_path_factory.mktemp("pages")
     runs = [walk(folder / name, seed=seed) for seed, name in enumerate(("plain", NAME))]
-    write_report(runs, folder / "report.html", landscapes=Landscapes(seconds=0))
+    write_report(runs, folder / "report.html", extras=Extras(landscapes=Landscapes(seconds=0)))
     return (folder / "report.html").as_uri()
 
 

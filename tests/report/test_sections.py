@@ -168,6 +168,7 @@ def test_a_transfer_without_validation_data_says_so(tmp_path, trained):
 
 
 def test_a_long_curve_is_thinned_but_keeps_its_end(tmp_path, monkeypatch):
+    # A curve to be thinned has thousands of points.
     monkeypatch.setattr("slipstream.report.sections.outcome._POINTS", 3)
     (line,) = items("run", on_page(walk(tmp_path / "long")), Lines)[0].series
     assert list(line.x) == [0, 30, 60, 70]
@@ -259,8 +260,10 @@ def test_a_run_that_is_being_recorded_says_so(tmp_path):
 
 def test_where_locks_cannot_be_seen_a_run_grows_for_a_minute(tmp_path, monkeypatch):
     create_run(tmp_path / "run", model=torch.nn.Linear(2, 2)).close()
+    # A system without a list of locks.
     monkeypatch.setattr("slipstream.trajectory.run_files._LOCKS", tmp_path / "no locks")
     assert is_being_written(tmp_path / "run")
+    # Instead of a minute that passes.
     monkeypatch.setattr("slipstream.trajectory.run_files._RECENT", -1)
     assert not is_being_written(tmp_path / "run")
 

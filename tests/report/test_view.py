@@ -7,12 +7,13 @@ import urllib.request
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from commands import complaint, slipstream
 from report.browser import chromium, opened, serving
 from report.recorded import walk
-from slipstream.cli.app import app
 from slipstream.report.gallery import Gallery
+
+# The socket that the server would be given; serving does not end.
 from slipstream.report.view import _listening, view_app
 from slipstream.trajectory import create_run, reopen_run
 
@@ -53,6 +54,7 @@ def test_the_list_follows_a_run_that_grows(folder):
 
 def test_a_run_that_vanishes_is_left_out_of_the_list(folder, monkeypatch):
     gallery = Gallery(folder)
+    # Vanishes between two reads, which no test could hit from outside.
     opens = Gallery._open
 
     def vanishing(self, identity):
@@ -61,6 +63,7 @@ def test_a_run_that_vanishes_is_left_out_of_the_list(folder, monkeypatch):
             run.unlink()
         return found
 
+    # Vanishes between two reads, which no test could hit from outside.
     monkeypatch.setattr(Gallery, "_open", vanishing)
     assert [run.id for run in gallery.listed()] == [NAME]
     assert [run.id for run in gallery.listed()] == [NAME]
@@ -105,6 +108,7 @@ def test_only_runs_below_the_folder_are_shown(folder, identity):
 
 
 def test_no_more_sections_are_kept_than_memory_is_meant_for(folder, monkeypatch):
+    # More sections than memory is meant for would take minutes.
     monkeypatch.setattr("slipstream.report.gallery._KEPT", 1)
     gallery = Gallery(folder)
     for identity in (NAME, "group/first"):
@@ -117,12 +121,10 @@ def test_a_taken_port_and_a_missing_folder_are_told(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = CliRunner().invoke(app, ["view", str(tmp_path), "--port", str(port)])
-    assert done.exit_code == 2
-    assert f"Port {port} is taken" in done.output
-    done = CliRunner().invoke(app, ["view", str(tmp_path / "nothing")])
-    assert done.exit_code == 2
-    assert "is not a folder" in " ".join(done.output.split())
+        done = slipstream("view", tmp_path, "--port", port, code=2)
+    assert f"Port {port} is taken" in complaint(done)
+    done = slipstream("view", tmp_path / "nothing", code=2)
+    assert "is not a folder" in complaint(done)
 
 
 def test_a_missing_package_is_told_with_its_install_line(tmp_path, monkeypatch):

@@ -131,6 +131,7 @@ def test_only_the_blocks_that_are_asked_for_are_read(three):
                 start, stop = contents.packed[number : number + 2]
                 data[start:stop] = bytes(stop - start)
         path.write_bytes(data)
+    # Another test may have read a file of the same name and time.
     packed_file._unpacked.cache_clear()
     torch.manual_seed(2)
     out, form = torch.empty(1000), TensorForm((3, 100_000), torch.float32)
@@ -156,6 +157,7 @@ def test_a_reader_finds_the_bases_in_its_cache(three, monkeypatch):
     calls = []
     real = packed_file.unpack
     monkeypatch.setattr(packed_file, "unpack", lambda *a, **k: calls.append(1) or real(*a, **k))
+    # Another test may have read a file of the same name and time.
     packed_file._unpacked.cache_clear()
     for path in three[1]:
         unpack_tensors(path)

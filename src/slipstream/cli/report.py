@@ -37,6 +37,7 @@ def report(
     """
     from slipstream.cli.loading import landscapes_of, open_comparison
     from slipstream.report.report import write_report
+    from slipstream.report.sections import Extras
 
     out = files.out or Path(PAGE)
     files.check(out, "--out")
@@ -46,8 +47,10 @@ def report(
             out,
             title=title,
             modes=modes,
-            comparison=open_comparison(comparison) if comparison else None,
-            landscapes=landscapes_of(task, seconds) if landscape else None,
+            extras=Extras(
+                comparison=open_comparison(comparison) if comparison else None,
+                landscapes=landscapes_of(task, seconds) if landscape else None,
+            ),
             overwrite=files.overwrite,
             progress=bar,
         )

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from slipstream.evaluation import takes_task
 from slipstream.report.page import page_of
 from slipstream.report.recorded_run import MODES, RecordedRun, shown
-from slipstream.report.sections import QUESTIONS, Extras, Landscapes, build_section
+from slipstream.report.sections import QUESTIONS, Extras, build_section
 from slipstream.storage.writing import write_whole
-from slipstream.transfer import Comparison
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class Report:
     runs: tuple[str, ...]  # their names on the page
 
 
+@takes_task(extras=Extras)
 def write_report(
     runs: Sequence[str | Path],
     path: str | Path,
     *,
     title: str | None = None,
     modes: int = MODES,
-    comparison: Comparison | None = None,
-    landscapes: Landscapes | None = None,
+    extras: Extras | None = None,
     overwrite: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
@@ -41,8 +41,8 @@ def write_report(
         path: The file to write.
         title: Its heading; by default the names of the runs.
         modes: The number of modes that each run is decomposed into.
-        comparison: Of transfer methods, as `compare_methods` returns it, to be shown too.
-        landscapes: How to measure the loss around the runs; None measures nothing on data.
+        extras: What to show besides the runs: a comparison of transfer methods, landscapes;
+            None measures nothing on data.
         overwrite: Whether to replace a file that is there.
         progress: Called before each section with its question, its number, and how many there are.
 
@@ -68,12 +68,11 @@ def write_report(
         raise FileExistsError(f"{page} is already there: give another file, or pass overwrite.")
     opened = open_runs(runs, modes=modes)
     on_page = shown(opened)
-    extras = Extras(comparison, landscapes)
     sections = []
     for number, (key, question) in enumerate(QUESTIONS.items()):
         if progress is not None:
             progress(question, number, len(QUESTIONS))
-        sections.append(build_section(key, on_page, extras))
+        sections.append(build_section(key, on_page, extras or Extras()))
     names = tuple(one.name for one in on_page)
     text = page_of(title or " and ".join(names), on_page, sections)
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -26,8 +26,8 @@ from torch import Tensor
 from slipstream.storage.packed_header import (
     MAGIC,
     SUFFIX,
-    Block,
     Description,
+    PackedBlock,
     Stamp,
     beside,
     chain_of,
@@ -160,7 +160,7 @@ class _Digest:
         return self._hash.hexdigest()
 
 
-def _bits(path: Path, block: Block, number: int) -> Bits:
+def _bits(path: Path, block: PackedBlock, number: int) -> Bits:
     """The numbers of a block, of a packed file or of a safetensors file."""
     if path.suffix == SUFFIX:
         return _unpacked(path, stamp_of(path), number)
@@ -181,7 +181,7 @@ def _unpacked(path: Path, stamp: Stamp, number: int) -> Bits:
     return unpack(packed, other, dtype=block.form.dtype, count=block.count)
 
 
-def _read_plain(path: Path, block: Block) -> Bits:
+def _read_plain(path: Path, block: PackedBlock) -> Bits:
     out = np.empty(block.stop - block.start, np.uint8)
     with open_regular(path) as file:
         file.seek(block.start)

@@ -34,7 +34,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Block:
+class PackedBlock:
     """Neighbouring numbers of one kind."""
 
     form: TensorForm  # (count,)
@@ -57,7 +57,7 @@ class Contents:
 
     places: Mapping[str, Place]
     base: str | None
-    blocks: tuple[Block, ...]
+    blocks: tuple[PackedBlock, ...]
     starts: list[int]  # of the blocks
     packed: list[int]  # where each lies in the packed file, and the end
 
@@ -169,7 +169,7 @@ def _count_of_blocks(places: Mapping[str, Place]) -> int:
     return sum(-(-count // _BLOCK) for _, count in stretches)
 
 
-def cut(places: Mapping[str, Place], start: int) -> Iterator[Block]:
+def cut(places: Mapping[str, Place], start: int) -> Iterator[PackedBlock]:
     """Cut a safetensors file into blocks, from the byte `start` to the end."""
     stretches: list[tuple[TensorForm, int, int]] = []  # of one kind of numbers, start and stop
     for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].stop)):
@@ -183,7 +183,7 @@ def cut(places: Mapping[str, Place], start: int) -> Iterator[Block]:
     for form, first, stop in stretches:
         for at in range(first, stop, _BLOCK * form.itemsize):
             count = min(_BLOCK, (stop - at) // form.itemsize)
-            yield Block(TensorForm((count,), form.dtype_name), at)
+            yield PackedBlock(TensorForm((count,), form.dtype_name), at)
 
 
 def beside(path: Path, base: str) -> Path:

@@ -62,11 +62,11 @@ def pseudo_transfer(
     known = open_source(source, seed=named.seed)
     check_transfer(known, opened, plan=plan)
     made: dict[str, Any] = {"start": start and str(start), "pseudo": _names(source, labels)}
-    before = None
+    first = None
     if pretraining:
         descent = replace(plan.descent, epochs=pretraining)
         with steps_bar("pre-training", hidden=json) as bar:
-            before = pseudo_pretrain(
+            first = pseudo_pretrain(
                 known,
                 opened,
                 head=head,
@@ -80,23 +80,17 @@ def pseudo_transfer(
             known,
             opened,
             plan=plan,
-            initial=before.weights if before else initial,
+            initial=first.weights if first else initial,
             run_folder=files.new_run(out / "task", **made),
             progress=bar,
         )
-    networks: dict[str, Weights | None] = {name_of(before is not None, plan.weight): found.weights}
+    networks: dict[str, Weights | None] = {name_of(first is not None, plan.weight): found.weights}
     if controls:
         from slipstream.recipes import pseudo_controls
 
         with steps_bar("baselines", hidden=json) as bar:
             others = pseudo_controls(
-                known,
-                opened,
-                head=head,
-                plan=plan,
-                pretrained=before,
-                initial=initial,
-                progress=bar,
+                known, opened, head=head, plan=plan, pretrained=first, initial=initial, progress=bar
             )
         networks |= _named(others, plan.weight)
     rows = {
@@ -104,7 +98,7 @@ def pseudo_transfer(
         for name, weights in networks.items()
         if weights is not None
     }
-    _write(rows, found, before, out=out, json=json)
+    _write(rows, found, first, out=out, json=json)
 
 
 def _names(source: SourceOptions, labels: int | None) -> dict[str, Any]:
