@@ -1,4 +1,4 @@
-"""Averages of snapshots: SWA, EMA and LAWA, of a recorded run or beside training."""
+"""Averages of snapshots: SWA, EMA and LAWA, of a recorded run or during training."""
 
 from slipstream.averaging.averages import Averages, average_run
 from slipstream.averaging.choosing import (

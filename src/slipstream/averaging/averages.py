@@ -1,4 +1,4 @@
-"""Averages of the weights along a run: from one recorded run, or formed beside training."""
+"""Averages of the weights along a run: from one recorded run, or formed during training."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""How complex the learned function is, from how the first bias moves during training."""
+"""How complex the learned function is, from how the first layer's bias moves during training."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ _ROUNDINGS = 1e4  # how many of them a gradient may be off, relative to itself
 
 @dataclass(frozen=True, eq=False)
 class TrainingComplexity:
-    """How the first bias moves, step by step, and what bounds it.
+    """How the first layer's bias moves, step by step, and what bounds it.
 
     With `W` the first layer's matrix, `b` its bias, `x` the example of a step, `a` the learning
     rate, `e = |d loss / d f(x)|` and `l = |d f(x) / d x|`, a step of plain SGD on one example obeys

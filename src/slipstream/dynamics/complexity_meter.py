@@ -1,4 +1,4 @@
-"""Measuring how the first bias moves: beside training, or on a run recorded at every step."""
+"""Measuring how the first layer's bias moves: during training, or on a run kept at every step."""
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence

@@ -104,7 +104,7 @@ def find_first_layer(model: nn.Module, name: str | None) -> FirstLayer:
         layers = [n for n, m in modules.items() if isinstance(m, (*_WEIGHTED, InputBias))]
         if not layers:
             raise ValueError(
-                "The model has no linear layer and no convolution, so it has no first bias. "
+                "The model has no linear layer and no convolution, so there is no bias to watch. "
                 "Wrap it: with_input_bias(model, shape)."
             )
         name = layers[0]

@@ -39,7 +39,7 @@ class Client:
             examples: How many examples this client has trained on: its share in the mean.
 
         Returns:
-            The client to go on with, and what to send.
+            The client to continue with, and what to send.
 
         Raises:
             ValueError: If the weights are of another architecture, or there were no examples.

@@ -18,7 +18,7 @@ class Policy(Protocol):
     """Decides, after each round, which weights may move in the next."""
 
     def start(self, weights: Tensor, sizes: Mapping[str, int]) -> None:
-        """Begin anew with weights (weights,), which are made of tensors of these sizes."""
+        """Start over with weights (weights,), which are made of tensors of these sizes."""
 
     def observe(self, weights: Tensor, embedding: Embedding) -> Embedding:
         """Return what may move next, after the round that led to `weights` (weights,)."""

@@ -68,7 +68,7 @@ class Form:
         return {name: p.view(forms[name].shape).to(forms[name].dtype) for name, p in pieces}
 
     def buffers(self, weights: Weights) -> dict[str, Tensor]:
-        """Return copies of the tensors that are not trained: a model goes on changing its own."""
+        """Return copies of the tensors that are not trained: a model keeps changing its own."""
         others = [name for name in self.layout.tensors if name not in self.trained]
         return {name: weights[name].detach().cpu().clone() for name in others}
 
@@ -125,7 +125,7 @@ class Shared:
 
     @property
     def checksum(self) -> int:
-        """A number that tells two states apart."""
+        """A number that differs where two states differ."""
         weights = zlib.crc32(self.vector.numpy().tobytes())
         return zlib.crc32(self.embedding.mode.numpy().tobytes(), weights)
 

@@ -13,7 +13,7 @@ Every = int | Literal["epoch"]  # optimiser steps
 
 
 class Tracker(Protocol):
-    """What is formed beside training: `Averages`, `OnlineModes`."""
+    """What is formed during training: `Averages`, `OnlineModes`."""
 
     def update(self, *, step: int) -> None:
         """Take in the weights as they are now."""
@@ -26,7 +26,7 @@ class Tracker(Protocol):
 
 
 class FollowingRecorder:
-    """A recorder that keeps a step when the training goes on from it.
+    """A recorder that keeps a step when training continues from it.
 
     A framework logs and evaluates after the optimiser's step. Snapshots that are taken before the
     next step hold the same weights, and the numbers that belong to them.
@@ -43,7 +43,7 @@ class FollowingRecorder:
         seed: int | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Make the run folder, or go on with the one that is there if steps have been done.
+        """Make the run folder, or continue the existing one if steps have been done.
 
         Args:
             path: The run folder.

@@ -1,4 +1,4 @@
-"""Callbacks for Lightning's Trainer: recording, averages and modes beside training.
+"""Callbacks for Lightning's Trainer: recording, averages and modes during training.
 
 They follow the Trainer: `global_step` is the step, what the module logs is kept with the snapshots,
 and what they hold is a part of its checkpoints.
@@ -31,7 +31,7 @@ except ImportError as error:
 class RecordingCallback(Callback):
     """Records a run while the Trainer trains.
 
-    A training that resumes from a checkpoint goes on with the same run folder; snapshots after the
+    A training that resumes from a checkpoint continues the same run folder; snapshots after the
     checkpoint are dropped. Of several processes only the first one records.
 
     Example:
@@ -62,7 +62,7 @@ class RecordingCallback(Callback):
         self._epoch = 0.0  # epochs done; the Trainer's own counts a broken one when it is over
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the run, or go on with it."""
+        """Make the run, or continue it."""
         self._close()
         if trainer.is_global_zero:
             self._recorder = FollowingRecorder(
@@ -118,7 +118,7 @@ def _epoch(trainer: Trainer, batches: int) -> float:
 
 
 class _TrackingCallback(Callback):
-    """Updates something beside training, in the first process; it is a part of checkpoints."""
+    """Updates something during training, in the first process; it is a part of checkpoints."""
 
     def __init__(self, *, every: Every, module: str) -> None:
         self._every, self._module = check_every(every), module
@@ -131,7 +131,7 @@ class _TrackingCallback(Callback):
         raise NotImplementedError
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin, or go on from a checkpoint."""
+        """Begin, or continue from a checkpoint."""
         if not trainer.is_global_zero:
             return
         self._tracker = self.make(pl_module.get_submodule(self._module))
@@ -160,7 +160,7 @@ class _TrackingCallback(Callback):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What tells this callback from others of its kind."""
+        """What distinguishes this callback from others of its kind."""
         return {"every": self._every, "module": self._module}
 
     @property

@@ -1,4 +1,4 @@
-"""Callbacks for `transformers.Trainer`: recording, averages and modes beside training.
+"""Callbacks for `transformers.Trainer`: recording, averages and modes during training.
 
 They follow the Trainer: its steps are the steps, what it logs and evaluates is kept with the
 snapshots, and what they hold is saved in its checkpoints and resumed from them.
@@ -34,7 +34,7 @@ _SUMMARY = "train_runtime"  # what the Trainer logs at the end is about the whol
 class RecordingCallback(TrainerCallback):
     """Records a run while the Trainer trains.
 
-    A training that resumes from a checkpoint goes on with the same run folder; snapshots after the
+    A training that resumes from a checkpoint continues the same run folder; snapshots after the
     checkpoint are dropped. Of several processes only the main one records.
 
     Example:
@@ -59,7 +59,7 @@ class RecordingCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Make the run, or go on with it."""
+        """Make the run, or continue it."""
         self.close()
         if state.is_world_process_zero:
             self._recorder = FollowingRecorder(
@@ -119,7 +119,7 @@ def _checkpoints(args: TrainingArguments, state: TrainerState) -> list[Path]:
 
 
 class _TrackingCallback(TrainerCallback):
-    """Updates something beside training, in the main process, and saves it in checkpoints."""
+    """Updates something during training, in the main process, and saves it in checkpoints."""
 
     kind = ""  # names the file
 
@@ -136,7 +136,7 @@ class _TrackingCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin, or go on from a checkpoint."""
+        """Begin, or continue from a checkpoint."""
         if not state.is_world_process_zero:
             return
         self._tracker, self._seen = self.make(kwargs["model"]), state.global_step
@@ -170,7 +170,7 @@ class _TrackingCallback(TrainerCallback):
 
     @property
     def settings(self) -> str:
-        """What tells this callback from others of its kind."""
+        """What distinguishes this callback from others of its kind."""
         return f"every={self._every}"
 
     @property
@@ -219,8 +219,8 @@ class AveragingCallback(_TrackingCallback):
             rules: As of `Averages`.
             every: Optimiser steps from one update to the next, or "epoch".
             device: Where to keep them; by default where the model is.
-            checkpoint: The checkpoint to go on from, if it is not in the Trainer's output folder.
-            anew: Whether to begin anew when the training resumes.
+            checkpoint: The checkpoint to continue from, if not in the Trainer's output folder.
+            anew: Whether to start over when the training resumes.
 
         Raises:
             ValueError: If `every` is below 1.
@@ -268,8 +268,8 @@ class OnlineModesCallback(_TrackingCallback):
 
         Args:
             every: Optimiser steps from one update to the next, or "epoch".
-            checkpoint: The checkpoint to go on from, if it is not in the Trainer's output folder.
-            anew: Whether to begin anew when the training resumes.
+            checkpoint: The checkpoint to continue from, if not in the Trainer's output folder.
+            anew: Whether to start over when the training resumes.
             options: Fields of `OnlinePlan`.
 
         Raises:

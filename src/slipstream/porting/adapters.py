@@ -177,7 +177,7 @@ def _is_flipped(
 
 
 def _transposed_modules(base: Stored) -> frozenset[str] | None:
-    """The modules whose weight is (inputs, outputs), if the base's folder tells its model."""
+    """The modules whose weight is (inputs, outputs), if the base's folder names its model."""
     if not base.is_folder or "model_type" not in base.config:
         return None
     try:

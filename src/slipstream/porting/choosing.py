@@ -90,7 +90,7 @@ class Judge:
 def regime_of(inputs: MethodInputs, alignment: BaseAlignment) -> Regime:
     """Return whether the bases share a history: by direction, or because no neuron would move.
 
-    The matching that tells is only made where it may be used.
+    The matching that decides is only computed where it may be used.
     """
     if alignment.regime == "independent" and inputs.plan.method == "auto" and inputs.can_match:
         matched = cast("Permutation", inputs.aligner("weights"))

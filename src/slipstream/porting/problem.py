@@ -144,7 +144,7 @@ class BaseAlignment:
 
     @property
     def regime(self) -> Regime:
-        """Whether the bases share a history, as far as their directions tell."""
+        """Whether the bases share a history, as far as their directions show."""
         return "continued lineage" if self.alignment >= _SAME_DIRECTION else "independent"
 
     def warnings(self) -> tuple[str, ...]:

@@ -121,7 +121,7 @@ def _token_tensors(own: Stored, other: Stored) -> frozenset[str]:
     }
     alike = {name: (a, b) for name, (a, b) in pairs.items() if a and a[1:] == b[1:]}
     sizes = own.config.get("vocab_size"), other.config.get("vocab_size")
-    if None in sizes:  # then only what differs can be told from other tensors
+    if None in sizes:  # then only what differs can be distinguished from other tensors
         different = [(a[0], b[0]) for a, b in alike.values() if a[0] != b[0] and len(a) > 1]
         sizes = different[0] if different else sizes
     return frozenset(name for name, (a, b) in alike.items() if (a[0], b[0]) == sizes)

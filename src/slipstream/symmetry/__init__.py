@@ -1,1 +1,1 @@
-"""Which neurons may change places without changing the function, and how they move."""
+"""Which neurons can be permuted without changing the function, and how they move."""

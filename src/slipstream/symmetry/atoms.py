@@ -2,7 +2,7 @@
 
 An axis is a concatenation of runs; a run is a product of atoms, the last one fastest. A flattened
 feature map is `((channels, places),)`, a concatenation of two branches `((left,), (right,))`.
-An atom is a set of places that may change places among themselves until something pins it. What
+An atom is a set of positions that can be permuted until something pins it. What
 an operator teaches about an atom (it is another atom, a product, a sum) is written into the atom,
 so every axis that holds it learns the same.
 """

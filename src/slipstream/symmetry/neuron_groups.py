@@ -19,7 +19,7 @@ class NeuronGroup:
 
     name: str  # the tensor and axis that first lists them, e.g. "conv1.weight:0"
     size: int
-    parents: tuple[str, ...] = ()  # groups for each of whose neurons the order is chosen anew
+    parents: tuple[str, ...] = ()  # groups for each of whose neurons there is an order
     signed: bool = False  # whether each neuron may change its sign too
 
 

@@ -203,7 +203,7 @@ class Permutation:
         return Permutation(self.groups, orders, signs)
 
     def moved(self) -> float:
-        """Return the share of neurons that change places, or their sign."""
+        """Return the share of neurons that change their position or sign."""
         identity = Permutation.identity(self.groups)
         stays = [
             (order == identity.orders[name]) & (self.signs.get(name, _PLUS) == 1)

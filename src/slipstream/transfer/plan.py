@@ -63,7 +63,7 @@ class TransferPlan:
     method: Method = option(
         "fgmt-signed",
         "How neurons are permuted: fgmt matches the gradients of both networks along the path, "
-        "gmt takes them anew at each stage, oracle matches the target's own training; naive does "
+        "gmt recomputes them at each stage, oracle matches the target's own training; naive does "
         "not permute. -signed: the target's gradient also decides in which direction weights move.",
     )
     stages: int = option(10, "Stages along the path, in each segment.")

@@ -49,7 +49,7 @@ def draw(shape: tuple[int, ...], initial: Initial, *, generator: torch.Generator
 
     With n inputs (`fan_in`), the mean square is 2 / n in each case: `kaiming-uniform` is uniform in
     ±sqrt(6 / n), `signed-constant` is ±sqrt(2 / n), `kaiming-normal` is normal, and `constant` is
-    sqrt(2 / n) everywhere, so that only the mask tells weights apart.
+    sqrt(2 / n) everywhere, so that weights differ only by the mask.
 
     Source: "Delving Deep into Rectifiers" (He, Zhang, Ren, Sun, 2015), equation 10; the signed
     constant is from "What's Hidden in a Randomly Weighted Neural Network?" (Ramanujan, Wortsman,

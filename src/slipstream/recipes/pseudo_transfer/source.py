@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class PseudoSource:
-    """A source without its data: what makes examples of it, and what tells its classes.
+    """A source without its data: a generator of its examples, and a classifier of its classes.
 
     Example:
         >>> PseudoSource(ConditionalGenerator(lambda labels, _: labels, classes=3)).classes

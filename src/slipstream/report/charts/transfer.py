@@ -60,7 +60,7 @@ def comparison_charts(comparison: Comparison) -> list[Lines]:
 
 
 def by_name(transfers: Sequence[MeasuredTransfer]) -> dict[str, list[MeasuredTransfer]]:
-    """Return the transfers of each method, called no longer than is needed to tell them apart."""
+    """Return the transfers of each method, with names only as long as needed to be distinct."""
     groups: dict[str, list[MeasuredTransfer]] = {}
     for transfer in transfers:
         groups.setdefault(transfer.name, []).append(transfer)

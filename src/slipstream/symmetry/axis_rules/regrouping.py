@@ -25,7 +25,7 @@ def permute(call: Call) -> Layout:
 
 @rule("transpose swapaxes swapdims t mT numpy_T adjoint mH matrix_H", signs=True, keeps=True)
 def transpose(call: Call) -> Layout:
-    """Two axes change places, or all of them."""
+    """Two axes are swapped, or all are reversed."""
     axes = list(call.axes("self"))
     if call.operator == "numpy_T":
         return tuple(reversed(axes))
