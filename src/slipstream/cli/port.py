@@ -26,7 +26,7 @@ DATA = (
 )
 MODEL = "mlp, conv_net, conv8, resnet18, or package.module:function, your own."
 PLAN = Adjusted(
-    rename={"batches_per_gradient": "batches", "strengths": "strength"},
+    rename={"batches_per_gradient": "batches", "strengths": "strength", "rates": "rate"},
 )
 TASK = Adjusted(
     help={"model": MODEL, "data": DATA},

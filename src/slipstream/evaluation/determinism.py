@@ -1,7 +1,7 @@
 """Do two passes over the data give the same loss, and if not, which module is the cause?"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ def probe_determinism(
     *,
     weights: Weights | None = None,
     data: Iterable[Batch],
+    batch_size: Callable[[Batch], int] = batch_size,
 ) -> DeterminismProbe:
     """Pass over the data twice, in the mode the model is in, and name what differs.
 
@@ -37,6 +38,7 @@ def probe_determinism(
         loss: Maps the model and a batch to the batch's mean loss, a 0-dim tensor.
         weights: What to probe instead of the model's own tensors.
         data: Batches; iterated twice.
+        batch_size: What a batch weighs in the mean: its examples, or its tokens.
 
     Returns:
         Whether both passes gave the same batches and the same loss, and who is to blame if not.
@@ -45,7 +47,7 @@ def probe_determinism(
         ValueError: If `data` is empty.
     """
     with weights_in(model, weights), torch.no_grad():
-        first, second = (_pass_over(model, loss, data) for _ in range(2))
+        first, second = (_pass_over(model, loss, data, batch_size) for _ in range(2))
         if not first.digests:
             raise ValueError("data is empty: there is no batch to probe.")
         repeated = [float(loss(model, first.batch)) for _ in range(2)]
@@ -66,14 +68,16 @@ class _Pass:
     batch: Batch  # the first one
 
 
-def _pass_over(model: nn.Module, loss: Loss, data: Iterable[Batch]) -> _Pass:
+def _pass_over(
+    model: nn.Module, loss: Loss, data: Iterable[Batch], size_of: Callable[[Batch], int]
+) -> _Pass:
     device = device_of(model)
     digests, sizes, losses, first = [], [], [], None
     for batch in data:
         moved = to_device(batch, device)
         first = moved if first is None else first
         digests.append(batch_digest(batch))
-        sizes.append(batch_size(batch))
+        sizes.append(size_of(batch))
         losses.append(float(loss(model, moved)))
     total = sum(size * value for size, value in zip(sizes, losses, strict=True))
     return _Pass(tuple(digests), total / sum(sizes) if sizes else math.nan, first)

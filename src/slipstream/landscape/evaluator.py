@@ -152,7 +152,13 @@ class _Measurement(nn.Module):
                     f"{name} must return the batch's mean, a 0-dim tensor; its shape is "
                     f"{tuple(value.shape)}."
                 )
-            probed = probe_determinism(self.model, _as_loss(metric), weights=weights, data=[batch])
+            probed = probe_determinism(
+                self.model,
+                _as_loss(metric),
+                weights=weights,
+                data=[batch],
+                batch_size=self._size,
+            )
             if not probed.deterministic:
                 raise ValueError(
                     f"{name} is not deterministic: two evaluations of the first batch gave "

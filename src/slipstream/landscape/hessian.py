@@ -121,9 +121,11 @@ class MeanLoss:
             yield
 
     def _probe(self) -> None:
-        batch = self.batches[0][0]
+        batch, size = self.batches[0]
         with self._in_place():
-            probe = probe_determinism(self._model, self._loss, data=[batch])
+            probe = probe_determinism(
+                self._model, self._loss, data=[batch], batch_size=lambda _: size
+            )
         if not probe.deterministic:
             raise ValueError(
                 f"The loss is not deterministic: {' and '.join(probe.suspects)}. Curvature needs a "

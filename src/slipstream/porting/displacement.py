@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.gradients import dense
+from slipstream.porting.fitting import NoOutputBiasError, few_shot, fit_output_biases
 from slipstream.porting.method_inputs import Aligner, MethodInputs
 from slipstream.porting.plan import PortMethod, parts_of
-from slipstream.porting.problem import LazyWeights, Problem
+from slipstream.porting.problem import LazyWeights, Problem, wide_copy
 from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import Weights
 
@@ -25,6 +26,7 @@ class Prepared:
     method: PortMethod
     aligner: Aligner
     displacement: Weights  # a new tensor at every access
+    rate: float | None = None  # the learning rate of few-shot fine-tuning
 
     def at(self, name: str, base: Tensor, *, strength: float) -> Tensor:
         """Return a tensor of the other base with its displacement, in its own dtype."""
@@ -39,17 +41,19 @@ class Prepared:
         return replace(self, displacement=LazyWeights(kept, lambda name: kept[name].clone()))
 
 
-def prepare(method: PortMethod, inputs: MethodInputs) -> Prepared:
+def prepare(method: PortMethod, inputs: MethodInputs, *, rate: float | None = None) -> Prepared:
     """Make a method's displacement.
 
     Args:
         method: Any but `auto`.
         inputs: The problem, with what the method needs.
+        rate: The learning rate of few-shot fine-tuning.
 
     Returns:
         What can be applied.
 
     Raises:
+        FloatingPointError: If few-shot fine-tuning diverges.
         ValueError: If the method needs a model, a loss or data that was not given.
     """
     coordinates, signs = parts_of(method)
@@ -58,8 +62,37 @@ def prepare(method: PortMethod, inputs: MethodInputs) -> Prepared:
     aligned = _aligned_to(inputs.problem, aligner)
     if signs == "none":
         return Prepared(method, aligner, LazyWeights(names, aligned))
-    make = _masked(inputs, aligned) if signs == "mask" else _stepped(inputs, aligner, aligned)
-    return Prepared(method, aligner, truncated(LazyWeights(names, make), inputs.ranks))
+    if signs == "fitted":
+        make, rate = _fitted(method, inputs, rate)
+    elif signs == "mask":
+        make = _masked(inputs, aligned)
+    else:
+        make = _stepped(inputs, aligner, aligned)
+    return Prepared(method, aligner, truncated(LazyWeights(names, make), inputs.ranks), rate)
+
+
+def _fitted(
+    method: PortMethod, inputs: MethodInputs, rate: float | None
+) -> tuple[Callable[[str], Tensor], float | None]:
+    """What labels alone give, and the learning rate if there is one."""
+    if method == "output-bias":
+        moved = fit_output_biases(inputs)
+        if not moved:
+            raise NoOutputBiasError(
+                "The method 'output-bias' needs a bias behind the model's last weights, which the "
+                "plan does not exclude and an adapter can hold: there is none."
+            )
+    else:
+        first, *others = inputs.plan.rates
+        if rate is None and others:
+            raise ValueError(
+                "The method 'few-shot' needs validation data to choose among the rates "
+                f"{inputs.plan.rates}: give Task(..., validation=...), or one rate."
+            )
+        rate = first if rate is None else rate
+        moved = few_shot(inputs, rate)
+    base = inputs.problem.to_base
+    return lambda n: moved[n].clone() if n in moved else wide_copy(base[n]).zero_(), rate
 
 
 def _aligned_to(problem: Problem, aligner: Aligner) -> Callable[[str], Tensor]:

@@ -48,6 +48,19 @@ class MethodInputs:
             self._aligners[coordinates] = self._find(coordinates)
         return self._aligners[coordinates]
 
+    def aligner_or_none(self, coordinates: Coordinates) -> Aligner | None:
+        """Return the same; None, with a note, if these neurons cannot be matched."""
+        try:
+            return self.aligner(coordinates)
+        except _NO_MATCH as error:
+            self.note(f"neurons were not matched by {coordinates}: {error}")
+            return None
+
+    def note(self, warning: str) -> None:
+        """Add a warning for the user, once."""
+        if warning not in self.notes:
+            self.notes.append(warning)
+
     def _find(self, coordinates: Coordinates) -> Aligner:
         if coordinates == "weights":
             names = self.problem.carried
@@ -161,8 +174,8 @@ class MethodInputs:
             return False
         try:
             return len(self.groups) > 0
-        except ValueError as error:
-            self.notes.append(f"neurons were not matched: {error}")
+        except _NO_MATCH as error:
+            self.note(f"neurons were not matched: {error}")
             return False
 
     @property
@@ -190,6 +203,8 @@ class MethodInputs:
         return task
 
 
+# What tracing a model and matching its neurons may end in.
+_NO_MATCH = (ValueError, TypeError, AttributeError, LookupError, RuntimeError)
 _MISSING = (
     "give Task(model, data, ...). Without it there are 'identity', and 'weights' where the model "
     "and an example input are given."

@@ -8,9 +8,12 @@ from slipstream.storage.plan_fields import option
 from slipstream.transfer.plan import SignWeights, TransferPlan
 
 Coordinates = Literal["identity", "weights", "activations", "procrustes", "fgmt"]
-Signs = Literal["none", "mask", "signed"]
+Signs = Literal["none", "mask", "signed", "fitted"]
 PortMethod = Literal[
     "auto",
+    "untouched",
+    "output-bias",
+    "few-shot",
     "identity",
     "weights",
     "activations",
@@ -35,13 +38,14 @@ class PortPlan:
     A method aligns the displacement `fine_tuned - from_base` to the other base's neurons, and may
     then use the other base's gradient: `-mask` keeps the entries that step against it,
     `-signed` carries the displacement in stages, each beside a step against the gradient's sign.
+    `few-shot` and `output-bias` fit the labels alone, and `untouched` leaves the base as it is.
     """
 
     method: PortMethod = option(
         "auto",
         "How the displacement is aligned to the other base; auto measures on validation data, and "
-        "chooses. identity: as it is. -mask keeps what the other base's gradient agrees with, "
-        "-signed steps beside that gradient.",
+        "chooses, or leaves the base untouched. identity: as it is. -mask keeps what the other "
+        "base's gradient agrees with, -signed steps beside that gradient.",
     )
     strengths: tuple[float, ...] = option(
         (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), "A strength to try on validation; repeatable."
@@ -55,6 +59,20 @@ class PortPlan:
         (), "Tensors that stay the other base's own: a pattern, such as 'head.*'; repeatable."
     )
     signs: SignWeights = field(default_factory=SignWeights)
+    rates: tuple[float, ...] = option(
+        (0.01, 0.001, 0.0001), "A learning rate of few-shot fine-tuning to try; repeatable."
+    )
+    labels: int | None = option(
+        None,
+        "Labelled training examples to use, in whole batches; without validation data a quarter of "
+        "the batches is kept to choose by.",
+        shown="all",
+    )
+    margin: float = option(
+        1.0,
+        "Standard errors by which auto's choice must be better than the untouched base on "
+        "validation; otherwise the base stays as it is.",
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "strengths", tuple(self.strengths))
@@ -63,6 +81,13 @@ class PortPlan:
             raise ValueError(f"method must be one of {listed}; got {self.method!r}.")
         if not self.strengths or min(self.strengths) <= 0:
             raise ValueError(f"strengths must be numbers above 0, got {self.strengths}.")
+        object.__setattr__(self, "rates", tuple(self.rates))
+        if not self.rates or min(self.rates) <= 0:
+            raise ValueError(f"rates must be numbers above 0, got {self.rates}.")
+        if self.labels is not None and self.labels < 1:
+            raise ValueError(f"labels must be at least 1, got {self.labels}.")
+        if not self.margin >= 0:
+            raise ValueError(f"margin must be at least 0, got {self.margin}.")
         self.transfer()  # checks what both plans have
 
     def transfer(self) -> TransferPlan:
@@ -79,6 +104,8 @@ class PortPlan:
     def gradients(self, methods: Collection[PortMethod]) -> int:
         """Return how many gradients some methods take together, a stage's batches counting as one.
 
+        The fit of output biases is not counted: its gradients are those of the last layer.
+
         Example:
             >>> PortPlan(stages=10).gradients(["identity", "fgmt", "fgmt-signed"])
             30
@@ -86,16 +113,20 @@ class PortPlan:
         parts = [parts_of(method) for method in methods]
         matched = 2 * any(coordinates == "fgmt" for coordinates, _ in parts)
         masked = any(signs == "mask" for _, signs in parts)
-        return self.stages * (matched + masked + sum(signs == "signed" for _, signs in parts))
+        signed = sum(signs == "signed" for _, signs in parts)
+        trained = 3 * len(self.rates) * ("few-shot" in methods)
+        return self.stages * (matched + masked + signed + trained)
 
 
 def parts_of(method: PortMethod) -> tuple[Coordinates, Signs]:
     """Return what a method is composed of: how coordinates are matched, and what signs do.
 
     Example:
-        >>> parts_of("sign-mask"), parts_of("fgmt-signed")
-        (('identity', 'mask'), ('fgmt', 'signed'))
+        >>> parts_of("sign-mask"), parts_of("fgmt-signed"), parts_of("few-shot")
+        (('identity', 'mask'), ('fgmt', 'signed'), ('identity', 'fitted'))
     """
+    if method in ("few-shot", "output-bias"):
+        return "identity", "fitted"
     name, _, suffix = method.partition("-")
     signs: Signs = "mask" if suffix == "mask" else "signed" if suffix == "signed" else "none"
     for coordinates in get_args(Coordinates):

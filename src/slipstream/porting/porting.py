@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from slipstream.porting.choosing import (
     choose_by_loss,
     regime_of,
 )
+from slipstream.porting.labels import within_budget
 from slipstream.porting.method_inputs import MethodInputs
 from slipstream.porting.plan import PortPlan, parts_of
 from slipstream.porting.problem import (
@@ -138,6 +139,8 @@ class Solution:
             loss_before=choice.loss_before,
             loss_identity=choice.loss_identity,
             loss_after=choice.loss if choice.candidates else None,
+            margin=choice.margin,
+            reason=choice.reason,
             excluded=problem.excluded,
             warnings=(
                 *problem.warnings,
@@ -176,6 +179,7 @@ def find_solution(inputs: MethodInputs, *, progress: Progress | None = None) -> 
     Raises:
         ValueError: If a tensor holds a NaN, or something that a method needs is missing.
     """
+    inputs = replace(inputs, task=within_budget(inputs.task, inputs.plan.labels))
     measured = align_bases(inputs.problem)
     regime = regime_of(inputs, measured)
     if inputs.task is None or inputs.task.validation is None:

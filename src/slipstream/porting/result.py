@@ -1,6 +1,8 @@
 """What porting returns: the weights, what was tried, and a report layer by layer."""
 
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,6 +36,14 @@ class PortCandidate:
     strength: float
     loss: float
     statistics: str = "carried"  # of BatchNorm: carried like weights, or estimated on the data
+    rate: float | None = None  # the learning rate of few-shot fine-tuning
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        rate = "" if self.rate is None else f" at rate {self.rate:g}"
+        strength = f" at strength {self.strength:g}" if self.strength not in (0, 1) else ""
+        return f"{self.method}{rate}{strength}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,8 @@ class PortResult:
     loss_before: float | None  # of the other base, on the validation data
     loss_identity: float | None  # of the displacement as it is, at strength 1
     loss_after: float | None
+    margin: float | None  # how much lower than `loss_before` auto's choice had to be
+    reason: str  # why this was chosen, in a sentence
     excluded: tuple[str, ...]
     warnings: tuple[str, ...]
     weights: dict[str, Tensor] = field(repr=False, default_factory=dict)  # empty if in a file
@@ -64,12 +76,17 @@ class PortResult:
         held = {
             name: getattr(self, name) for name in self.__dataclass_fields__ if name != "weights"
         }
+        # JSON has no infinity: it is the loss of what diverged.
+        held |= {n: None for n, v in held.items() if isinstance(v, float) and not math.isfinite(v)}
         return {
             **held,
             "gradient_evaluations": self.gradient_evaluations,
             "plan": asdict(self.plan),
             "layers": [{**asdict(layer), "gain": layer.gain} for layer in self.layers],
-            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "candidates": [
+                {**asdict(c), "loss": c.loss if math.isfinite(c.loss) else None}
+                for c in self.candidates
+            ],
         }
 
     def __str__(self) -> str:
@@ -84,23 +101,31 @@ class PortResult:
             )
             for layer in self.layers
         ]
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [
-            "  ".join(
-                [
-                    row[0].ljust(widths[0]),
-                    *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-                ]
-            )
-            for row in rows
+        return "\n".join([*_table(rows), *_table(self._tried()), *self.summary()])
+
+    def _tried(self) -> list[tuple[str, ...]]:
+        """All validation losses: a row for each method, a column for each strength."""
+        if not self.candidates:
+            return []
+        strengths = sorted({c.strength for c in self.candidates})
+        losses: dict[str, dict[float, float]] = {}
+        for one in self.candidates:
+            estimated = ", BatchNorm estimated" if one.statistics == "estimated" else ""
+            row = replace(one, strength=1.0).name + estimated
+            losses.setdefault(row, {})[one.strength] = one.loss
+        head = ("validation loss at strength", *(f"{strength:g}" for strength in strengths))
+        rows = [
+            (name, *(f"{found[s]:.4f}" if s in found else "" for s in strengths))
+            for name, found in losses.items()
         ]
-        return "\n".join([*lines, *self.summary()])
+        return [head, *rows]
 
     def summary(self) -> list[str]:
         """Return what happened, in sentences."""
         lines = [
             f"{self.regime} (cosine of the bases {self.alignment:.3f}): "
-            f"{self.method} at strength {self.strength:g}"
+            f"{self.method} at strength {self.strength:g}",
+            self.reason,
         ]
         if self.loss_before is not None:
             lines.append(
@@ -110,3 +135,17 @@ class PortResult:
         if self.excluded:
             lines.append(f"kept as they were: {', '.join(self.excluded)}")
         return lines + [f"warning: {warning}" for warning in self.warnings]
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows with their first cells to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
+        for row in rows
+    ]

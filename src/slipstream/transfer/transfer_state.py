@@ -186,7 +186,9 @@ class TransferState:
             if not isinstance(value, Tensor) or value.dim() > 0:
                 got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
                 raise ValueError(f"loss must return the batch's mean as a 0-dim tensor, got {got}.")
-            probe = probe_determinism(task.model, task.loss, data=[first])
+            probe = probe_determinism(
+                task.model, task.loss, data=[first], batch_size=task.batch_size
+            )
         if not probe.deterministic:
             raise ValueError(
                 "The loss is not deterministic: the same batch gave "
