@@ -137,6 +137,31 @@ def test_a_right_group_is_kept_whatever_the_output(name):
     assert "first.weight:0" not in check(model, wrong, ROWS).sizes()
 
 
+class Faint(nn.Module):
+    """Branches that hardly change the stream: a small layer scale, matrices close to zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        self.attention = nn.ModuleList(nn.MultiheadAttention(8, 2, batch_first=True) for _ in "ab")
+        self.scales = nn.ParameterList(nn.Parameter(torch.full((8,), 1e-6)) for _ in "ab")
+        for name, value in self.named_parameters():
+            if "attention" in name and value.dim() > 1:
+                nn.init.normal_(value, std=0.002)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for attention, scale in zip(self.attention, self.scales, strict=True):
+            x = x + scale * attention(x, x, x)[0]
+        return self.head(x)
+
+
+def test_what_is_faint_is_raised_before_it_is_measured():
+    groups = find_neuron_groups(Faint(), TOKENS)
+    assert (groups.dropped, groups.caveats) == ((), ())
+    assert sorted(groups.sizes().values()) == [2, 2, 4, 4, 4, 4, 8]
+
+
 class Codes(nn.Module):
     """A group that a single tensor lists: the order of its rows is of no consequence."""
 

@@ -285,18 +285,20 @@ def _is_constant(tensor: Tensor | None) -> bool:
 
 
 def _disturbed(tensors: Mapping[str, Tensor], names: Iterable[str], seed: int) -> dict[str, Tensor]:
-    """Multiply vectors and constant tensors by U(.5, 1.5), or put that in the place of zeros."""
+    """Multiply vectors and constant tensors by U(.5, 1.5); raise what is zero or faint."""
     generator = torch.Generator().manual_seed(seed)
     disturbed = dict(tensors)
     for name in names:
         value = tensors[name]
-        if (
-            value.numel()
-            and (value.is_floating_point() or value.is_complex())
-            and (value.dim() == 1 or _is_constant(value))
-        ):
+        if not value.numel() or not (value.is_floating_point() or value.is_complex()):
+            continue
+        if value.dim() == 1 or _is_constant(value):
             noise = torch.rand(value.shape, generator=generator).to(value) + 0.5
             disturbed[name] = value * noise if value.abs().max() > 1e-3 else noise
+        elif value.dim() > 1:
+            size, wanted = float(value.norm()) / value.numel() ** 0.5, value[0].numel() ** -0.5
+            if 0 < size < wanted / 2:
+                disturbed[name] = value * (wanted / size)
     return disturbed
 
 
