@@ -1,10 +1,10 @@
-"""Does the way of the first bias tell how complex the learned function is, and do its bounds hold?
+"""Does the path length of the first layer's bias measure complexity, and do its bounds hold?
 
     python benchmarks/complexity.py --output OUT
 
-Two questions. Each network is trained by plain SGD, one example a step, in float64, behind a first
-layer that is frozen to the identity: there the bounds of the paper are an identity, and the error
-of it is measured at every step.
+Two questions. Each network is trained by plain SGD, one example per step, in float64, behind a
+first layer that is frozen to the identity: there the bounds of the paper are an identity, and its
+error is measured at every step.
 
 *Frequencies*: the target cos(2 pi f u) cos(2 pi f v) at 100 points (u, v), uniform in [0, 1]^2 and
 put into R^10 by a random isometry; an MLP of 5 layers of width 32, squared loss. The paper trains
@@ -15,9 +15,9 @@ a plateau for long.
 *Labels*: scikit-learn's digits, 3 against 8, a share of the training labels replaced by fair coins;
 cross-entropy of one output, for as many epochs at every share.
 
-The length of the way is the sum of |b' - b|; its rate, the length by the sum of a |d loss / d f|,
-is the mean slope of the function at the examples, with the learning rate a. What one could look at
-instead stands beside: the way of all weights from epoch to epoch, their distance from the start,
+The path length is the sum of |b' - b|; its rate, the length by the sum of a |d loss / d f|,
+is the mean slope of the function at the examples, with the learning rate a. It is compared with
+simpler measures: the path length of all weights from epoch to epoch, their distance from the start,
 and the score on the training data. Spearman's correlations are over all runs; the test data are
 looked at once, after training. What stands in OUT.json is not trained again.
 """
@@ -123,7 +123,7 @@ def build(inputs: int, hidden: tuple[int, ...], seed: int, *, he: bool) -> nn.Mo
 
 
 def train(task: Task, *, epochs: int, seed: int) -> dict[str, Any]:
-    """Train one network, one example a step, and return what was measured."""
+    """Train one network, one example per step, and return what was measured."""
     inputs, targets = task.train
     model = build(inputs.shape[1], task.hidden, seed, he=task.drawn_by_he)
     optimizer = torch.optim.SGD(model.parameters(), lr=task.rate)

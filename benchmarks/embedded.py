@@ -4,7 +4,7 @@
 
 Every way starts from the same weights and sees the same batches. How many weights are embedded
 when was chosen on validation data; the tables show test data. Every finished run is kept beside the
-output, so that an interrupted benchmark goes on where it stopped.
+output, so that an interrupted benchmark resumes where it stopped.
 """
 
 import argparse

@@ -5,7 +5,7 @@
 
 Flower's own apps over an in-process grid; 10 clients, 100 rounds. Rates and schedules were chosen
 on validation data; the tables show test data, the mean of the last five rounds. Every finished run
-is kept beside the output, so that an interrupted benchmark goes on where it stopped.
+is kept beside the output, so that an interrupted benchmark resumes where it stopped.
 """
 
 import argparse

@@ -9,7 +9,7 @@ to learn from digits; photographs of CIFAR-10 are not, and stand here as the hop
 way does the same number of steps on the target, but for the one that says "total": as many as
 pre-training and target together. The weights of P-SSL and of distillation are chosen on validation
 data, with seeds of their own.
-Every finished run is kept beside the output, so an interrupted benchmark goes on where it stopped.
+Every finished run is kept beside the output, so an interrupted benchmark resumes where it stopped.
 """
 
 import argparse

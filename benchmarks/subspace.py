@@ -5,7 +5,7 @@
 Every way takes the same number of optimiser steps on the same batches with the same schedule,
 except that ways from two networks take two trainings. With noisy labels, a share of the training
 labels is drawn anew at random; the test labels are clean. Nothing is chosen on test data. Finished
-seeds are kept beside the output, so that an interrupted benchmark goes on where it stopped.
+seeds are kept beside the output, so that an interrupted benchmark resumes where it stopped.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A run in two numbers a weight: its modes, what they explain, and what the modelled weights know.
+"""A run in two values per weight: its modes, what they explain, and what the modelled weights know.
 
 Shows: `fit_modes` and its controls, the modelled weights at the end, and the file they take.
 Takes: a few seconds on one core of a laptop; no download, no GPU.
