@@ -53,6 +53,7 @@ HOSTILE = {
     "infinite": arrays(lambda a: a | {"step/values": a["step/values"] * np.float32("inf")}),
     "nothing": arrays(lambda a: {}),
     "another array": arrays(lambda a: a | {"weights": a["step/values"]}),
+    "another array of the step": arrays(lambda a: a | {"step/more": a["step/values"]}),
     "another buffer": arrays(lambda a: a | {"buffer/x": np.zeros(1)}),
     "a buffer's dtype": arrays(
         lambda a: a | {"buffer/1.running_var": a["buffer/1.running_var"].astype(np.float64)}

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from slipstream.storage.strict_json import checked_json, read_checked_json
 from slipstream.trajectory import Layout, Trajectory, check_run, create_run, read_run
 from slipstream.trajectory.run_index import lines_in
 
@@ -92,3 +93,47 @@ def test_a_pipe_is_not_waited_for(run):
     with pytest.raises(OSError, match="not a regular file"):
         Trajectory.open(run)[1].state_dict()
     assert "not a regular file" in check_run(run)[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": True},
+        {
+            "model": {
+                "class": "",
+                "aliases": {},
+                "tensors": {"w": {"shape": [[2]], "dtype": "bool"}},
+            }
+        },
+        {"model": {"class": "", "aliases": {}, "tensors": {"w": {"shape": [-1], "dtype": "bool"}}}},
+        {
+            "model": {
+                "class": "",
+                "aliases": {},
+                "tensors": {"w": {"shape": [1], "dtype": ["bool"]}},
+            }
+        },
+        {"model": {"class": "", "aliases": [], "tensors": []}},
+        {"model": {"class": "", "aliases": {"v": "w"}, "tensors": {}}},
+        {"configuration": []},
+        {"provenance": None},
+        {"provenance": {"linked": "/"}},
+        {"provenance": {"imported": []}},
+        {"provenance": {"imported": {"source": 3}}},
+        {"companions": "*"},
+    ],
+)
+def test_a_hostile_description_is_a_value_error(run, change):
+    description = read_checked_json((run / "run.json").read_bytes())
+    (run / "run.json").write_bytes(checked_json(description | change))
+    with pytest.raises(ValueError, match=r"run\.json cannot be read: .*"):
+        Trajectory.open(run)
+
+
+def test_no_memory_is_taken_for_what_no_file_holds(run):
+    description = read_checked_json((run / "run.json").read_bytes())
+    description["model"]["tensors"]["w"]["shape"] = [10**18]
+    (run / "run.json").write_bytes(checked_json(description))
+    with pytest.raises(OSError, match="expected"):
+        Trajectory.open(run)["w"]

@@ -224,7 +224,10 @@ class Server:
         if reply.checksum != self.shared.checksum:
             raise RefusedError(f"The client's copy of version {reply.version} is another one.")
         coordinates = self.shared.embedding.coordinates
-        step = self.encoding.decode(part(reply.arrays, "step"), coordinates)
+        sent = part(reply.arrays, "step")
+        if more := sorted(set(sent) - set(self.encoding.encode(torch.zeros(1)))):
+            raise RefusedError(f"The client sent 'step/{more[0]}', which no reply has.")
+        step = self.encoding.decode(sent, coordinates)
         if step.dtype != torch.float32 or step.shape != (coordinates,):
             raise RefusedError(f"The step is {step.dtype} {tuple(step.shape)}, not float32.")
         buffers = buffers_in(reply.arrays)

@@ -145,12 +145,29 @@ class Layout:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Layout":
-        """Read what `to_json` returned."""
-        tensors = {
-            name: TensorForm(tuple(form["shape"]), form["dtype"])
-            for name, form in data["tensors"].items()
-        }
-        return cls(tensors, data["aliases"], data["class"])
+        """Read what `to_json` returned.
+
+        Args:
+            data: Plain data.
+
+        Returns:
+            The layout.
+
+        Raises:
+            ValueError: If it is something else: it may come from anywhere.
+        """
+        tensors = {}
+        for name, form in data["tensors"].items():
+            shape, dtype = form["shape"], form["dtype"]
+            sizes = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
+            if not sizes or not isinstance(dtype, str):
+                raise ValueError(f"the tensor {name!r} has the shape {shape} and the dtype {dtype}")
+            tensors[name] = TensorForm(tuple(shape), dtype)
+        aliases, model = dict(data["aliases"]), data["class"]
+        unknown = [alias for alias, name in aliases.items() if name not in tensors]
+        if unknown or not isinstance(model, str):
+            raise ValueError(f"the aliases {unknown} are of no tensor, or class is not a text")
+        return cls(tensors, aliases, model)
 
 
 def _place(value: "Tensor") -> tuple[Any, ...]:

@@ -163,6 +163,7 @@ def read_run(path: str | Path) -> RunFolder:
         raise FileNotFoundError(f"{folder} is not a run folder: it has no {DESCRIPTION}.")
     try:
         description = read_checked_json((folder / DESCRIPTION).read_bytes())
+        _check_kinds(description)
         if description["format"] > PACKED_FORMAT:
             raise ValueError(f"its format {description['format']} is newer than {PACKED_FORMAT}")
         layout = Layout.from_json(description["model"])
@@ -174,6 +175,24 @@ def read_run(path: str | Path) -> RunFolder:
         where = "" if str(error).startswith("Line ") else f"{folder / INDEX}: "
         raise ValueError(f"{where}{error}") from error
     return RunFolder(folder, description, layout, entries)
+
+
+def _check_kinds(description: dict[str, Any]) -> None:
+    """Refuse what no recorder writes, so that whoever reads `run.json` need not ask."""
+    kinds = {"configuration": dict, "provenance": dict, "companions": list}
+    provenance = description.setdefault("provenance", {})
+    description.setdefault("configuration", {})
+    if type(description["format"]) is not int:
+        raise ValueError("format is not a whole number")
+    for name, kind in kinds.items():
+        if not isinstance(description.get(name, kind()), kind):
+            raise ValueError(f"{name} is not a {'table' if kind is dict else 'list'}")
+    linked = provenance.get("linked", [])
+    imported = provenance.get("imported", {})
+    if not isinstance(linked, list) or not isinstance(imported, dict):
+        raise ValueError("provenance tells no list of folders that snapshots are linked from")
+    if not all(isinstance(text, str) for text in (*linked, imported.get("source") or "")):
+        raise ValueError("provenance names a folder by something else than a text")
 
 
 def rewrite_description(path: Path, **changed: object) -> None:

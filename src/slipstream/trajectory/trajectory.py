@@ -305,7 +305,11 @@ class Trajectory:
         return self._read(stored, self.layout.tensors[stored].shape)
 
     def _read(self, stored: str, shape: tuple[int, ...], start: int = 0) -> Tensor:
-        out = _empty((len(self), *shape), self.layout.tensors[stored].dtype)  # (steps, *shape)
+        dtype = self.layout.tensors[stored].dtype
+        if self.snapshots and math.prod(shape) * dtype.itemsize > _BLOCK:
+            # Before memory is taken: run.json may tell any shape, the file is asked.
+            self.snapshots[0].reader.read_into(stored, torch.empty(0, dtype=dtype))
+        out = _empty((len(self), *shape), dtype)  # (steps, *shape)
 
         def read(snapshot: Snapshot, row: Tensor) -> None:
             snapshot.reader.read_into(stored, row, start)
