@@ -1,7 +1,12 @@
 """The small networks that the tests of this folder record."""
 
+import os
+
+import pytest
 import torch
 from torch import nn
+
+on_posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no fork, SIGKILL or pipes")
 
 
 class Tied(nn.Module):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from recorded_networks import on_posix
 from torch import nn
 
 from slipstream.trajectory import create_run, declare_companions
@@ -75,6 +76,7 @@ def test_nothing_outside_and_no_other_file_can_be_declared(tmp_path, pattern):
     assert (tmp_path / "notes.json").exists()
 
 
+@on_posix
 def test_a_linked_folder_is_left_alone(tmp_path):
     folder = run(tmp_path / "run")
     touch(tmp_path, "photos/1.jpg")

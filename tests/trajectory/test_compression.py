@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recorded_networks import on_posix
 from safetensors.torch import load_file, save_file
 
 from slipstream.storage import packed_file
@@ -270,6 +271,7 @@ KILL = textwrap.dedent(
 )
 
 
+@on_posix
 def test_killed_processes_leave_a_run_that_opens_and_the_next_one_goes_on(tmp_path):
     run = recorded(tmp_path / "run", 6)
     before = contents(run)
@@ -337,15 +339,16 @@ def test_one_writer_at_a_time(run):
     compress_run(run, progress=intrude)
 
 
-def test_a_lock_on_an_index_that_was_replaced_is_none(run, monkeypatch):
-    """Another process opens the index, compression replaces it and ends, then the other locks."""
+@on_posix
+def test_a_lock_on_a_file_that_was_removed_is_none(run, monkeypatch):
+    """Another writer removes the file and ends, between its opening and its locking here."""
     real = os.open
 
     def slow(path, *arguments):
         descriptor = real(path, *arguments)
-        if Path(path).name == "snapshots.jsonl":
+        if Path(path).name == ".lock":
             monkeypatch.setattr(os, "open", real)
-            compress_run(run)
+            Path(path).unlink()
         return descriptor
 
     monkeypatch.setattr(os, "open", slow)

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from recorded_networks import on_posix
 
 from slipstream.storage.strict_json import checked_json, read_checked_json
 from slipstream.trajectory import Layout, Trajectory, check_run, create_run, read_run
@@ -86,6 +87,7 @@ def test_an_index_that_leads_outside_is_refused(run, file):
         Trajectory.open(run)[-1].state_dict()
 
 
+@on_posix
 def test_a_pipe_is_not_waited_for(run):
     file = run / "snapshots" / "00000001.safetensors"
     file.unlink()
@@ -129,6 +131,13 @@ def test_a_hostile_description_is_a_value_error(run, change):
     (run / "run.json").write_bytes(checked_json(description | change))
     with pytest.raises(ValueError, match=r"run\.json cannot be read: .*"):
         Trajectory.open(run)
+
+
+def test_a_number_that_no_float_holds_is_damage(run):
+    with (run / "snapshots.jsonl").open("a") as index:
+        index.write('{"amends": 2, "epoch": null, "metrics": {"loss": 1' + "0" * 400 + "}}\n")
+    with pytest.raises(ValueError, match="line 5 is damaged"):
+        read_run(run)
 
 
 def test_no_memory_is_taken_for_what_no_file_holds(run):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from recorded_networks import tied, train
+from recorded_networks import on_posix, tied, train
 from torch import nn
 
 from slipstream.trajectory import Recorder, Schedule, Trajectory, check_run
@@ -293,7 +293,8 @@ def test_a_forgotten_recorder_writes_what_it_holds(tmp_path):
     assert Trajectory.open(tmp_path / "run").steps == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@on_posix
+@pytest.mark.parametrize("number", [9, signal.SIGINT])
 def test_a_training_that_is_killed_leaves_a_run_that_opens(tmp_path, number):
     command = [sys.executable, "-c", TRAIN, str(tmp_path / "run"), "1000000"]
     with subprocess.Popen(

@@ -13,7 +13,7 @@ from zlib import crc32
 
 import pytest
 import torch
-from recorded_networks import tied
+from recorded_networks import on_posix, tied
 from safetensors.torch import load_file
 
 from slipstream.storage import reading
@@ -328,6 +328,7 @@ KILL_WRITERS = textwrap.dedent(
 )
 
 
+@on_posix
 def test_killed_writers_leave_runs_that_open_and_go_on(tmp_path):
     subprocess.run([sys.executable, "-W", "ignore", "-c", KILL_WRITERS, str(tmp_path)], check=True)
     lengths = []

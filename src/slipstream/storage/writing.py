@@ -57,7 +57,7 @@ def whole_file(path: Path) -> Generator[Path]:
     temporary = path.with_name(path.name + TEMPORARY)
     try:
         yield temporary
-        with temporary.open("rb") as file:
+        with temporary.open("r+b") as file:  # Windows flushes only what may be written
             os.fsync(file.fileno())  # else the name may outlive the content when the power fails
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
@@ -77,7 +77,9 @@ def make_folder(path: Path) -> None:
 
 
 def flush_folder(path: Path) -> None:
-    """Flush the names in a folder to disk."""
+    """Flush the names in a folder to disk, where the system opens folders: Windows does not."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -83,6 +83,8 @@ def import_run(
         ) as writer:
             for step, checkpoint in chosen.items():
                 _import(writer, step, checkpoint, prefix, key)
+        if target.exists():
+            target.rmdir()  # it is empty; Windows renames to no name that is there
         partial.rename(target)
         flush_folder(target.parent)
     except BaseException:

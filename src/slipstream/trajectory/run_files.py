@@ -4,11 +4,11 @@
     RUN/snapshots.jsonl    the index, a line for each snapshot, written after the snapshot is whole
     RUN/snapshots/         00000200.safetensors is the snapshot of step 200; packed, 00000200.packed
 
-The index is the truth: what it does not list is not there.
+The index is the truth: what it does not list is not there. While the run is being written, there
+is also a file `.lock`.
 """
 
 import os
-import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,14 +23,13 @@ from slipstream.storage.tensor_header import Place
 from slipstream.storage.writing import write_whole
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.run_index import INDEX, Entry, entries_of, lines_in
+from slipstream.trajectory.run_lock import is_locked
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FORMAT, PACKED_FORMAT = 1, 2  # the second if any snapshot is packed
 DESCRIPTION, SNAPSHOTS = "run.json", "snapshots"
-_LOCKS = Path("/proc/locks")  # of Linux: who holds which file
-_RECENT = 60  # seconds
 Value = TypeVar("Value")
 
 
@@ -236,21 +235,14 @@ def is_being_written(path: str | Path) -> bool:
         path: A run folder.
 
     Returns:
-        On Linux, whether a process on this machine holds the lock. Elsewhere, whether the
-        run has grown within the last minute.
+        On Linux, whether a process on this machine holds the lock. Elsewhere, whether there is
+        one, and the run has grown within the last minute.
     """
     try:
-        index = (Path(path) / INDEX).stat()
+        grown = (Path(path) / INDEX).stat().st_mtime
     except OSError:
         return False
-    try:
-        locks = [line.split() for line in _LOCKS.read_text(encoding="ascii").splitlines()]
-    except OSError:
-        return time.time() - index.st_mtime < _RECENT
-    # number: FLOCK ADVISORY WRITE process device:device:inode start end
-    held = (lock for lock in locks if lock[1:2] == ["FLOCK"])
-    device = f"{os.major(index.st_dev):02x}:{os.minor(index.st_dev):02x}:{index.st_ino}"
-    return any(lock[5] == device for lock in held)
+    return is_locked(Path(path), last_change=grown)
 
 
 def _packed(path: Path) -> bool:

@@ -1,15 +1,15 @@
 """Making a run folder and appending to it, so that a process may die at any moment.
 
 A file is written under a temporary name, flushed to disk and renamed; only then the index lists
-it. Whoever appends holds a lock on the index, which the system releases when the process ends.
+it. Whoever appends holds the lock of the folder, which the system releases when the process ends.
 """
 
 import errno
-import fcntl
 import itertools
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -25,7 +25,6 @@ from slipstream.storage.strict_json import Checksum, checked_json
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.storage.writing import (
     TEMPORARY,
-    flush_folder,
     make_folder,
     write_flushed,
     write_whole,
@@ -41,18 +40,21 @@ from slipstream.trajectory.run_files import (
     rewrite_description,
 )
 from slipstream.trajectory.run_index import INDEX, Entry, amendment, line_of, lines_in
+from slipstream.trajectory.run_lock import LOCK, RunLock
 from slipstream.weights import Weights
 
 
 class RunWriter:
     """Appends snapshots to a run; made by `create_run` and `reopen_run`."""
 
-    def __init__(self, path: Path, layout: Layout, index: FileIO, last_step: int | None) -> None:
+    def __init__(
+        self, path: Path, layout: Layout, lock: RunLock, index: FileIO, last_step: int | None
+    ) -> None:
         self.path = path
         self.layout = layout
         self.last_step = last_step  # of the last snapshot; None in an empty run
+        self._lock = lock
         self._index = index
-        self._process = os.getpid()
 
     def append(
         self,
@@ -144,28 +146,16 @@ class RunWriter:
         Raises:
             OSError: If the disk is full or fails; the run then lists what it listed before.
         """
-        temporary = self.path / (INDEX + TEMPORARY)
-        index = FileIO(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), "r+")
+        self._index.close()  # Windows replaces no file that is open
         try:
-            fcntl.flock(index, fcntl.LOCK_EX)  # before it takes the name: no other may come between
-            write_flushed(index, b"".join(map(line_of, entries)))
-            temporary.replace(self.path / INDEX)
-        except BaseException:
-            index.close()
-            temporary.unlink(missing_ok=True)
-            raise
-        self._index.close()
-        self._index = index
-        flush_folder(self.path)
+            write_whole(self.path / INDEX, map(line_of, entries))
+        finally:
+            self._index = FileIO(self.path / INDEX, "r+")
 
     def close(self) -> None:
         """Release the run for other writers."""
-        if not self._index.closed:
-            # A forked data-loading worker may still hold the file: unlock, then close. The worker
-            # itself must not unlock: the lock is its parent's.
-            if os.getpid() == self._process:
-                fcntl.flock(self._index, fcntl.LOCK_UN)
-            self._index.close()
+        self._index.close()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -253,16 +243,16 @@ def create_run(
         raise TypeError(f"configuration and provenance must be plain data: {error}.") from error
     _check_free(folder, overwrite)
     make_folder(folder)
-    index = _lock(folder)
-    try:
+    with ExitStack() as undo:
+        lock = RunLock(folder)
+        undo.callback(lock.release)
         _check_free(folder, overwrite)  # again: another may have made it before the lock
-        _clear(folder, index)
+        index = undo.enter_context(_empty_index(folder))
+        _clear(folder)
         write_whole(folder / DESCRIPTION, [text])
         make_folder(folder / SNAPSHOTS)
-    except BaseException:
-        index.close()
-        raise
-    return RunWriter(folder, layout, index, None)
+        undo.pop_all()
+    return RunWriter(folder, layout, lock, index, None)
 
 
 def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWriter:
@@ -282,8 +272,9 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
     """
     folder = Path(path).absolute()
     read_run(folder)
-    index = _lock(folder)
-    try:
+    with ExitStack() as undo:
+        lock = RunLock(folder)
+        undo.callback(lock.release)
         run = read_run(folder)  # again: now nobody else writes
         last = float("inf") if keep_through is None else keep_through
         kept = [entry for entry in run.entries if entry.step <= last]
@@ -292,23 +283,24 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
             lambda line: line.data.get("step", line.data.get("amends")) not in dropped,
             lines_in(folder),
         )
-        index.truncate(sum(line.size for line in lines))
+        size = sum(line.size for line in lines)
+        (folder / INDEX).touch()
+        index = undo.enter_context(FileIO(folder / INDEX, "r+"))
+        index.truncate(size)
         os.fsync(index.fileno())
         make_folder(folder / SNAPSHOTS)
         for entry in run.entries[len(kept) :]:
             remove_own(folder, entry.files)
         _remove_temporary(folder)
-    except BaseException:
-        index.close()
-        raise
-    return RunWriter(folder, run.layout, index, kept[-1].step if kept else None)
+        undo.pop_all()
+    return RunWriter(folder, run.layout, lock, index, kept[-1].step if kept else None)
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
     if not folder.exists() or (overwrite and (folder / DESCRIPTION).is_file()):
         return
     # All that is left of a run whose making was broken off:
-    unfinished = {INDEX: 0, DESCRIPTION + TEMPORARY: None}
+    unfinished = {INDEX: 0, DESCRIPTION + TEMPORARY: None, LOCK: None}
     for file in folder.iterdir():
         if file.name in unfinished and unfinished[file.name] in (None, file.stat().st_size):
             continue
@@ -320,23 +312,13 @@ def _check_free(folder: Path, overwrite: bool) -> None:
         )
 
 
-def _lock(folder: Path) -> FileIO:
-    index = FileIO(os.open(folder / INDEX, os.O_RDWR | os.O_CREAT, 0o666), "r+")
-    try:
-        fcntl.flock(index, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if os.fstat(index.fileno()).st_ino != (folder / INDEX).stat().st_ino:
-            raise BlockingIOError(errno.EAGAIN, "the index was replaced meanwhile")
-    except BlockingIOError as error:
-        index.close()
-        raise BlockingIOError(
-            error.errno,
-            f"{folder} is being written by another recorder: close it, or give another path.",
-        ) from error
-    return index
+def _empty_index(folder: Path) -> FileIO:
+    if (folder / INDEX).is_symlink():
+        (folder / INDEX).unlink()  # what it leads to is not the run's
+    return FileIO(folder / INDEX, "w+")
 
 
-def _clear(folder: Path, index: FileIO) -> None:
-    index.truncate(0)
+def _clear(folder: Path) -> None:
     if (folder / SNAPSHOTS).is_symlink():
         (folder / SNAPSHOTS).unlink()  # what it leads to is not the run's
     for suffix in (".safetensors", PACKED):
@@ -365,7 +347,7 @@ def _remove_temporary(folder: Path) -> None:
 def _reference(file: Path, folder: Path) -> str:
     """Relative for what lies beside the run, so that both may move together; else absolute."""
     beside = file.is_relative_to(folder.parent)
-    return os.path.relpath(file, folder) if beside else str(file)
+    return Path(os.path.relpath(file, folder)).as_posix() if beside else str(file)
 
 
 def _entry(

@@ -64,7 +64,7 @@ def entries_of(lines: Sequence[Line]) -> tuple[Entry, ...]:
     for number, line in enumerate(lines, start=1):
         try:
             _take(found, line.data)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"line {number} is damaged: {error!r}") from error
     return tuple(found.values())
 
