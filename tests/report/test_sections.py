@@ -259,21 +259,14 @@ def test_a_run_that_is_being_recorded_says_so(tmp_path):
 
 
 def test_where_locks_cannot_be_seen_a_run_grows_for_a_minute(tmp_path, monkeypatch):
-<<<<<<< HEAD
-    create_run(tmp_path / "run", model=torch.nn.Linear(2, 2)).close()
     # A system without a list of locks.
-    monkeypatch.setattr("slipstream.trajectory.run_files._LOCKS", tmp_path / "no locks")
-    assert is_being_written(tmp_path / "run")
-    # Instead of a minute that passes.
-    monkeypatch.setattr("slipstream.trajectory.run_files._RECENT", -1)
-=======
     monkeypatch.setattr("slipstream.trajectory.run_lock._LOCKS", tmp_path / "no locks")
     with create_run(tmp_path / "run", model=torch.nn.Linear(2, 2)):
         assert is_being_written(tmp_path / "run")
+        # Instead of a minute that passes.
         monkeypatch.setattr("slipstream.trajectory.run_lock._RECENT", -1)
         assert not is_being_written(tmp_path / "run")
         monkeypatch.undo()
->>>>>>> cdd7747 (Lock runs through filelock, so that nothing POSIX-only is needed to record and read)
     assert not is_being_written(tmp_path / "run")
 
 
