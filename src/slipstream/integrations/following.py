@@ -5,8 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from slipstream.averaging import AverageRule, Averages
+from slipstream.modes import OnlineModes, OnlinePlan
 from slipstream.trajectory import Recorder, Schedule
 
 Every = int | Literal["epoch"]  # optimiser steps
@@ -23,6 +26,43 @@ class Tracker(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
+
+
+class AveragesBeside:
+    """Of a callback: averages are what is updated."""
+
+    _tracker: Tracker | None
+    _rules: tuple[AverageRule, ...]
+    _device: torch.device | str | None
+
+    def make(self, model: nn.Module) -> Averages:
+        """Return the averages of the model, before the first update."""
+        return Averages(model, self._rules, device=self._device)
+
+    @property
+    def averages(self) -> Averages:
+        """The averages; of several processes, only the first one has them."""
+        if not isinstance(self._tracker, Averages):
+            raise RuntimeError("There are no averages before the training, or in this process.")
+        return self._tracker
+
+
+class ModesBeside:
+    """Of a callback: modes are what is updated."""
+
+    _tracker: Tracker | None
+    _options: dict[str, Any]
+
+    def make(self, model: nn.Module) -> OnlineModes:
+        """Return the modes of the model, before the first update."""
+        return OnlineModes(model, OnlinePlan(**self._options))
+
+    @property
+    def modes(self) -> OnlineModes:
+        """The modes; of several processes, only the first one has them."""
+        if not isinstance(self._tracker, OnlineModes):
+            raise RuntimeError("There are no modes before the training, or in this process.")
+        return self._tracker
 
 
 class FollowingRecorder:

@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.averaging import AverageRule, Averages
+from slipstream.averaging import AverageRule
 from slipstream.integrations.following import (
+    AveragesBeside,
     Every,
     FollowingRecorder,
+    ModesBeside,
     Tracker,
     check_every,
     is_due,
 )
-from slipstream.modes import OnlineModes, OnlinePlan
 from slipstream.trajectory import Schedule
 
 try:
@@ -182,7 +183,7 @@ class _TrackingCallback(Callback):
         self._resumed = state_dict or None
 
 
-class AveragingCallback(_TrackingCallback):
+class AveragingCallback(AveragesBeside, _TrackingCallback):
     """Averages the weights while the Trainer trains; `averages` has them.
 
     Example:
@@ -219,19 +220,8 @@ class AveragingCallback(_TrackingCallback):
         """The pace, the module and the rules."""
         return {**super().settings, "rules": list(map(str, self._rules))}
 
-    def make(self, model: nn.Module) -> Averages:
-        """Return the averages of the model, before the first update."""
-        return Averages(model, self._rules, device=self._device)
 
-    @property
-    def averages(self) -> Averages:
-        """The averages; of several processes, only the first one has them."""
-        if not isinstance(self._tracker, Averages):
-            raise RuntimeError("There are no averages before the training, or in this process.")
-        return self._tracker
-
-
-class OnlineModesCallback(_TrackingCallback):
+class OnlineModesCallback(ModesBeside, _TrackingCallback):
     """Fits modes while the Trainer trains; `modes` has them.
 
     Example:
@@ -258,14 +248,3 @@ class OnlineModesCallback(_TrackingCallback):
     def settings(self) -> dict[str, Any]:
         """The pace, the module and the options."""
         return {**super().settings, **self._options}
-
-    def make(self, model: nn.Module) -> OnlineModes:
-        """Return the modes of the model, before the first update."""
-        return OnlineModes(model, OnlinePlan(**self._options))
-
-    @property
-    def modes(self) -> OnlineModes:
-        """The modes; of several processes, only the first one has them."""
-        if not isinstance(self._tracker, OnlineModes):
-            raise RuntimeError("There are no modes before the training, or in this process.")
-        return self._tracker

@@ -12,15 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.averaging import AverageRule, Averages
+from slipstream.averaging import AverageRule
 from slipstream.integrations.following import (
+    AveragesBeside,
     Every,
     FollowingRecorder,
+    ModesBeside,
     Tracker,
     check_every,
     is_due,
 )
-from slipstream.modes import OnlineModes, OnlinePlan
 from slipstream.trajectory import Schedule
 
 try:
@@ -192,7 +193,7 @@ class _TrackingCallback(TrainerCallback):
         )
 
 
-class AveragingCallback(_TrackingCallback):
+class AveragingCallback(AveragesBeside, _TrackingCallback):
     """Averages the weights while the Trainer trains; `averages` has them.
 
     Example:
@@ -233,19 +234,8 @@ class AveragingCallback(_TrackingCallback):
         """The pace and the rules."""
         return f"{super().settings}, {', '.join(map(str, self._rules))}"
 
-    def make(self, model: nn.Module) -> Averages:
-        """Return the averages of the model, before the first update."""
-        return Averages(model, self._rules, device=self._device)
 
-    @property
-    def averages(self) -> Averages:
-        """The averages; of several processes, only the main one has them."""
-        if not isinstance(self._tracker, Averages):
-            raise RuntimeError("There are no averages before the training, or in this process.")
-        return self._tracker
-
-
-class OnlineModesCallback(_TrackingCallback):
+class OnlineModesCallback(ModesBeside, _TrackingCallback):
     """Fits modes while the Trainer trains; `modes` has them.
 
     Example:
@@ -282,14 +272,3 @@ class OnlineModesCallback(_TrackingCallback):
     def settings(self) -> str:
         """The pace and the options."""
         return f"{super().settings}, {sorted(self._options.items())}"
-
-    def make(self, model: nn.Module) -> OnlineModes:
-        """Return the modes of the model, before the first update."""
-        return OnlineModes(model, OnlinePlan(**self._options))
-
-    @property
-    def modes(self) -> OnlineModes:
-        """The modes; of several processes, only the main one has them."""
-        if not isinstance(self._tracker, OnlineModes):
-            raise RuntimeError("There are no modes before the training, or in this process.")
-        return self._tracker

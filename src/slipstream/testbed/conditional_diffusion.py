@@ -1,19 +1,18 @@
 """A small conditional diffusion model whose classes can be mixed; needs the extra `diffusion`."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Task
-from slipstream.testbed.conditional_vae import learn_ends_
-from slipstream.training import Progress, TrainingPlan, TrainingResult, train
+from slipstream.testbed.conditional_module import ConditionalModule, train_conditional
+
+train_conditional_diffusion = train_conditional  # any of them is trained in one way
 
 STEPS = 1000  # of the noise, in training
 
 
-class ConditionalDiffusion(nn.Module):
+class ConditionalDiffusion(ConditionalModule):
     """Makes images of classes, and of mixtures: the mean of the classes' embeddings, weighted.
 
     A U-Net of `diffusers` that predicts the noise, built from its configuration; nothing is
@@ -72,7 +71,6 @@ class ConditionalDiffusion(nn.Module):
                 up_block_types=("UpBlock2D",) * len(channels), class_embed_type="identity",
             )  # fmt: skip
         self.schedule = schedulers(num_train_timesteps=STEPS, clip_sample=True)
-        self.register_buffer("ends", torch.tensor([0.0, 1.0]))  # lowest and highest input
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean squared error of the predicted noise, 0-dim: what is minimised.
@@ -113,44 +111,6 @@ class ConditionalDiffusion(nn.Module):
     def _noise(self, images: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         predicted: Tensor = self.network(images, times, class_labels=condition).sample
         return predicted
-
-    def _condition(self, labels: Tensor) -> Tensor:
-        """The embedding of a class, or the mean over a mixture of classes."""
-        if labels.is_floating_point():
-            return labels.to(self.embedding.weight) @ self.embedding.weight
-        embedded: Tensor = self.embedding(labels)
-        return embedded
-
-
-def train_conditional_diffusion(
-    diffusion: ConditionalDiffusion,
-    data: Iterable[Batch],
-    *,
-    epochs: int = 20,
-    lr: float = 1e-3,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> TrainingResult:
-    """Train a conditional diffusion model in place, by Adam with a cosine schedule.
-
-    Args:
-        diffusion: What to train, on the device to train on.
-        data: Batches `(inputs, labels)`; can be gone through again and again.
-        epochs: Passes over the data.
-        lr: Learning rate at the start.
-        seed: Of the noise and the times.
-        progress: Called after each step with the steps done and their final number, if known.
-
-    Returns:
-        Losses, number of steps and time.
-
-    Raises:
-        ValueError: If `data` is empty, a label is of no class, or the loss is not finite.
-    """
-    learn_ends_(diffusion.get_buffer("ends"), data, classes=diffusion.classes)
-    task = Task(diffusion, data, lambda model, batch: model(*batch))
-    plan = TrainingPlan(epochs, "adam", lr, schedule="cosine", seed=seed)
-    return train(task, plan, progress=progress)
 
 
 def _diffusers() -> tuple[Any, Any]:

@@ -1,16 +1,16 @@
 """A small conditional variational autoencoder whose classes can be mixed."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import Batch, Task
-from slipstream.training import Progress, TrainingPlan, TrainingResult, train
+from slipstream.testbed.conditional_module import ConditionalModule, train_conditional
+
+train_conditional_vae = train_conditional  # any of them is trained in one way
 
 
-class ConditionalVAE(nn.Module):
+class ConditionalVAE(ConditionalModule):
     """Makes images of classes, and of mixtures: the mean of the classes' embeddings, weighted.
 
     An encoder and a decoder with two hidden layers each; inputs are brought to [0, 1] by the ends
@@ -61,7 +61,6 @@ class ConditionalVAE(nn.Module):
             self.decoder = nn.Sequential(
                 *_hidden(latent + embedding, width), nn.Linear(width, size), nn.Unflatten(1, shape)
             )
-        self.register_buffer("ends", torch.tensor([0.0, 1.0]))  # lowest and highest input
 
     def forward(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean negative bound on the log likelihood, a 0-dim tensor: what is minimised.
@@ -97,69 +96,6 @@ class ConditionalVAE(nn.Module):
         decoded: Tensor = self.decoder(torch.cat([z.to(condition), condition], 1))
         made: Tensor = low + (high - low) * decoded.sigmoid()
         return made
-
-    def _condition(self, labels: Tensor) -> Tensor:
-        """The embedding of a class, or the mean over a mixture of classes."""
-        if labels.is_floating_point():
-            return labels.to(self.embedding.weight) @ self.embedding.weight
-        embedded: Tensor = self.embedding(labels)
-        return embedded
-
-
-def train_conditional_vae(
-    vae: ConditionalVAE,
-    data: Iterable[Batch],
-    *,
-    epochs: int = 20,
-    lr: float = 1e-3,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> TrainingResult:
-    """Train a conditional VAE in place, by Adam with a cosine schedule.
-
-    Args:
-        vae: What to train, on the device to train on.
-        data: Batches `(inputs, labels)`; can be gone through again and again.
-        epochs: Passes over the data.
-        lr: Learning rate at the start.
-        seed: Of the noise.
-        progress: Called after each step with the steps done and their final number, if known.
-
-    Returns:
-        Losses, number of steps and time.
-
-    Raises:
-        ValueError: If `data` is empty, a label is of no class, or the loss is not finite.
-    """
-    learn_ends_(vae.get_buffer("ends"), data, classes=vae.classes)
-    task = Task(vae, data, lambda model, batch: model(*batch))
-    plan = TrainingPlan(epochs, "adam", lr, schedule="cosine", seed=seed)
-    return train(task, plan, progress=progress)
-
-
-def learn_ends_(ends: Tensor, data: Iterable[Batch], *, classes: int) -> None:
-    """Set the lowest and the highest input of some data, and look at its labels.
-
-    Args:
-        ends: Receives the two, (2,).
-        data: Batches `(inputs, labels)`.
-        classes: How many there are.
-
-    Raises:
-        ValueError: If there is no batch, all inputs are equal or not finite, or a label is of no
-            class.
-    """
-    low, high = float("inf"), float("-inf")
-    for inputs, labels in data:
-        low, high = min(low, float(inputs.min())), max(high, float(inputs.max()))
-        if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-            raise ValueError(f"labels must be classes from 0 to {classes - 1}, got {labels}.")
-    if not 0 < high - low < float("inf"):
-        raise ValueError(
-            f"data must hold inputs of different finite values, got {low} to {high}: it is empty "
-            "or damaged."
-        )
-    ends.copy_(torch.tensor([low, high], device=ends.device))
 
 
 def _hidden(before: int, width: int) -> list[nn.Module]:
