@@ -4,10 +4,10 @@ The names below are the whole public interface at a glance; they load on first u
 """
 
 import sys
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from slipstream.deprecated import NAMES, MovedModules, moved_names
+from slipstream.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from slipstream.averaging import Averages, average_run
@@ -34,83 +34,20 @@ if TYPE_CHECKING:
 
 sys.meta_path.append(MovedModules())  # last: only for what is not found
 
-_ROOMS = {
-    # record
-    "Recorder": "trajectory",
-    "Schedule": "trajectory",
-    "Trajectory": "trajectory",
-    "import_run": "trajectory",
-    # match
-    "NeuronGroups": "symmetry.neuron_groups",
-    "Permutation": "symmetry.permutation",
-    "find_neuron_groups": "symmetry.tracing",
-    "match_activations": "matching",
-    "match_gradients": "matching",
-    "match_weights": "matching",
-    # transfer
-    "TransferPlan": "transfer",
-    "TransferResult": "transfer",
-    "compare_methods": "transfer",
-    "load_transfer": "transfer",
-    "transfer_to_many": "transfer",
-    "transfer_trajectory": "transfer",
-    "port_fine_tune": "porting",
-    # decompose
-    "Averages": "averaging",
-    "OnlineModes": "modes",
-    "average_run": "averaging",
-    "fit_modes": "modes",
-    # measure
-    "accuracy": "evaluation",
-    "classification_loss": "evaluation",
-    "Task": "evaluation",
-    "evaluate": "evaluation",
-    "loss_barrier": "landscape",
-    "loss_plane": "landscape",
-    "predict_training_time": "dynamics",
-    "weights_of": "weights",
-    "write_report": "report.report",
-}
-
 __all__ = [
-    "Averages",
-    "NeuronGroups",
-    "OnlineModes",
-    "Permutation",
-    "Recorder",
-    "Schedule",
-    "Task",
-    "Trajectory",
-    "TransferPlan",
-    "TransferResult",
-    "accuracy",
-    "average_run",
-    "classification_loss",
-    "compare_methods",
-    "evaluate",
-    "find_neuron_groups",
-    "fit_modes",
-    "import_run",
-    "load_transfer",
-    "loss_barrier",
-    "loss_plane",
-    "match_activations",
-    "match_gradients",
-    "match_weights",
-    "port_fine_tune",
-    "predict_training_time",
-    "transfer_to_many",
-    "transfer_trajectory",
-    "weights_of",
-    "write_report",
-]
+    "Averages", "NeuronGroups", "OnlineModes", "Permutation", "Recorder", "Schedule", "Task",
+    "Trajectory", "TransferPlan", "TransferResult", "accuracy", "average_run",
+    "classification_loss", "compare_methods", "evaluate", "find_neuron_groups", "fit_modes",
+    "import_run", "load_transfer", "loss_barrier", "loss_plane", "match_activations",
+    "match_gradients", "match_weights", "port_fine_tune", "predict_training_time",
+    "transfer_to_many", "transfer_trajectory", "weights_of", "write_report",
+]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def _missing(name: str) -> Any:
     if name in NAMES["slipstream"]:
         return moved_names("slipstream")(name)
-    if name not in _ROOMS:
-        raise AttributeError(
-            f"slipstream has no public name {name!r}; it has {', '.join(__all__)}."
-        )
-    return getattr(import_module(f"slipstream.{_ROOMS[name]}"), name)
+    raise AttributeError(f"slipstream has no public name {name!r}; it has {', '.join(__all__)}.")
+
+
+__getattr__ = lazy_names(__name__, __file__, _missing)

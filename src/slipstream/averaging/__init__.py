@@ -10,15 +10,6 @@ from slipstream.averaging.choosing import (
 from slipstream.averaging.rules import EMA, LAWA, SWA, AverageRule, parse_rule
 
 __all__ = [
-    "EMA",
-    "LAWA",
-    "SWA",
-    "AverageChoice",
-    "AverageRule",
-    "Averages",
-    "Candidate",
-    "average_candidates",
-    "average_run",
-    "choose_average",
-    "parse_rule",
-]
+    "EMA", "LAWA", "SWA", "AverageChoice", "AverageRule", "Averages", "Candidate",
+    "average_candidates", "average_run", "choose_average", "parse_rule",
+]  # fmt: skip

@@ -22,26 +22,10 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Arrival",
-    "ComplexityMeter",
-    "InputBias",
-    "Motion",
-    "Phase",
-    "Phases",
-    "PredictionCost",
-    "PredictionPlan",
-    "PrincipalPath",
-    "TangentKernel",
-    "TrainingComplexity",
-    "TrainingTime",
-    "Trust",
-    "complexity_of_run",
-    "find_phases",
-    "measure_motion",
-    "predict_training_time",
-    "principal_path",
-    "tangent_kernel",
-    "with_input_bias",
-]
+    "Arrival", "ComplexityMeter", "InputBias", "Motion", "Phase", "Phases", "PredictionCost",
+    "PredictionPlan", "PrincipalPath", "TangentKernel", "TrainingComplexity", "TrainingTime",
+    "Trust", "complexity_of_run", "find_phases", "measure_motion", "predict_training_time",
+    "principal_path", "tangent_kernel", "with_input_bias",
+]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__)

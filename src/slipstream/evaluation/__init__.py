@@ -29,32 +29,11 @@ from slipstream.evaluation.takes_task import takes_task
 from slipstream.evaluation.task import Split, Task
 
 __all__ = [
-    "Batch",
-    "DeterminismProbe",
-    "Ensemble",
-    "Loss",
-    "Metric",
-    "Split",
-    "Task",
-    "TaskBatch",
-    "accuracy",
-    "batch_size",
-    "batch_statistics",
-    "batches_of_epoch",
-    "batchnorm_layers",
-    "classification_loss",
-    "device_of",
-    "eval_mode",
-    "evaluate",
-    "forward_inputs",
-    "gradient",
-    "inputs_of",
-    "probe_determinism",
-    "recalibrate_batchnorm",
-    "squared_loss",
-    "takes_task",
-    "to_device",
-    "weights_in",
-]
+    "Batch", "DeterminismProbe", "Ensemble", "Loss", "Metric", "Split", "Task", "TaskBatch",
+    "accuracy", "batch_size", "batch_statistics", "batches_of_epoch", "batchnorm_layers",
+    "classification_loss", "device_of", "eval_mode", "evaluate", "forward_inputs", "gradient",
+    "inputs_of", "probe_determinism", "recalibrate_batchnorm", "squared_loss", "takes_task",
+    "to_device", "weights_in",
+]  # fmt: skip
 
 __getattr__ = moved_names("slipstream.evaluation")

@@ -7,21 +7,7 @@ from slipstream.federated.policies import AdaptiveFreezing, Everything, GrowingM
 from slipstream.federated.server import Round, Server
 
 __all__ = [
-    "AdaptiveFreezing",
-    "Arrays",
-    "Client",
-    "EightBit",
-    "Encoding",
-    "Everything",
-    "Exact",
-    "GrowingModes",
-    "Order",
-    "Policy",
-    "RefusedError",
-    "Reply",
-    "Round",
-    "Server",
-    "TopK",
-    "bytes_of",
-    "follow",
-]
+    "AdaptiveFreezing", "Arrays", "Client", "EightBit", "Encoding", "Everything", "Exact",
+    "GrowingModes", "Order", "Policy", "RefusedError", "Reply", "Round", "Server", "TopK",
+    "bytes_of", "follow",
+]  # fmt: skip

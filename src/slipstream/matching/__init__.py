@@ -9,17 +9,6 @@ from slipstream.matching.solve import Matching, Solver, solve
 from slipstream.matching.tensors import match_gradients, match_weights
 
 __all__ = [
-    "Assignment",
-    "GradientSampler",
-    "LowRank",
-    "Matching",
-    "Objective",
-    "Rotation",
-    "Solver",
-    "assign",
-    "match_activations",
-    "match_gradients",
-    "match_rotations",
-    "match_weights",
-    "solve",
-]
+    "Assignment", "GradientSampler", "LowRank", "Matching", "Objective", "Rotation", "Solver",
+    "assign", "match_activations", "match_gradients", "match_rotations", "match_weights", "solve",
+]  # fmt: skip

@@ -12,21 +12,9 @@ from slipstream.modes.online import Coefficients, OnlineModes
 from slipstream.modes.plane import ModePlane, mode_plane
 
 __all__ = [
-    "Coefficients",
-    "EmbeddedModes",
-    "EmbeddingReport",
-    "Explained",
-    "Growth",
-    "ModePlane",
-    "Modes",
-    "ModesComparison",
-    "ModesCompression",
-    "OnlineModes",
-    "OnlinePlan",
-    "compare_modes",
-    "compress_to_modes",
-    "fit_modes",
-    "mode_plane",
-]
+    "Coefficients", "EmbeddedModes", "EmbeddingReport", "Explained", "Growth", "ModePlane",
+    "Modes", "ModesComparison", "ModesCompression", "OnlineModes", "OnlinePlan", "compare_modes",
+    "compress_to_modes", "fit_modes", "mode_plane",
+]  # fmt: skip
 
 __getattr__ = moved_names("slipstream.modes")

@@ -24,21 +24,9 @@ if TYPE_CHECKING:
     from slipstream.training.reinitialise import fresh_weights
 
 __all__ = [
-    "Loop",
-    "OptimizerName",
-    "Progress",
-    "RecordedTraining",
-    "RecordingOptions",
-    "ScheduleName",
-    "TrainingPlan",
-    "TrainingResult",
-    "check_sized",
-    "fresh_weights",
-    "loss_value",
-    "record_training",
-    "recorded",
-    "train",
-    "trained_copy",
-]
+    "Loop", "OptimizerName", "Progress", "RecordedTraining", "RecordingOptions", "ScheduleName",
+    "TrainingPlan", "TrainingResult", "check_sized", "fresh_weights", "loss_value",
+    "record_training", "recorded", "train", "trained_copy",
+]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__)

@@ -18,20 +18,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Comparison",
-    "Outcome",
-    "SignWeights",
-    "Target",
-    "TransferCost",
-    "TransferPlan",
-    "TransferResult",
-    "TransferStage",
-    "compare_methods",
-    "find_source",
-    "load_transfer",
-    "source_reference",
-    "transfer_to_many",
-    "transfer_trajectory",
-]
+    "Comparison", "Outcome", "SignWeights", "Target", "TransferCost", "TransferPlan",
+    "TransferResult", "TransferStage", "compare_methods", "find_source", "load_transfer",
+    "source_reference", "transfer_to_many", "transfer_trajectory",
+]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__)

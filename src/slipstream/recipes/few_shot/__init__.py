@@ -12,15 +12,8 @@ if TYPE_CHECKING:
     from slipstream.recipes.few_shot.training import MetaTraining, train_meta
 
 __all__ = [
-    "Adaptation",
-    "AfterAdaptation",
-    "MetaPlan",
-    "MetaTraining",
-    "TaskScores",
-    "adapt",
-    "head_of",
-    "judge_tasks",
-    "train_meta",
-]
+    "Adaptation", "AfterAdaptation", "MetaPlan", "MetaTraining", "TaskScores", "adapt", "head_of",
+    "judge_tasks", "train_meta",
+]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__)
