@@ -97,12 +97,7 @@ class LinearisedState:
 
 
 def train_linearised(
-    kernel: TangentKernel,
-    loss: OutputLoss,
-    *,
-    start: Start,
-    settings: SGDSettings,
-    steps: int,
+    kernel: TangentKernel, loss: OutputLoss, *, start: Start, settings: SGDSettings, steps: int
 ) -> Iterator[LinearisedState]:
     """Train the linearised network, and yield its state after 0, 1, ... steps.
 

@@ -184,9 +184,7 @@ def measure_motion(trajectory: Trajectory, *, progress: Progress | None = None) 
             progress(name, number, len(names))
         measured.append(_measure(trajectory, name))
     return Motion(
-        names,
-        tuple(trajectory.steps),
-        *(torch.stack(rows) for rows in zip(*measured, strict=True)),
+        names, tuple(trajectory.steps), *(torch.stack(rows) for rows in zip(*measured, strict=True))
     )
 
 

@@ -71,10 +71,7 @@ def eval_mode(model: nn.Module) -> Generator[None]:
 
 
 def functional_call(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    args: Any,
-    kwargs: dict[str, Any] | None = None,
+    model: nn.Module, tensors: Mapping[str, Tensor], args: Any, kwargs: dict[str, Any] | None = None
 ) -> Any:
     """Call a model with other parameters and buffers, as `torch.func.functional_call` does.
 

@@ -186,11 +186,7 @@ class Task:
         if isinstance(data, tuple) and not data:
             return {}
         return recalibrate_batchnorm(
-            self.model,
-            weights=weights,
-            data=data,
-            forward=self.feed,
-            batch_size=self.batch_size,
+            self.model, weights=weights, data=data, forward=self.feed, batch_size=self.batch_size
         )
 
     @property

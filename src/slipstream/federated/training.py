@@ -269,10 +269,7 @@ class _Watch:
     """Evaluates the weights of some rounds on validation and test data."""
 
     def __init__(
-        self,
-        experiment: Task,
-        plan: FederatedPlan,
-        on_round: Callable[[int, int], object] | None,
+        self, experiment: Task, plan: FederatedPlan, on_round: Callable[[int, int], object] | None
     ) -> None:
         self._experiment, self._plan, self._on_round = experiment, plan, on_round
         self.validation: dict[int, dict[str, float]] = {}

@@ -82,12 +82,7 @@ class RecordingCallback(Callback):
         self._follow(trainer)
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note how far the epoch is."""
         self._epoch = _epoch(trainer, batch_idx + 1)
@@ -142,12 +137,7 @@ class _TrackingCallback(Callback):
             self._resumed = None
 
     def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update after a step."""
         if self._tracker and is_due(self._every, trainer.global_step, before=self._seen):

@@ -48,11 +48,7 @@ if TYPE_CHECKING:
         hessian_spectrum,
         hessian_trace,
     )
-    from slipstream.landscape.study import (
-        LandscapeStudy,
-        landscape_study,
-        networks_of_transfer,
-    )
+    from slipstream.landscape.study import LandscapeStudy, landscape_study, networks_of_transfer
 
 __all__ = [
     "AlignedBarriers", "AlignmentPlan", "Barrier", "Curvature", "CurvatureAlong", "CurvaturePlan",

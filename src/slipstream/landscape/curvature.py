@@ -85,10 +85,7 @@ class CurvatureAlong:
 
 @takes_task
 def gradient_noise(
-    task: Task,
-    *,
-    weights: Weights | None = None,
-    mode: Mode = "eval",
+    task: Task, *, weights: Weights | None = None, mode: Mode = "eval"
 ) -> GradientNoise:
     """Measure how much the gradients of examples scatter: the simple noise scale.
 
@@ -129,11 +126,7 @@ def gradient_noise(
 
 @takes_task
 def sharpness(
-    task: Task,
-    *,
-    weights: Weights | None = None,
-    radius: float = 0.05,
-    mode: Mode = "eval",
+    task: Task, *, weights: Weights | None = None, radius: float = 0.05, mode: Mode = "eval"
 ) -> Sharpness:
     """Measure how much the loss rises within a ball, by one step along the gradient.
 

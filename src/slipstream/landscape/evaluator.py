@@ -153,11 +153,7 @@ class _Measurement(nn.Module):
                     f"{tuple(value.shape)}."
                 )
             probed = probe_determinism(
-                self.model,
-                _as_loss(metric),
-                weights=weights,
-                data=[batch],
-                batch_size=self._size,
+                self.model, _as_loss(metric), weights=weights, data=[batch], batch_size=self._size
             )
             if not probed.deterministic:
                 raise ValueError(

@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipstream.evaluation import (
-    Batch,
-    Task,
-    eval_mode,
-    forward_inputs,
-    takes_task,
-    weights_in,
-)
+from slipstream.evaluation import Batch, Task, eval_mode, forward_inputs, takes_task, weights_in
 from slipstream.evaluation.batches import sized_batches
 from slipstream.landscape.points import check_corners
 from slipstream.weights import Weights

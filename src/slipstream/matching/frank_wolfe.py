@@ -121,8 +121,7 @@ class Relaxation:
     def middle(self) -> Mixture:
         """Return the mean of all permutations: every entry alike, every sign undecided."""
         like = torch.promote_types(
-            torch.float32,
-            next(iter(self._source.values())).dtype if self.names else torch.float32,
+            torch.float32, next(iter(self._source.values())).dtype if self.names else torch.float32
         )
         return Mixture(
             {g.name: torch.full((g.size, g.size), 1 / g.size, dtype=like) for g in self._groups()},

@@ -36,12 +36,7 @@ class Rotation:
 
 @takes_task
 def match_rotations(
-    source: Weights,
-    target: Weights,
-    task: Task,
-    *,
-    groups: NeuronGroups,
-    start: Permutation,
+    source: Weights, target: Weights, task: Task, *, groups: NeuronGroups, start: Permutation
 ) -> Rotation:
     """Find the rotations that align the source's activations to the target's.
 

@@ -218,9 +218,7 @@ def _with(permutation: Permutation, group: str, order: Tensor, signs: Tensor | N
     """The permutation with another order of one group, and other signs if there are any."""
     changed = {} if signs is None else {group: signs}
     return Permutation(
-        permutation.groups,
-        {**permutation.orders, group: order},
-        {**permutation.signs, **changed},
+        permutation.groups, {**permutation.orders, group: order}, {**permutation.signs, **changed}
     )
 
 

@@ -7,13 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.modes.grouping import (
-    Grouping,
-    Reference,
-    combinations,
-    group_rows,
-    standardised,
-)
+from slipstream.modes.grouping import Grouping, Reference, combinations, group_rows, standardised
 from slipstream.modes.modes import Modes
 from slipstream.modes.sampling import draw, owners, rows_of
 from slipstream.modes.statistics import blocks, check_finite, computed_in, regress_

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.modes.grouping import (
-    Grouping,
-    Reference,
-    combinations,
-    group_rows,
-    standardised,
-)
+from slipstream.modes.grouping import Grouping, Reference, combinations, group_rows, standardised
 from slipstream.modes.statistics import computed_in
 from slipstream.storage.plan_fields import option
 

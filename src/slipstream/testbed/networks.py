@@ -148,12 +148,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def build_network(
-    name: str,
-    *,
-    data: DataSpec,
-    width: float | None = None,
-    seed: int = 0,
-    **options: object,
+    name: str, *, data: DataSpec, width: float | None = None, seed: int = 0, **options: object
 ) -> nn.Module:
     """Build a network of the testbed that fits some data, with seeded initial weights.
 

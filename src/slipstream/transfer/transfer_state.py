@@ -25,13 +25,7 @@ from slipstream.storage.fingerprints import fingerprint_of_batches
 from slipstream.storage.writing import whole_file
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
-from slipstream.weights import (
-    Weights,
-    check_shapes,
-    first_nonfinite,
-    parameter_names,
-    weights_of,
-)
+from slipstream.weights import Weights, check_shapes, first_nonfinite, parameter_names, weights_of
 
 GRADIENTS = "gradients"
 

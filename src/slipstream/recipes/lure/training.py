@@ -131,11 +131,7 @@ def train_lure(
 
 
 def _unlearn_(
-    training: Loop,
-    task: Task,
-    plan: LurePlan,
-    number: int,
-    fresh: Callable[[int], Weights] | None,
+    training: Loop, task: Task, plan: LurePlan, number: int, fresh: Callable[[int], Weights] | None
 ) -> dict[str, Tensor]:
     """Reset weights before a chunk, the task's data; returns which, as masks."""
     network = training.module

@@ -21,11 +21,7 @@ from slipstream.evaluation import (
 )
 from slipstream.recipes.pseudo_transfer.other_head import under_other_head
 from slipstream.recipes.pseudo_transfer.plan import PretrainPlan
-from slipstream.recipes.pseudo_transfer.sampling import (
-    TRIAL,
-    SyntheticBatches,
-    check_same_shape,
-)
+from slipstream.recipes.pseudo_transfer.sampling import TRIAL, SyntheticBatches, check_same_shape
 from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
 from slipstream.storage.new_run import NewRun
 from slipstream.training import Loop, recorded

@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Task, inputs_of, takes_task, weights_in
 from slipstream.recipes.pseudo_transfer.plan import PseudoPlan
-from slipstream.recipes.pseudo_transfer.sampling import (
-    TRIAL,
-    check_conditioning,
-    check_same_shape,
-)
+from slipstream.recipes.pseudo_transfer.sampling import TRIAL, check_conditioning, check_same_shape
 from slipstream.recipes.pseudo_transfer.source import PseudoSource, takes_source
 from slipstream.storage.new_run import NewRun
 from slipstream.training import Loop, loss_value, recorded

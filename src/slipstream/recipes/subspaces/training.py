@@ -15,12 +15,7 @@ from slipstream.landscape.angles import weight_cosine
 from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.span import Span
 from slipstream.recipes.subspaces.plan import SubspacePlan
-from slipstream.recipes.subspaces.stored import (
-    UNFINISHED,
-    is_finished,
-    read,
-    save_subspace,
-)
+from slipstream.recipes.subspaces.stored import UNFINISHED, is_finished, read, save_subspace
 from slipstream.recipes.subspaces.subspace import Subspace
 from slipstream.storage.new_run import NewRun
 from slipstream.training import Progress, RecordingOptions, fresh_weights, recorded

@@ -51,9 +51,7 @@ def plane_chart(
     places = [] if plane.path is None else [(x, y) for x, y in plain(plane.path)]
     marks = [
         Mark(
-            name if place.outside < _NEAR else f"{name} ({place.outside:.2g} off)",
-            place.x,
-            place.y,
+            name if place.outside < _NEAR else f"{name} ({place.outside:.2g} off)", place.x, place.y
         )
         for name, place in plane.marks.items()
     ]
