@@ -129,4 +129,19 @@ def test_what_is_missing_is_named(run):
     said = complaint(slipstream("evaluate", "foreign", "--model", "mlp", code=2))
     assert said.startswith("--data is missing.")
     said = complaint(slipstream("evaluate", "foreign", code=2))
-    assert said.startswith("--model and --data is missing.")
+    assert said.startswith("--model and --data are missing.")
+
+
+def test_a_recorder_can_hold_the_names(run):
+    names = {"task": {"model": "mlp", "data": "digits", "width": 4}}
+    with Recorder("own", NamedTask(width=4).build().model, configuration=names) as recorder:
+        recorder.record(step=0)
+    assert slipstream("evaluate", "own").stdout.startswith("test: loss")
+
+
+def test_names_in_python_are_trusted_only_if_it_is_said(run):
+    configuration = Trajectory.open(run).description["configuration"]
+    with pytest.raises(ValueError, match="The run names code: model='own_code_of_runs:model'"):
+        NamedTask.of_run(configuration)
+    assert NamedTask.of_run(configuration, trusted=True).model == NAMES["model"]
+    assert NamedTask.of_run(configuration, **NAMES).data == NAMES["data"]

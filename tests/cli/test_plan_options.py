@@ -106,6 +106,15 @@ def test_messages_name_the_options(arguments, message):
     assert message in str(run(*arguments, code=1)[1].exception)
 
 
+def test_a_missing_file_is_named_by_its_option():
+    @with_plan_options
+    def command(to_base: str) -> None:
+        raise FileNotFoundError("to_base c does not exist.")
+
+    with pytest.raises(FileNotFoundError, match="--to-base c does not exist"):
+        command(to_base="c")
+
+
 def test_two_options_of_one_name_are_refused():
     with pytest.raises(TypeError, match=r"several options .'seed'"):
 

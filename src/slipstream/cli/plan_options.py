@@ -13,6 +13,7 @@ import typer
 
 from slipstream.storage.plan_fields import ARGUMENT, FLAGS, HELP, HIDDEN, MINIMUM, SHOWN
 
+_VERBS = "must|is|are|needs|has|goes|holds|does"  # behind an argument at the start of a message
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -69,8 +70,11 @@ def with_plan_options(command: Command) -> Command:
         try:
             made = {name: plan.make(values) for name, plan in plans.items()}
             return command(**values, **made)
-        except ValueError as error:
-            raise ValueError(in_flags(str(error), flags)) from error
+        except (ValueError, FileNotFoundError, FileExistsError) as error:
+            if getattr(error, "strerror", None):  # of the system: it names the file
+                raise
+            kind = ValueError if isinstance(error, ValueError) else type(error)
+            raise kind(in_flags(str(error), flags)) from error
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -95,7 +99,7 @@ def in_flags(message: str, flags: Mapping[str, str]) -> str:
 
     message = re.sub(r"\b(\w+)=True\b", flag, message)
     message = re.sub(r"\b(\w+)=([\"']?)([^\s\"']+)\2", value, message)
-    return re.sub(r"^(\w+)\b(?=:| (?:must|is|are|needs|has|goes|holds)\b)", flag, message)
+    return re.sub(rf"^(\w+_\w+|\w+(?=:| (?:{_VERBS})\b))", flag, message)
 
 
 @dataclass(frozen=True)

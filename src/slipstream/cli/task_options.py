@@ -83,9 +83,10 @@ class TaskOptions:
         recorded = _recorded(run, parts)
         if recorded is None and (lacking := {"model", "data"} - own):
             flags = " and ".join(f"--{part}" for part in PARTS if part in lacking)
+            verb = "is" if len(lacking) == 1 else "are"
             raise ValueError(
-                f"{flags} is missing. {why_unnamed(_configuration(run))}, so it does not say how "
-                f"to build its model and its data: name them here or in {FILE}, as "
+                f"{flags} {verb} missing. {why_unnamed(_configuration(run))}, so it does not say "
+                f"how to build its model and its data: name them here or in {FILE}, as "
                 "package.module:function."
             )
         if code := code_in(recorded or {}, without=own):

@@ -345,7 +345,7 @@ def _consecutive(trajectory: Trajectory) -> int:
         if late != early + 1:
             raise ValueError(
                 f"The run has no snapshot between the steps {early} and {late}, and complexity "
-                "needs every step: record it with Schedule.every(1)."
+                "needs every step: record it with Schedule.every(1), or train --keep every:1."
             )
     if len(trajectory) < 2:
         raise ValueError(f"The run has {len(trajectory)} snapshots; complexity needs at least 2.")

@@ -16,7 +16,8 @@ from slipstream.cli.task_options import NewTaskOptions, build
 from slipstream.recipes.pseudo_transfer.plan import PretrainPlan, PseudoPlan
 
 if TYPE_CHECKING:
-    from slipstream.recipes import Pretrained, PseudoControls, PseudoTransferred
+    from slipstream.evaluation import Task
+    from slipstream.recipes import Pretrained, PseudoSource, PseudoTransferred
     from slipstream.weights import Weights
 
 OUT = "pseudo"
@@ -64,13 +65,13 @@ def pseudo_transfer(
     made: dict[str, Any] = {"start": start and str(start), "pseudo": _names(source, labels)}
     first = None
     if pretraining:
-        descent = replace(plan.descent, epochs=pretraining)
+        plan_of_it = PretrainPlan(descent=replace(plan.descent, epochs=pretraining))
         with steps_bar("pre-training", hidden=json) as bar:
             first = pseudo_pretrain(
                 known,
                 opened,
                 head=head,
-                plan=PretrainPlan(descent=descent),
+                plan=plan_of_it,
                 initial=initial,
                 run_folder=files.new_run(out / "pretrained", **made),
                 progress=bar,
@@ -86,13 +87,8 @@ def pseudo_transfer(
         )
     networks: dict[str, Weights | None] = {name_of(first is not None, plan.weight): found.weights}
     if controls:
-        from slipstream.recipes import pseudo_controls
-
-        with steps_bar("baselines", hidden=json) as bar:
-            others = pseudo_controls(
-                known, opened, head=head, plan=plan, pretrained=first, initial=initial, progress=bar
-            )
-        networks |= _named(others, plan.weight)
+        given: dict[str, Any] = {"plan": plan, "pretrained": first, "initial": initial}
+        networks |= _baselines(known, opened, head=head, json=json, **given)
     rows = {
         name: opened.evaluate(weights=weights, split="test")
         for name, weights in networks.items()
@@ -111,11 +107,17 @@ def _names(source: SourceOptions, labels: int | None) -> dict[str, Any]:
     }
 
 
-def _named(others: "PseudoControls", weight: float) -> "dict[str, Weights | None]":
+def _baselines(
+    known: "PseudoSource", task: "Task", *, head: str, json: bool, **given: Any
+) -> "dict[str, Weights | None]":
     """The weights of the baselines by what they are called in the table."""
+    from slipstream.recipes import pseudo_controls
+
+    with steps_bar("baselines", hidden=json) as bar:
+        others = pseudo_controls(known, task, head=head, progress=bar, **given)
     return {
         name_of(True, 0.0): others.fine_tuned,
-        name_of(False, weight): others.alone,
+        name_of(False, given["plan"].weight): others.alone,
         "from scratch": others.scratch,
         "from scratch, as many steps in all": others.longer,
         "distillation": others.distilled,
