@@ -62,7 +62,7 @@ _NOW = {"--kept": "--resume, which keeps points beside --out"}
 
 
 def _kept_points(text: str) -> bool:
-    """Whether it is no network to measure, so that it must be what 0.1 took with --resume."""
+    """Whether it is not a network to measure, so that it must be what 0.1 took with --resume."""
     if not text or text.startswith("-"):
         return False
     paths = [Path(part) for part in (text, text.rpartition("@")[0], text.partition("=")[2]) if part]

@@ -107,7 +107,7 @@ class FollowingRecorder:
         self._seen = step - 1
 
     def log(self, numbers: Mapping[str, Any]) -> None:
-        """Keep numbers for the snapshot of the present step; what is no number is left out."""
+        """Keep values for the snapshot of the present step; what is not a number is left out."""
         plain = {name: value for name, value in numbers.items() if _is_number(value)}
         self._recorder.log(**plain)
 

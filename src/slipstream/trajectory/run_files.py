@@ -189,7 +189,7 @@ def _check_kinds(description: dict[str, Any]) -> None:
     linked = provenance.get("linked", [])
     imported = provenance.get("imported", {})
     if not isinstance(linked, list) or not isinstance(imported, dict):
-        raise ValueError("provenance tells no list of folders that snapshots are linked from")
+        raise ValueError("provenance has no list of folders that snapshots are linked from")
     if not all(isinstance(text, str) for text in (*linked, imported.get("source") or "")):
         raise ValueError("provenance names a folder by something else than a text")
 
