@@ -74,7 +74,7 @@ def test_what_is_pinned_pins_what_is_tied_with_it_and_keeps_its_cause():
 
 
 def test_axes_of_different_length_are_refused():
-    with pytest.raises(ValueError, match="4 and 5 places"):
+    with pytest.raises(ValueError, match="4 and 5 positions"):
         tie(free(4), free(5), WHY)
 
 

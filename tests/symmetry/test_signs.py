@@ -167,7 +167,7 @@ def test_means_over_places_with_orders_of_their_own_are_refused():
     whole = {"state": {2: {"variance": torch.rand(12, 2, 3, 1)}}, "param_groups": []}
     assert permutation.apply_optimizer_state(whole, model)["state"][2]["variance"].shape[0] == 12
     mean = {"state": {2: {"variance": torch.rand(1, 2, 3, 3)}}, "param_groups": []}
-    with pytest.raises(ValueError, match="mean over places of which each has an order of its own"):
+    with pytest.raises(ValueError, match="averages entries of which each has an order"):
         permutation.apply_optimizer_state(mean, model)
 
 

@@ -1,7 +1,7 @@
 """Axes as sums of products of atoms: what operators tie together, regroup and pin.
 
 An axis is a concatenation of runs; a run is a product of atoms, the last one fastest. A flattened
-feature map is `((channels, places),)`, a concatenation of two branches `((left,), (right,))`.
+feature map is `((channels, positions),)`, a concatenation of two branches `((left,), (right,))`.
 An atom is a set of positions that can be permuted until something pins it. What
 an operator teaches about an atom (it is another atom, a product, a sum) is written into the atom,
 so every axis that holds it learns the same.
@@ -21,14 +21,14 @@ class Cause:
     reason: str
 
 
-POSITIONS = Cause("", "", "places of a kernel")  # not worth a report
+POSITIONS = Cause("", "", "positions of a kernel")  # not worth a report
 NESTED = Cause("cat", "", "a concatenation inside every part of a moving axis")
-LONGEST = 4096  # runs into which an axis of fixed places is unrolled at most
+LONGEST = 4096  # runs into which an axis of fixed positions is unrolled at most
 
 
 @dataclass(eq=False)
 class Atom:
-    """Places that belong together: `size` of them."""
+    """Positions that belong together: `size` of them."""
 
     size: int
     cause: Cause | None = None  # why it cannot move
@@ -43,22 +43,22 @@ Layout = tuple[Axis, ...]
 
 
 def free(size: int) -> Axis:
-    """Return a new axis whose places may move in any way."""
+    """Return a new axis whose positions may move in any way."""
     return _axis(size, None, [])
 
 
 def fixed(size: int, cause: Cause = POSITIONS) -> Axis:
-    """Return a new axis whose places stay."""
+    """Return a new axis whose positions stay."""
     return _axis(size, cause, [])
 
 
 def uniform(size: int) -> Axis:
-    """Return a new axis along which all places are equal: zeros, or one place repeated."""
+    """Return a new axis along which all positions are equal: zeros, or one position repeated."""
     return _axis(size, None, [], uniform=True)
 
 
 def propose(parent: Axis, axes: Layout) -> None:
-    """Note that the orders on new `axes` might depend on the place on `parent`."""
+    """Note that the orders on new `axes` might depend on the position on `parent`."""
     outer = [atom for product in parent for atom in product]
     for axis in axes:
         for product in axis:
@@ -82,7 +82,7 @@ def renewed(layout: Layout) -> Layout:
 
 
 def differ(layout: Layout) -> None:
-    """Take back that places along uniform atoms of `layout` are equal: they are written to."""
+    """Take back that positions along uniform atoms of `layout` are equal: they are written to."""
     for axis in layout:
         for product in resolve(axis):
             for atom in product:
@@ -90,7 +90,7 @@ def differ(layout: Layout) -> None:
 
 
 def length(axis: Axis) -> int:
-    """Return the number of places of `axis`."""
+    """Return the number of positions of `axis`."""
     return sum(math.prod(atom.size for atom in product) for product in axis)
 
 
@@ -112,14 +112,14 @@ def resolve(axis: Axis) -> Axis:
 
 
 def pin(axis: Axis, cause: Cause) -> None:
-    """Fix every place of `axis`; what was fixed before keeps its cause."""
+    """Fix every position of `axis`; what was fixed before keeps its cause."""
     for product in resolve(axis):
         for atom in product:
             atom.cause = atom.cause or cause
 
 
 def tie(first: Axis, second: Axis, cause: Cause) -> None:
-    """Let two axes of equal length list the same places.
+    """Let two axes of equal length list the same positions.
 
     Args:
         first: An axis.
@@ -130,7 +130,7 @@ def tie(first: Axis, second: Axis, cause: Cause) -> None:
         ValueError: If the lengths differ.
     """
     if length(first) != length(second):
-        raise ValueError(f"Axes of {length(first)} and {length(second)} places cannot be tied.")
+        raise ValueError(f"Axes of {length(first)} and {length(second)} positions cannot be tied.")
     first, second = resolve(first), resolve(second)
     if len(first) == len(second) == 1:
         _tie_products(first[0], second[0], cause)
@@ -142,11 +142,11 @@ def tie(first: Axis, second: Axis, cause: Cause) -> None:
 
 
 def cut(axis: Axis, at: int, cause: Cause) -> tuple[Axis, Axis]:
-    """Cut `axis` before place `at`, and every axis that holds the same atom with it.
+    """Cut `axis` before position `at`, and every axis that holds the same atom with it.
 
     Args:
         axis: An axis.
-        at: Number of places on the left side.
+        at: Number of positions on the left side.
         cause: Recorded where the cut goes through the inside of a product.
 
     Returns:
@@ -184,11 +184,11 @@ def merge(axes: Sequence[Axis]) -> Axis:
 
 
 def divide(axis: Axis, inner: int, cause: Cause) -> tuple[Axis, Axis]:
-    """Write `axis` as a product of two axes, of which the faster has `inner` places.
+    """Write `axis` as a product of two axes, of which the faster has `inner` positions.
 
     Args:
         axis: An axis whose length `inner` divides.
-        inner: Places of the faster axis.
+        inner: Positions of the faster axis.
         cause: Recorded where the structure of `axis` does not allow it.
 
     Returns:
@@ -215,7 +215,7 @@ def regroup(layout: Layout, shape: Sequence[int], cause: Cause) -> Layout:
 
     Args:
         layout: The axes before.
-        shape: The sizes after; the same number of places in all, none of size 0.
+        shape: The sizes after; the same number of positions in all, none of size 0.
         cause: Recorded where an axis cannot be divided.
 
     Returns:
@@ -282,7 +282,7 @@ def _times(outer: Axis, inner: Axis) -> Axis:
 
 
 def _divide_into_sum(atom: Atom, at: int) -> tuple[Product, Product]:
-    """Let `atom` become two runs, the first of `at` places."""
+    """Let `atom` become two runs, the first of `at` positions."""
     (near,), (far,) = (
         _axis(size, atom.cause, list(atom.parents), uniform=atom.uniform)
         for size in (at, atom.size - at)
@@ -299,7 +299,7 @@ def _divide_all(axis: Axis, sizes: Sequence[int], cause: Cause) -> list[Axis]:
 
 
 def _divide_product(product: Product, inner: int) -> tuple[Product, Product]:
-    """Split a product so that the faster part has `inner` places, as far as that is possible."""
+    """Split a product so that the faster part has `inner` positions, as far as that is possible."""
     slow: Product = product
     fast: Product = ()
     while inner > 1 and slow:
@@ -315,7 +315,7 @@ def _divide_product(product: Product, inner: int) -> tuple[Product, Product]:
 
 
 def _peel(atom: Atom, inner: int) -> tuple[Product, Atom]:
-    """Write `atom` as a product whose last factor has `inner` places."""
+    """Write `atom` as a product whose last factor has `inner` positions."""
     if atom.size == inner:
         return (), atom
     slow = Atom(atom.size // inner, atom.cause, list(atom.parents), uniform=atom.uniform)

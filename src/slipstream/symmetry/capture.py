@@ -189,7 +189,7 @@ def _was_computed(value: Any) -> bool:
 
 
 def _as_if_on_cpu(tree: Any) -> Any:
-    """Shapes without numbers of tensors on the meta device, where a model finds its input too."""
+    """Shapes without values of tensors on the meta device, where a model finds its input too."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
 
     def imagine(leaf: Any) -> Any:

@@ -93,7 +93,7 @@ def _causes(axis: Axis) -> list[Cause]:
         atom.cause
         for product in axis
         for atom in product
-        # That a flattened map has places is nothing to report, unless nothing else is there.
+        # That a flattened map has positions is nothing to report, unless nothing else is there.
         if atoms.is_fixed((product,)) or (atom.cause and atom.cause.reason != MAP)
     )
     return [cause for cause in causes if cause is not None and cause is not atoms.POSITIONS]

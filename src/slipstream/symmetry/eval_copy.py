@@ -113,7 +113,7 @@ def _itself(value: Any, _memo: dict[int, Any]) -> Any:
 def traceable(model: nn.Module) -> Generator[None]:
     """Let `model` run without looking at the values of tensors, as far as that can be arranged."""
     # As torch.export does it: models skip checks of values then, and caches of what they computed,
-    # which would hand out tensors without numbers ever after.
+    # which would hand out tensors without values ever after.
     # `module.compile()` changes nothing but the speed, and so does a scan of transformers, in which
     # the tracer loses what a state depends on.
     plain = {"_compiled_call_impl": None, "use_associative_scan": False}

@@ -100,7 +100,7 @@ def _given(node: torch.fx.Node) -> Iterator[tuple[torch._C.Argument, Any]]:
 
 
 def _result_of(node: torch.fx.Node, flow: Flow) -> Any:
-    """The axes of what a node computes; of nothing but fixed places if no rule says more."""
+    """The axes of what a node computes; of nothing but fixed positions if no rule says more."""
     arguments: Any = torch.fx.map_arg((node.args, dict(node.kwargs)), flow.values.__getitem__)
     if node.target is operator.getitem:
         return arguments[0][0][arguments[0][1]]
@@ -191,7 +191,7 @@ def _settle_numbers(call: Call, rule: Rule) -> Axis | None:
     if rule.keeps and len(leaves) == 1 and pointing:
         return pointing[0]
     for axis in pointing:
-        call.pin(axis, "it computes with the numbers of places on this axis")
+        call.pin(axis, "it computes with the numbers of positions on this axis")
     return None
 
 

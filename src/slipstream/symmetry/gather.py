@@ -1,7 +1,7 @@
-"""From where the places of a tensor's axes receive, and by which sign they are multiplied.
+"""From where the positions of a tensor's axes receive, and by which sign they are multiplied.
 
-What belongs to the places of an axis is a 1-D tensor, or one as wide as the whole tensor where it
-depends on the place on another axis: the order inside a group is another one in each group.
+What belongs to the entries of an axis is a 1-D tensor, or one as wide as the whole tensor where it
+depends on the position on another axis: the order inside a group is another one in each group.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +15,7 @@ Table = Mapping[str, Tensor]  # by group: (*sizes of the parents, size)
 
 
 def source_places(groups: NeuronGroups, name: str, orders: Table) -> dict[int, Tensor]:
-    """Return, for each axis of the tensor `name` that moves, from where its places receive."""
+    """Return, for each axis of the tensor `name` that moves, from where its positions receive."""
 
     def inside(block: Block) -> Tensor:
         places = torch.zeros((), dtype=torch.int64)
@@ -28,7 +28,7 @@ def source_places(groups: NeuronGroups, name: str, orders: Table) -> dict[int, T
 
 
 def sign_factors(groups: NeuronGroups, name: str, signs: Table) -> dict[int, Tensor]:
-    """Return, for each axis of the tensor `name` with signs, by what its places are multiplied."""
+    """Return, for each axis of the tensor `name` with signs, by what its entries are multiplied."""
 
     def inside(block: Block) -> Tensor:
         product = torch.ones((), dtype=torch.int8)
@@ -46,7 +46,7 @@ def take(value: Tensor, places: Mapping[int, Tensor]) -> Tensor:
 
     Args:
         value: Any tensor.
-        places: From where the places of an axis receive, as `Permutation.indices` returns it.
+        places: From where the positions of an axis receive, as `Permutation.indices` returns it.
 
     Returns:
         A new tensor, or `value` itself if no axis moves.
@@ -65,7 +65,7 @@ def multiply(value: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
 
     Args:
         value: Any tensor.
-        factors: By what the places of an axis are multiplied, as `Permutation.factors` returns it.
+        factors: By what the entries of an axis are multiplied, as `Permutation.factors` returns it.
 
     Returns:
         A new tensor of the same dtype, or `value` itself if there is no factor.
@@ -101,7 +101,7 @@ def _by_axis(
 
 
 def _read(groups: NeuronGroups, block: Block, group: str, own: Tensor, table: Table) -> Tensor:
-    """The entry of `group` at every place of the block: that of the place of its parents."""
+    """The entry of `group` at every position of the block: that of the position of its parents."""
     parents = groups[group].parents
     if not parents:
         return table[group][own]
@@ -114,7 +114,7 @@ def _read(groups: NeuronGroups, block: Block, group: str, own: Tensor, table: Ta
 
 
 def _numbers(groups: NeuronGroups, block: Block) -> list[tuple[str | int, Tensor]]:
-    """Each factor with the number that its neurons have at the places of the block."""
+    """Each factor with the number that its neurons have at the positions of the block."""
     rank = len(groups.shapes[block.tensor])
     ranges = [torch.arange(_size(groups, factor)) for factor in block.factors]
     grid = torch.meshgrid(*ranges, indexing="ij")

@@ -127,7 +127,7 @@ def _set_(config: Any, names: Iterable[str], value: int) -> None:
 
 
 def _structure(groups: NeuronGroups) -> tuple[Any, ...]:
-    """Groups and blocks without their sizes: groups by number, places that stay as None."""
+    """Groups and blocks without their sizes: groups by number, positions that stay as None."""
     number = {group.name: n for n, group in enumerate(groups.groups)}
     listed = [(group.signed, [number[p] for p in group.parents]) for group in groups.groups]
     blocks = [

@@ -27,11 +27,11 @@ def moved_along(
 
     Args:
         key: Its name in the state: `exp_avg`.
-        value: A tensor like the weight, or with one place on axes that it is a mean over. Numbers
+        value: A tensor like the weight, or with one entry on axes that it is a mean over. Numbers
             are passed on.
         weight: The name of the weight.
         shape: Of the weight.
-        indices: From where the places of the weight receive, as `Permutation.indices` returns it.
+        indices: From where the entries of the weight receive, as `Permutation.indices` returns it.
         factors: By which signs they are multiplied, as `Permutation.factors` returns it.
 
     Returns:
@@ -55,7 +55,7 @@ def moved_along(
         needed > size for sizes in wide for needed, size in zip(sizes, value.shape, strict=True)
     ):
         raise ValueError(
-            f"The optimiser state {key!r} of {weight!r} is a mean over places of which each has an "
+            f"The optimiser state {key!r} of {weight!r} averages entries of which each has an "
             "order of its own on another axis: it does not go along with the weight's neurons."
         )
     changing = {} if key in SIZES else factors

@@ -1,8 +1,8 @@
-"""Which order may depend on the place of which other atom.
+"""Which order may depend on the position of which other atom.
 
 Dividing an axis into groups proposes that the order inside a group is free for every group. The
-proposal holds if every tensor that lists the inner atom says, at every place, in which group that
-place is; and if no operator sums, or compares, over groups whose orders differ.
+proposal holds if every tensor that lists the inner atom says, at every entry, in which group that
+position is; and if no operator sums, or compares, over groups whose orders differ.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from slipstream.symmetry.atoms import Atom, Axis, Layout, Product, resolve
 
 Parents = dict[Atom, list[Atom]]
-Independence = tuple[Axis, Axis]  # no order on the first axis depends on a place on the second
+Independence = tuple[Axis, Axis]  # no order on the first axis depends on a position on the second
 
 
 def settle(layouts: Iterable[Layout], independences: Iterable[Independence]) -> Parents:
-    """Return for every moving atom the atoms on whose places its order may depend.
+    """Return for every moving atom the atoms on whose positions its order may depend.
 
     Args:
         layouts: The axes of every tensor and every value of the graph.
@@ -61,7 +61,7 @@ def _stands_for(parent: Atom) -> list[Atom]:
 
 
 def _keep_visible(layout: Layout, parents: Parents) -> None:
-    """Drop the parents whose place cannot be read off the layout wherever the atom is listed."""
+    """Drop the parents whose position cannot be read off the layout wherever the atom is listed."""
     for number, axis in enumerate(layout):
         others = [other for n, other in enumerate(layout) if n != number]
         for product in axis:

@@ -24,12 +24,12 @@ _PLUS = torch.ones((), dtype=torch.int8)
 
 @dataclass(frozen=True)
 class Permutation:
-    """An order of the neurons of every group: place i receives neuron `orders[group][i]`.
+    """An order of the neurons of every group: position i receives neuron `orders[group][i]`.
 
     A variable is named after its direction: `source_to_target.apply(source)` lays the source's
     neurons out in the target's order. Where a group has parents, the order has one row for each
-    place of the parents, and the row of a place refers to the parent neuron that *receives* there.
-    The neurons of a signed group may change their sign on the way: place i receives
+    entry of the parents, and the row of a entry refers to the parent neuron that *receives* there.
+    The neurons of a signed group may change their sign on the way: position i receives
     `signs[group][i]` times that neuron, in the blocks that say so.
     """
 
@@ -67,7 +67,7 @@ class Permutation:
         return cls(groups, orders, {name: sign.to(torch.int8) for name, sign in signs.items()})
 
     def apply(self, weights: Weights) -> dict[str, Tensor]:
-        """Return `weights` with every neuron in its new place.
+        """Return `weights` with every neuron in its new position.
 
         Args:
             weights: Weights, gradients or displacements: some or all tensors of the model.
@@ -97,28 +97,28 @@ class Permutation:
         return multiply(take(value, self.indices(name)), self.factors(name))
 
     def indices(self, name: str) -> dict[int, Tensor]:
-        """Return, for each axis of the tensor `name` that moves, from where its places receive.
+        """Return, for each axis of the tensor `name` that moves, from where its positions receive.
 
         Args:
             name: A tensor of the model.
 
         Returns:
             What `take` reads: (length of the axis,), or as wide as the whole tensor where the order
-            on one axis depends on the place on another.
+            on one axis depends on the position on another.
         """
         if name not in self._places:
             self._places[name] = source_places(self.groups, name, self.orders)
         return self._places[name]
 
     def factors(self, name: str) -> dict[int, Tensor]:
-        """Return, for each axis of the tensor `name` with signs, by what places are multiplied.
+        """Return, for each axis of the tensor `name` with signs, by what positions are multiplied.
 
         Args:
             name: A tensor of the model.
 
         Returns:
             What `multiply` reads: +1 and -1, of shape (length of the axis,), or as wide as the
-            whole tensor where the sign on one axis depends on the place on another.
+            whole tensor where the sign on one axis depends on the position on another.
         """
         return sign_factors(self.groups, name, self.signs)
 
@@ -213,7 +213,7 @@ class Permutation:
         return 1 - sum(int(s.sum()) for s in stays) / count if count else 0.0
 
     def same_as(self, other: "Permutation") -> bool:
-        """Return whether both put every neuron in the same place with the same sign."""
+        """Return whether both put every neuron in the same position with the same sign."""
         return self.orders.keys() == other.orders.keys() and all(
             torch.equal(order, other.orders[name])
             and bool((self.signs.get(name, _PLUS) == other.signs.get(name, _PLUS)).all())
@@ -259,7 +259,7 @@ class Permutation:
 
 
 def _moved_rows(groups: NeuronGroups, name: str, order: Tensor, by: Mapping[str, Tensor]) -> Tensor:
-    """The rows of `order`, one per place of its parents, rearranged as `by` moves the parents."""
+    """The rows of `order`, one per entry of its parents, rearranged as `by` moves the parents."""
     parents = groups[name].parents
     if not parents:
         return order
@@ -270,7 +270,7 @@ def _moved_rows(groups: NeuronGroups, name: str, order: Tensor, by: Mapping[str,
 
 
 def _orders(groups: NeuronGroups, draw: Callable[[int], Tensor]) -> dict[str, Tensor]:
-    """One draw for every group and every place of its parents."""
+    """One draw for every group and every position of its parents."""
     sizes = groups.sizes()
     orders = {}
     for group in groups.groups:

@@ -55,6 +55,7 @@ class PerturbedModel:
         example_input: ExampleInput,
         *,
         seed: int,
+        training: bool,
     ) -> "PerturbedModel":
         """Disturb the weights, and evaluate the model on a few of the examples.
 
@@ -64,15 +65,16 @@ class PerturbedModel:
             groups: Whose blocks' effects on the output are measured.
             example_input: A batch; all of it is used if the model does not accept a part.
             seed: Of the disturbance.
+            training: Evaluate it in training mode too if its outputs are others there.
 
         Returns:
-            The perturbed model, evaluated in training mode too if its outputs are others there.
+            The perturbed model.
         """
         few = _first_examples(example_input)
         try:
-            return cls._on(model, memory, groups, few, seed)
+            return cls._on(model, memory, groups, few, seed, training)
         except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError):
-            return cls._on(model, memory, groups, example_input, seed)
+            return cls._on(model, memory, groups, example_input, seed, training)
 
     @classmethod
     def _on(
@@ -82,6 +84,7 @@ class PerturbedModel:
         groups: NeuronGroups,
         example_input: ExampleInput,
         seed: int,
+        training: bool,
     ) -> "PerturbedModel":
         own = dict(model.named_parameters()) | dict(model.named_buffers())
         tensors = {name: _to_double(tensor.detach(), copy=True) for name, tensor in own.items()}
@@ -90,7 +93,9 @@ class PerturbedModel:
             _measure_statistics_(perturbed)
             tensors = _disturbed(tensors, weights_of(model), seed)
         perturbed = replace(perturbed, tensors=tensors)
-        return replace(perturbed, modes=perturbed._modes())._with_effects()
+        if training:
+            perturbed = replace(perturbed, modes=perturbed._modes())
+        return perturbed._with_effects()
 
     def evaluate(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the output tensors of all modes for other values of some tensors."""
@@ -160,12 +165,14 @@ class PerturbedModel:
         with torch.no_grad():
             plain = self._evaluate(self.tensors, training=False)
             try:
-                first, again = (self._evaluate(self.tensors, training=True) for _ in range(2))
+                first = self._evaluate(self.tensors, training=True)
+                if len(first) == len(plain) and _largest_change(first, plain) == 0:
+                    return (False,)
+                again = self._evaluate(self.tensors, training=True)
             except Exception:  # ruff: ignore[blind-except] - it may need targets, or a loss
                 return (False,)
-        same = len(first) == len(plain) and _largest_change(first, plain) == 0
         repeats = len(first) == len(again) and _largest_change(again, first) == 0
-        return MODES if repeats and not same else (False,)
+        return MODES if repeats else (False,)
 
     def _with_effects(self) -> "PerturbedModel":
         statistics = _running_statistics(self.model)
@@ -347,7 +354,7 @@ def _identity(order: Tensor) -> Tensor:
 
 
 def _never_identity(order: Tensor) -> Tensor:
-    """The order, but one place further where it would move nothing."""
+    """The order, but one position further where it would move nothing."""
     idle = (order == _identity(order)).all(-1, keepdim=True)
     return torch.where(idle, order.roll(1, -1), order)
 

@@ -5,7 +5,7 @@ untrained running statistics become different for every neuron.
 """
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -70,11 +70,17 @@ def check(
         >>> check(model, forgetful, torch.ones(5, 4)).dropped[0].tensors
         ('0.weight:0',)
     """
-    return _checked(model, groups, example_input, tolerance, seed, strict=True)
+    asked = _Question(example_input, tolerance, seed, strict=True, training=True)
+    return _checked(model, groups, asked)
 
 
 def check_found(
-    model: nn.Module, groups: NeuronGroups, example_input: ExampleInput, *, seed: int
+    model: nn.Module,
+    groups: NeuronGroups,
+    example_input: ExampleInput,
+    *,
+    seed: int,
+    training: bool = True,
 ) -> NeuronGroups:
     """Check groups that follow from the model's operators: what the example cannot test is kept.
 
@@ -83,23 +89,29 @@ def check_found(
         groups: As the rules found them.
         example_input: A tensor, a tuple of arguments, or a dictionary of keyword arguments.
         seed: Of the permutations and of the disturbed weights.
+        training: Whether the model may compute something else in training mode.
 
     Returns:
         The groups that hold; `caveats` names the blocks that the example could not test.
     """
-    return _checked(model, groups, example_input, TOLERANCE, seed, strict=False)
+    asked = _Question(example_input, TOLERANCE, seed, strict=False, training=training)
+    return _checked(model, groups, asked)
 
 
-def _checked(
-    model: nn.Module,
-    groups: NeuronGroups,
-    example_input: ExampleInput,
-    tolerance: float,
-    seed: int,
-    *,
-    strict: bool,
-) -> NeuronGroups:
-    """The groups that hold; if `strict`, only those of which the example tests every matrix."""
+@dataclass(frozen=True)
+class _Question:
+    """What groups are held against."""
+
+    example_input: ExampleInput
+    tolerance: float
+    seed: int
+    strict: bool  # keep only groups of which the example tests every matrix
+    training: bool  # look at training mode too
+
+
+def _checked(model: nn.Module, groups: NeuronGroups, asked: _Question) -> NeuronGroups:
+    """The groups that hold."""
+    example_input, seed, tolerance = asked.example_input, asked.seed, asked.tolerance
     model = unwrapped(model)
     _check_model(model, groups)
     if not groups.groups:
@@ -110,9 +122,11 @@ def _checked(
     with evaluation_copy(model) as replica, left_as_it_was(replica) as memory:
         for attempt in range(ATTEMPTS):
             inputs = with_noise(example_input, seed=seed + attempt) if attempt else example_input
-            perturbed = PerturbedModel.prepare(replica, memory, groups, inputs, seed=seed + attempt)
-            idle &= set(_idle(perturbed, tolerance, strict=strict))
-            waiting, untested = untested, _untested(perturbed, untested, idle, tolerance, strict)
+            perturbed = PerturbedModel.prepare(
+                replica, memory, groups, inputs, seed=seed + attempt, training=asked.training
+            )
+            idle &= set(_idle(perturbed, tolerance, strict=asked.strict))
+            waiting, untested = untested, _untested(perturbed, untested, idle, asked)
             for draw in range(DRAWS):
                 names = [name for name in waiting if name not in untested | faults]
                 names = [name for name in names if draw == 0 or groups[name].size < MANY]
@@ -121,7 +135,7 @@ def _checked(
                 break
     if doubtful := [name for name in faults if groups[name].signed]:
         unsigned = groups.without_signs(doubtful)
-        checked = _checked(model, unsigned, example_input, tolerance, seed, strict=strict)
+        checked = _checked(model, unsigned, asked)
         pins = _dropped(
             groups, {name: SIGNS + faults[name] for name in doubtful if name in checked.sizes()}
         )
@@ -174,8 +188,7 @@ def _untested(
     perturbed: PerturbedModel,
     names: Iterable[str],
     idle: Container[Block],
-    tolerance: float,
-    strict: bool,
+    asked: _Question,
 ) -> dict[str, str]:
     """The groups that the example cannot test, and why."""
     # Of a group that follows from the operators, two tensors (or the only one) must change the
@@ -190,10 +203,10 @@ def _untested(
         silent = [_place(b) for b in blocks if b in idle and len(shapes[b.tensor]) > 1]
         tensors = list(dict.fromkeys(block.tensor for block in blocks))
         needed = min(2, len(tensors))
-        alive = sum(perturbed.effects.get(t, 0.0) > SENSITIVE * tolerance for t in tensors)
-        if alive < needed and _moving_alone(perturbed, name, blocks, tolerance) < needed:
+        alive = sum(perturbed.effects.get(t, 0.0) > SENSITIVE * asked.tolerance for t in tensors)
+        if alive < needed and _moving_alone(perturbed, name, blocks, asked.tolerance) < needed:
             faults[name] = "could not be tested: its weights hardly change the output"
-        elif strict and silent:
+        elif asked.strict and silent:
             faults[name] = f"could not be tested on {', '.join(silent[:4])}: {IDLE}"
     return faults
 

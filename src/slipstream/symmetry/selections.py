@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-MANY = 16  # single places of longer axes are positions: no axis was fused of so many
+MANY = 16  # single positions of longer axes are positions: no axis was fused of so many
 SAME = frozenset({"contiguous", "clone", "alias", "detach"})
 TURNING = frozenset({"permute", "transpose", "unsqueeze", "squeeze"})
 VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten"})
@@ -28,15 +28,15 @@ class _Road:
 
     source: Node
     axis: int  # the fused one
-    inner: int  # places of it behind each place that may be taken
+    inner: int  # positions of it behind each position that may be taken
     view: Node
-    dim: int  # where the view puts the places that may be taken
+    dim: int  # where the view puts the positions that may be taken
     turns: tuple[Node, ...]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """The places that a node stands for."""
+    """The positions that a node stands for."""
 
     node: Node
     start: int
@@ -98,7 +98,7 @@ def _before_turning(node: Node, name: str, dim: int) -> int | None:
     if name == "unsqueeze":
         new = given["dim"] % (len(shape) + 1)
         return None if dim == new else dim - (dim > new)
-    if "dim" not in given:  # a squeeze of whatever has one place
+    if "dim" not in given:  # a squeeze of whatever has one position
         return None
     listed = given["dim"] if isinstance(given["dim"], list | tuple) else [given["dim"]]
     gone = {place % len(shape) for place in listed}
@@ -106,7 +106,7 @@ def _before_turning(node: Node, name: str, dim: int) -> int | None:
 
 
 def _slowest_part(old: torch.Size, new: torch.Size, dim: int) -> tuple[int, int] | None:
-    """The axis of which a view makes `dim` the slowest part, and the places behind each of it."""
+    """The axis of which a view makes `dim` the slowest part, and the entries behind each of it."""
     for axis, size in enumerate(old):
         if math.prod(old[:axis]) == math.prod(new[:dim]) and size > new[dim] > 1:
             parts = [math.prod(new[dim:end]) for end in range(dim + 1, len(new) + 1)]

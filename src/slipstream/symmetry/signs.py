@@ -18,7 +18,7 @@ from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 
 Run = tuple[Block, str]  # a block and a group among its factors
 Equation = tuple[Atom, Atom, Atom]  # the bit of the first is the sum of the other two
-NEW = Cause("", "", "places that an operator adds have no sign")
+NEW = Cause("", "", "positions that an operator adds have no sign")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def multiply(first: Axis, second: Axis, cause: Cause, equations: list[Equation])
 def pin_new(
     layouts: Iterable[Layout], known: Iterable[Layout], equations: Sequence[Equation]
 ) -> None:
-    """Pin what a rule made out of nothing: padding, or one place repeated, has no sign of its own.
+    """Pin what a rule made out of nothing: padding, or one entry repeated, has no sign of its own.
 
     Args:
         layouts: What the rule returned.
@@ -101,7 +101,7 @@ def with_signs(found: SignedRuns, equations: Sequence[Equation]) -> NeuronGroups
     """Return the groups, signed where a change of signs keeps the function.
 
     There may be several ways: a gain could change its sign with the weights behind it. Of them, as
-    many numbers of the model as possible change their sign. Where the sign of each neuron inside a
+    many parameters as possible change their sign. Where the sign of each neuron inside a
     part may change, the sign of the part as a whole is not listed again.
 
     Args:
@@ -171,7 +171,7 @@ def _solve(
 def _by_preference(
     groups: NeuronGroups, bound: Mapping[Run, Atom], equations: Iterable[Equation]
 ) -> list[Atom]:
-    """The free atoms: inner groups before outer ones, then those with most numbers of the model."""
+    """The free atoms: inner groups before outer ones, then those with most parameters."""
     depths: dict[Atom, int] = {}
     numbers: dict[Atom, int] = {}
     for (block, name), atom in bound.items():
@@ -198,7 +198,7 @@ def _adds(
 
 
 def _axis(found: NeuronGroups, name: str, axis: int, runs: Mapping[Run, Atom]) -> Axis:
-    """The axis of a weight, with the atoms of its runs and fixed places between them."""
+    """The axis of a weight, with the atoms of its runs and fixed positions between them."""
     result: Axis = ()
     for block in sorted(found.blocks_on(name, axis), key=lambda block: block.offset):
         result += _fixed(block.offset - atoms.length(result))

@@ -76,12 +76,13 @@ def find_neuron_groups(
         found = signed_runs(groups, weights)
         flow = traces.followed(found.layouts, [])
         groups = with_signs(found, flow.equations or ())
+    training = traces.training
     del traces  # with a copy of the weights
     if not prove:
         return groups
     if any(value.is_meta for value in weights.values()):
         return _prove_on_narrow_model(model, groups, signs=signs, seed=seed)
-    return check_found(model, groups, example_input, seed=seed)
+    return check_found(model, groups, example_input, seed=seed, training=training)
 
 
 def _prove_on_narrow_model(
@@ -101,6 +102,7 @@ class _Traces:
     captures: Sequence[Capture]
     weights: Sequence[Mapping[str, Tensor]]  # of the model, and of its copy that was traced
     caveats: tuple[str, ...]
+    training: bool  # whether the model computes something else in training mode
 
     def followed(self, layouts: Mapping[str, Layout], equations: list[Equation] | None) -> Flow:
         """Follow the rules through all graphs, from these axes of the weights."""
@@ -125,7 +127,7 @@ def _traces(model: nn.Module, example_input: ExampleInput) -> _Traces:
             captures += _new([trace(example_input, training=True)], captures)
         except Exception as error:  # ruff: ignore[blind-except] - evaluation mode is enough
             caveats.append(f"{ONLY_EVALUATION}: {str(error)[:200]}")
-        weights = weights_of(model)
+        weights, training = weights_of(model), len(captures) > 1
         for other in other_inputs_for(model, example_input):
             if _unused(weights, captures):
                 with suppress(Exception):
@@ -133,7 +135,7 @@ def _traces(model: nn.Module, example_input: ExampleInput) -> _Traces:
         if unused := _unused(weights, captures):
             caveats.append(_take_no_part(unused))
             logger.warning("%s: %s", type(model).__name__, "; ".join(caveats))
-    return _Traces(captures, (weights, weights_of(replica)), tuple(caveats))
+    return _Traces(captures, (weights, weights_of(replica)), tuple(caveats), training)
 
 
 def _not_counted(captured: Capture) -> list[str]:

@@ -13,7 +13,7 @@ from slipstream.symmetry.axis_rules.sliding import is_still
 def contract(call: Call, operands: Sequence[tuple[str, Layout]], result: str) -> Layout:
     """Return the axes of an Einstein sum; axes with the same letter are tied.
 
-    The order on an axis may depend on a place on another one only if the two are together in
+    The order on an axis may depend on a position on another one only if the two are together in
     every operand that has the first.
     """
     axes: dict[str, Axis] = {}
@@ -186,7 +186,7 @@ def _without_repeats(call: Call, term: str, axes: Layout) -> tuple[str, Layout]:
 
 @rule("conv1d", "conv2d", "conv3d", signs=True)
 def convolution(call: Call) -> Layout:
-    """Output channels are groups times places inside; each group sees its own input channels."""
+    """Output channels are groups times positions inside; each group sees its own input channels."""
     return _convolve(call, call.axes("weight"))
 
 

@@ -1,4 +1,4 @@
-"""Operators that act place by place, with broadcasting."""
+"""Operators that act position by position, with broadcasting."""
 
 from functools import reduce
 
@@ -14,7 +14,7 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Valu
 @rule("sin tan asin arcsin atan arctan erf erfinv trunc fix round", signs=True)
 @rule("softsign tanhshrink softshrink hardshrink reciprocal", signs=True)
 def broadcast(call: Call) -> Layout:
-    """Tie the axes that meet; an axis of one place meets any axis freely."""
+    """Tie the axes that meet; an axis of one position meets any axis freely."""
     if call["train"] or call["training"]:
         raise UnsupportedError("it draws random numbers")
     return align(call, call.tensors())
@@ -68,7 +68,7 @@ def masked_fill(call: Call) -> Layout:
 
 @rule("where.self where.ScalarSelf where.ScalarOther", signs=True)
 def where(call: Call) -> Layout:
-    """One of two tensors or constants at every place."""
+    """One of two tensors or constants at every position."""
     options = [call[name] for name in ("self", "other")]
     axes = align(call, [option.axes for option in options if isinstance(option, Value)])
     if not all(isinstance(option, Value) for option in options):
@@ -121,7 +121,7 @@ def glu(call: Call) -> Layout:
 
 
 def _meeting(layouts: list[Layout]) -> list[list[Axis]]:
-    """For each axis of the result, the axis of every tensor; one of one place if it has none."""
+    """For each axis of the result, the axis of every tensor; one of one position if it has none."""
     rank = max(map(len, layouts))
     one: Axis = ((),)
     padded = [(one,) * (rank - len(axes)) + axes for axes in layouts]
@@ -138,7 +138,7 @@ def _add(call: Call, axes: list[Axis]) -> Axis:
     for axis in wide[1:]:
         call.tie(wide[0], axis)
     if wide and len(wide) < len(axes):
-        call.unsigned(wide[0])  # the same number is added at all places of this axis
+        call.unsigned(wide[0])  # the same number is added at all positions of this axis
     return wide[0] if wide else ((),)
 
 

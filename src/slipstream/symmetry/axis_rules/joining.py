@@ -8,8 +8,8 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Valu
 
 @rule("cat", "concat", "concatenate", signs=True)
 def cat(call: Call) -> Layout:
-    """One axis lists the places of all, the others are shared."""
-    # What has no place at all has been left over from an empty cache, or an empty remainder.
+    """One axis lists the positions of all, the others are shared."""
+    # What has no position at all has been left over from an empty cache, or an empty remainder.
     full = [axes for axes in call.tensors() if all(map(length, axes))]
     first, *others = layouts = full or call.tensors()
     if any(len(axes) != len(first) for axes in others):
@@ -48,7 +48,7 @@ def split(call: Call) -> list[Layout]:
 
 @rule("unbind", signs=True, keeps=True)
 def unbind(call: Call) -> list[Layout]:
-    """Every place of an axis alone."""
+    """Every position of an axis alone."""
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
     return [_dropped(_piece(call, axes, dim, place, 1), dim) for place in range(length(axes[dim]))]
@@ -56,7 +56,7 @@ def unbind(call: Call) -> list[Layout]:
 
 @rule("slice", signs=True, keeps=True)
 def slice_(call: Call) -> Layout:
-    """A run of places, or places at equal distances."""
+    """A run of positions, or positions at equal distances."""
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
     size = length(axes[dim])
@@ -65,15 +65,15 @@ def slice_(call: Call) -> Layout:
         return _piece(call, axes, dim, start, max(stop - start, 0))
     if start < step and call.shapes[0][dim] * step == size:
         places, inside = call.divide(axes[dim], size // step)
-        call.pin(inside, "it takes one of every few places of this axis")
+        call.pin(inside, "it takes one of every few positions of this axis")
         return _replaced(axes, dim, places)
-    call.pin(axes[dim], "it takes single places of this axis")
+    call.pin(axes[dim], "it takes single positions of this axis")
     return _replaced(axes, dim, *call.places([call.shapes[0][dim]]))
 
 
 @rule("narrow", signs=True, keeps=True)
 def narrow(call: Call) -> Layout:
-    """A run of places."""
+    """A run of positions."""
     axes, start = call.axes("self"), call["start"]
     if not isinstance(start, int):
         raise UnsupportedError("where it starts depends on data")
@@ -83,7 +83,7 @@ def narrow(call: Call) -> Layout:
 
 @rule("select", signs=True, reads="self")
 def select(call: Call) -> Value:
-    """One place of an axis."""
+    """One position of an axis."""
     value = call["self"]
     dim = call["dim"] % len(value.axes)
     place = call["index"] % value.shape[dim]
@@ -96,7 +96,7 @@ def select(call: Call) -> Value:
 
 @rule("pad", "constant_pad_nd", signs=True)
 def pad(call: Call) -> Layout:
-    """Constant places before and after; any other filling depends on the order of the axis."""
+    """Constant positions before and after; any other filling depends on the order of the axis."""
     axes = list(call.axes("self"))
     amounts = call["pad"]
     if call["value"]:

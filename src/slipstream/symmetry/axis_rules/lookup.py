@@ -1,6 +1,6 @@
-"""Operators that tell places by their numbers, or look places up by number.
+"""Operators that tell positions by their numbers, or look positions up by number.
 
-Numbers of places on an axis that moves change with it: which expert is the best, and its weights.
+Numbers of entries on an axis that moves change with it: which expert is the best, and its weights.
 What computes with such numbers in any other way pins the axis.
 """
 
@@ -9,15 +9,15 @@ from slipstream.symmetry.axis_rules.elementwise import align
 from slipstream.symmetry.axis_rules.reduction import dims_of, without
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Value, rule
 
-LOOKED_UP = "places on this axis are looked up by number"
+LOOKED_UP = "positions on this axis are looked up by number"
 
 
 @rule("max.dim", "min.dim", "median.dim", "mode", "argmax", "argmin", "kthvalue")
 def choice(call: Call) -> list[Value] | Value:
-    """One place along an axis, and its number."""
+    """One position along an axis, and its number."""
     axes = call.axes("self")
     if call["dim"] is None:
-        raise UnsupportedError("it tells the place of an element among all")
+        raise UnsupportedError("it tells the position of an element among all")
     (chosen,) = dims_of(call["dim"], len(axes))
     result = without(axes, [chosen], keep=bool(call["keepdim"]))
     number = Value(result, points_to=axes[chosen])
@@ -26,7 +26,7 @@ def choice(call: Call) -> list[Value] | Value:
 
 @rule("topk", "sort", "argsort", "msort")
 def ranking(call: Call) -> list[Value] | Value:
-    """Places in the order of what they hold, and their numbers."""
+    """Positions in the order of what they hold, and their numbers."""
     axes = call.axes("self")
     dim = (-1 if call["dim"] is None else call["dim"]) % len(axes)
     if call.operator == "msort":
@@ -41,7 +41,7 @@ def ranking(call: Call) -> list[Value] | Value:
 
 @rule("one_hot", reads="self")
 def one_hot(call: Call) -> Layout:
-    """A new axis on which the place that a number tells is one."""
+    """A new axis on which the position that a number tells is one."""
     axes, told = call.axes("self"), call.points_to("self")
     (marked,) = call.places([call.shapes[0][-1]])
     return (*axes, marked if told is None or length(told) != length(marked) else told)
@@ -65,7 +65,7 @@ def embedding_bag(call: Call) -> list[Layout]:
 
 @rule("index_select", signs=True, reads="index")
 def index_select(call: Call) -> Layout:
-    """Places of one axis, looked up by number."""
+    """Positions of one axis, looked up by number."""
     axes, dim = call.axes("self"), call["dim"] % len(call.axes("self"))
     _look_up(call, axes[dim], "index")
     return (*axes[:dim], *call.axes("index"), *axes[dim + 1 :])
@@ -73,7 +73,7 @@ def index_select(call: Call) -> Layout:
 
 @rule("gather", reads="index")
 def gather(call: Call) -> Layout:
-    """For every place of the index, one place along an axis, looked up by number."""
+    """For every position of the index, one position along an axis, looked up by number."""
     axes, index = call.axes("self"), call.axes("index")
     dim = call["dim"] % len(axes)
     _look_up(call, axes[dim], "index")
@@ -83,7 +83,7 @@ def gather(call: Call) -> Layout:
 
 @rule("scatter", "scatter_add", "scatter_reduce", reads="index")
 def scatter(call: Call) -> Layout:
-    """To every place of the index, one place along an axis, looked up by number."""
+    """To every position of the index, one position along an axis, looked up by number."""
     axes, index = call.axes("self"), call.axes("index")
     dim = call["dim"] % len(axes)
     _look_up(call, axes[dim], "index")
@@ -95,7 +95,7 @@ def scatter(call: Call) -> Layout:
 
 @rule("index_add", "index_copy", "index_fill", reads="index")
 def index_add(call: Call) -> Layout:
-    """Places of one axis, looked up by number, receive something."""
+    """Positions of one axis, looked up by number, receive something."""
     axes, dim = call.axes("self"), call["dim"] % len(call.axes("self"))
     _look_up(call, axes[dim], "index")
     if isinstance(source := call["source"], Value):
@@ -107,7 +107,7 @@ def index_add(call: Call) -> Layout:
 @rule("index", signs=True, reads="indices")
 @rule("index_put", reads="indices")
 def index(call: Call) -> Layout:
-    """Places of one or several axes, looked up by number together."""
+    """Positions of one or several axes, looked up by number together."""
     axes, given = call.axes("self"), call["indices"]
     dims = [dim for dim, item in enumerate(given) if item is not None]
     for dim in dims:
@@ -146,4 +146,4 @@ def _meet(call: Call, axes: Layout, index: Layout, *, besides: int) -> None:
             call.tie(axis, own)
         elif number != besides:
             for cut_short in (axis, own):
-                call.pin(cut_short, "only its first places are used")
+                call.pin(cut_short, "only its first positions are used")

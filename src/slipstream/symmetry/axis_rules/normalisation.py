@@ -64,7 +64,7 @@ def weight_norm(call: Call) -> Layout:
 
 @rule("norm_except_dim")
 def norm_except_dim(call: Call) -> Layout:
-    """The lengths along one axis; the others are kept with one place."""
+    """The lengths along one axis; the others are kept with one position."""
     axes, dim = call.axes("v"), call["dim"]
     if dim == -1:  # one length for all
         return ()
@@ -74,7 +74,7 @@ def norm_except_dim(call: Call) -> Layout:
 
 @rule("group_norm")
 def group_norm(call: Call) -> Layout:
-    """Channels are groups times places inside, and each group is measured alone."""
+    """Channels are groups times positions inside, and each group is measured alone."""
     axes = call.axes("input")
     groups, inside = call.divide(axes[1], call["num_groups"])
     _tie_channels(call, axes[1], "weight", "bias")
@@ -86,7 +86,7 @@ def group_norm(call: Call) -> Layout:
 
 @rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin")
 def softmax(call: Call) -> Layout:
-    """Every place along the axis is compared with all the others, none is special."""
+    """Every position along the axis is compared with all the others, none is special."""
     axes = call.axes("self", "input")
     return _measured(call, axes, [call["dim"] % len(axes)])
 

@@ -74,6 +74,6 @@ def _cell(
             call.tie(axes[1], units)
     call.tie(previous, shown)
     for state, axis in zip(states, (shown, units), strict=False):
-        # Equal places, such as the zeros of the usual start, do not tie one layer with another.
+        # Equal positions, such as the zeros of the usual start, do not tie one layer with another.
         call.tie(renewed(state)[-1], axis)
     return [shown, units]

@@ -9,7 +9,7 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 @rule("max min median nanmedian count_nonzero")
 @rule("sum mean nansum nanmean", signs=True)
 def reduction(call: Call) -> Layout | list[Layout]:
-    """A symmetric function of all places of the reduced axes."""
+    """A symmetric function of all positions of the reduced axes."""
     return _reduced(call, call.axes("self", "x"))
 
 
@@ -54,7 +54,7 @@ def pairwise_distance(call: Call) -> Layout:
 
 @rule("diff")
 def difference(call: Call) -> Layout:
-    """Each place along an axis with the next one."""
+    """Each position along an axis with the next one."""
     axes = call.axes("self")
     dim = call["dim"] % len(axes)
     call.pin(axes[dim], "it takes differences of neighbours")
@@ -63,7 +63,7 @@ def difference(call: Call) -> Layout:
 
 @rule("triu", "tril")
 def triangle(call: Call) -> Layout:
-    """Which entries stay depends on the places on the last two axes."""
+    """Which entries stay depends on the positions on the last two axes."""
     axes = call.axes("self")
     for axis in axes[-2:]:
         call.pin(axis, "a triangle is cut out along this axis")
@@ -115,7 +115,7 @@ def dims_of(dims: int | list[int], rank: int) -> list[int]:
 
 
 def without(axes: Layout, reduced: list[int], *, keep: bool) -> Layout:
-    """Return the axes that are left, or of one place each where they are kept."""
+    """Return the axes that are left, or of one position each where they are kept."""
     one: Axis = ((),)
     kept = [one if number in reduced else axis for number, axis in enumerate(axes)]
     return tuple(a for n, a in enumerate(kept) if keep or n not in reduced)

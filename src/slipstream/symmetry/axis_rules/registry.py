@@ -9,7 +9,7 @@ from slipstream.symmetry.atoms import Axis, Cause, Layout
 from slipstream.symmetry.parents import Independence
 from slipstream.symmetry.signs import Equation, multiply
 
-MAP = "places of a map"
+MAP = "positions of a map"
 
 
 class UnsupportedError(Exception):
@@ -21,8 +21,8 @@ class Value:
     """A tensor of the graph: its axes."""
 
     axes: Layout
-    points_to: Axis | None = None  # its whole numbers tell places on this axis
-    rows: tuple[Layout, ...] = ()  # of each place on the first axis, where they differ
+    points_to: Axis | None = None  # its whole numbers tell positions on this axis
+    rows: tuple[Layout, ...] = ()  # of each position on the first axis, where they differ
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ class Call:
         raise UnsupportedError(f"{names[0]} is no tensor")
 
     def points_to(self, name: str) -> Axis | None:
-        """Return the axis whose places the numbers of the argument `name` tell, if there is one."""
+        """Return the axis whose entries the numbers of the argument `name` tell, if any."""
         value = self[name]
         return value.points_to if isinstance(value, Value) else None
 
@@ -69,15 +69,15 @@ class Call:
         return Cause(self.operator, self.where, reason)
 
     def places(self, sizes: Sequence[int]) -> Layout:
-        """Return new axes of places that stay: positions on a map, numbers of tensors."""
+        """Return new axes of positions that stay: positions on a map, numbers of tensors."""
         return tuple(atoms.fixed(size, self.cause(MAP)) for size in sizes)
 
     def tie(self, first: Axis, second: Axis) -> None:
-        """Let two axes list the same places."""
+        """Let two axes list the same positions."""
         atoms.tie(first, second, self.cause("it joins axes of different structure"))
 
     def multiply(self, first: Axis, second: Axis) -> Axis:
-        """Let two axes list the same places, of tensors that are multiplied there."""
+        """Let two axes list the same positions, of tensors that are multiplied there."""
         if self.equations is not None:
             cause = self.cause("it multiplies axes of different structure")
             return multiply(first, second, cause, self.equations)
@@ -90,17 +90,17 @@ class Call:
             self.pin(axis, "signs along this axis would not cancel")
 
     def tie_rows(self, value: Value) -> None:
-        """Let every place of the first axis of `value` list the same."""
+        """Let every position of the first axis of `value` list the same."""
         for row in value.rows:
             for axis, own in zip(value.axes[1:], row, strict=True):
                 self.tie(axis, own)
 
     def pin(self, axis: Axis, reason: str) -> None:
-        """Fix the places of `axis`."""
+        """Fix the positions of `axis`."""
         atoms.pin(axis, self.cause(reason))
 
     def cut(self, axis: Axis, at: int) -> tuple[Axis, Axis]:
-        """Cut `axis` before place `at`."""
+        """Cut `axis` before position `at`."""
         return atoms.cut(axis, at, self.cause("it cuts through parts that move"))
 
     def regroup(self, layout: Layout, shape: tuple[int, ...]) -> Layout:
@@ -110,12 +110,12 @@ class Call:
         return atoms.regroup(layout, shape, self.cause("it divides an axis unevenly"))
 
     def divide(self, axis: Axis, outer: int) -> tuple[Axis, Axis]:
-        """Write `axis` as `outer` parts times the places inside a part."""
+        """Write `axis` as `outer` parts times the positions inside a part."""
         inner = atoms.length(axis) // outer
         return atoms.divide(axis, inner, self.cause("it divides an axis unevenly"))
 
     def independent(self, axis: Axis, other: Axis) -> None:
-        """Demand that no order on `axis` depends on a place on `other`."""
+        """Demand that no order on `axis` depends on a position on `other`."""
         self.independences.append((axis, other))
 
 
@@ -147,7 +147,7 @@ def rule(
     is right the second time as well, where axes that are tied change their signs together, an axis
     that is pinned has no sign, and what the rule returns tells where the result changes its sign:
     right as it is for whatever is linear or odd and returns the axes it was given. Where tensors
-    are multiplied, use `call.multiply` for `call.tie`; where places are added up, compared, or
+    are multiplied, use `call.multiply` for `call.tie`; where positions are added up, compared, or
     shifted by a constant, call `call.unsigned`. An even function is `call.multiply(axis, axis)`.
     Without `signs=True`, nothing that the operator touches changes its sign. Results that are not
     floating-point numbers, and axes that the rule makes anew, have no sign in any case.
@@ -155,9 +155,9 @@ def rule(
     Args:
         *operators: Names, several in one string if they are separated by spaces.
         signs: Whether the rule is right for signs too.
-        keeps: Whether it passes on the numbers of its one tensor: where they tell places on an
+        keeps: Whether it passes on the numbers of its one tensor: where they tell positions on an
             axis, those of the result do too. Otherwise that axis is pinned.
-        reads: The argument of which the rule itself says what follows from the places it tells.
+        reads: The argument of which the rule itself says what follows from the positions it tells.
 
     Returns:
         A decorator that registers a rule and passes it on.

@@ -1,4 +1,4 @@
-"""Operators that show the same places under other axes."""
+"""Operators that show the same positions under other axes."""
 
 import math
 
@@ -10,7 +10,7 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 @rule("view_as reshape_as ravel _unsafe_view _reshape_alias", signs=True, keeps=True)
 @rule("atleast_1d atleast_2d", signs=True, keeps=True)
 def view(call: Call) -> Layout:
-    """The same places in the same order, under other axes."""
+    """The same positions in the same order, under other axes."""
     if call["dtype"] is not None:
         raise UnsupportedError("it reads the bytes as another type")
     return call.regroup(call.axes("self"), call.shapes[0])
@@ -53,7 +53,7 @@ def movedim(call: Call) -> Layout:
 
 @rule("expand", "expand_as", "broadcast_to", signs=True, keeps=True)
 def expand(call: Call) -> Layout:
-    """Along an axis that repeats one place, all places are equal."""
+    """Along an axis that repeats one position, all positions are equal."""
     return _expanded(call.axes("self"), call.shapes[0])
 
 
@@ -85,7 +85,7 @@ def repeat(call: Call) -> Layout:
 
 @rule("repeat_interleave.self_int", signs=True)
 def repeat_interleave(call: Call) -> Layout:
-    """Every place becomes a run of equal places."""
+    """Every position becomes a run of equal positions."""
     axes, dim = call.axes("self"), call["dim"]
     if dim is None:
         raise UnsupportedError("it flattens its input")
@@ -95,17 +95,17 @@ def repeat_interleave(call: Call) -> Layout:
 
 @rule("pixel_shuffle", signs=True)
 def pixel_shuffle(call: Call) -> Layout:
-    """The fastest part of the channels becomes places of the map."""
+    """The fastest part of the channels becomes positions of the map."""
     *batch, channels, height, width = call.axes("self")
     kept, moved = call.divide(channels, math.prod(call.shapes[0][-3:-2]))
     for axis in (moved, height, width):
-        call.pin(axis, "it turns this axis into places of a map")
+        call.pin(axis, "it turns this axis into positions of a map")
     return (*batch, kept, *call.places(call.shapes[0][-2:]))
 
 
 @rule("pixel_unshuffle", signs=True)
 def pixel_unshuffle(call: Call) -> Layout:
-    """Places of the map become the fastest part of the channels."""
+    """Positions of the map become the fastest part of the channels."""
     *batch, channels, height, width = call.axes("self")
     for axis in (height, width):
         call.pin(axis, "it divides this axis into small squares")
@@ -115,7 +115,7 @@ def pixel_unshuffle(call: Call) -> Layout:
 
 @rule("channel_shuffle", signs=True)
 def channel_shuffle(call: Call) -> Layout:
-    """Groups and the places inside them swap roles."""
+    """Groups and the positions inside them swap roles."""
     axes = call.axes("self")
     groups, inside = call.divide(axes[1], call["groups"])
     return (axes[0], merge([inside, groups]), *axes[2:])
