@@ -40,14 +40,24 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Lines over a common axis."""
+class _Titled:
+    """What all charts have."""
 
     key: str  # what `slipstream plot` calls it
     title: str
     reading: str  # one sentence: how to read it
+
+
+@dataclass(frozen=True)
+class _WithAxes(_Titled):
     x_label: str
     y_label: str
+
+
+@dataclass(frozen=True)
+class Lines(_WithAxes):
+    """Lines over a common axis."""
+
     series: Sequence[Series]
     log: bool = False  # the y axis
     square: bool = False  # x and y in the same units: a path
@@ -59,12 +69,9 @@ class Lines:
 
 
 @dataclass(frozen=True)
-class Panels:
+class Panels(_Titled):
     """Small charts with the same axes."""
 
-    key: str
-    title: str
-    reading: str
     panels: Sequence[Lines]
     run: int | None = None
     kind: str = "panels"
@@ -82,14 +89,9 @@ class Colours:
 
 
 @dataclass(frozen=True)
-class HeatMap:
+class HeatMap(_WithAxes):
     """A matrix of values as colours."""
 
-    key: str
-    title: str
-    reading: str
-    x_label: str
-    y_label: str
     colours: Colours
     columns: Sequence[float | str]
     rows: Sequence[str]  # from the top; an empty name is not written
@@ -103,14 +105,9 @@ class HeatMap:
 
 
 @dataclass(frozen=True)
-class Contours:
+class Contours(_WithAxes):
     """A quantity over a plane, with a path through it."""
 
-    key: str
-    title: str
-    reading: str
-    x_label: str
-    y_label: str
     colours: Colours
     x: Numbers
     y: Numbers
