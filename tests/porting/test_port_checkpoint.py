@@ -327,3 +327,23 @@ def test_quantised_weights_are_refused(folders, tmp_path):
     )
     with pytest.raises(ValueError, match=r"to_base .*is quantised"):
         port_checkpoint(tmp_path / "out", FineTune(**{**paths, "to_base": tmp_path / "said"}))
+
+
+# what labels alone give
+
+
+@pytest.mark.parametrize("method", ["untouched", "few-shot"])
+def test_an_adapter_that_ignores_the_fine_tune_is_one_of_the_other_base(method, tmp_path):
+    paths, *_ = adapted(llama, tmp_path, target_modules=["q_proj", "down_proj"])
+    batch = {"input_ids": IDS, "labels": IDS}
+    result = port_checkpoint(
+        tmp_path / "out", FineTune(**paths),
+        checkpoint_task(paths["to_base"], [batch], validation=[batch]),
+        plan=PortPlan(method, stages=1, rates=(0.01,)),
+    )  # fmt: skip
+    assert len(result.layers) == 4
+    other = transformers.AutoModelForCausalLM.from_pretrained(paths["to_base"])
+    ported = peft.PeftModel.from_pretrained(other, tmp_path / "out").eval()
+    with torch.no_grad():
+        assert float(ported(**batch).loss) == pytest.approx(result.loss_after, rel=1e-4)
+    assert (result.loss_after < result.loss_before) == (method == "few-shot")
