@@ -60,7 +60,7 @@ class PortPlan:
     )
     signs: SignWeights = field(default_factory=SignWeights)
     rates: tuple[float, ...] = option(
-        (0.01, 0.001, 0.0001), "A learning rate of few-shot fine-tuning to try; repeatable."
+        (0.003, 0.001, 0.0003), "A learning rate of few-shot fine-tuning to try; repeatable."
     )
     labels: int | None = option(
         None,
