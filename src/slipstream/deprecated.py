@@ -13,6 +13,8 @@ MODULES = {
     "slipstream.dynamics.descent": "slipstream.dynamics.sgd",
     "slipstream.dynamics.linearisation": "slipstream.dynamics.linearised_training",
     "slipstream.evaluation.adaptation": "slipstream.recipes.few_shot",
+    "slipstream.evaluation.borrowing": "slipstream.evaluation.swapped_weights",
+    "slipstream.evaluation.means": "slipstream.evaluation.metrics",
     "slipstream.evaluation.task_layers": "slipstream.recipes.few_shot.task_layers",
     "slipstream.integrations.federated_training": "slipstream.federated.training",
     "slipstream.integrations.flower": "slipstream.federated.flower",
@@ -60,6 +62,7 @@ MODULES = {
     "slipstream.recipes.ticket": "slipstream.recipes.masks.ticket",
     "slipstream.recipes.ticket_file": "slipstream.recipes.masks.ticket_file",
     "slipstream.recipes.unlearning": "slipstream.recipes.lure.unlearning",
+    "slipstream.report.digits": "slipstream.report.number_format",
     "slipstream.report.dynamics": "slipstream.report.figures",
     "slipstream.report.landscape": "slipstream.report.figures",
     "slipstream.report.modes": "slipstream.report.figures",
@@ -76,6 +79,8 @@ MODULES = {
     "slipstream.trajectory.packed_file": "slipstream.storage.packed_file",
     "slipstream.trajectory.packed_numbers": "slipstream.storage.packed_numbers",
     "slipstream.trajectory.tensor_file": "slipstream.storage.tensor_file",
+    "slipstream.transfer.checks": "slipstream.storage.plan_fields",
+    "slipstream.transfer.files": "slipstream.storage.writing",
     "slipstream.transfer.gradient_store": "slipstream.transfer.transfer_state",
     "slipstream.transfer.ledger": "slipstream.transfer.stage_log",
     "slipstream.transfer.networks": "slipstream.transfer.transfer_state",
@@ -84,37 +89,74 @@ MODULES = {
     "slipstream.transfer.porting.adapters": "slipstream.porting.adapters",
     "slipstream.transfer.porting.checkpoints": "slipstream.porting.checkpoints",
     "slipstream.transfer.porting.choosing": "slipstream.porting.choosing",
-    "slipstream.transfer.porting.factoring": "slipstream.porting.factoring",
-    "slipstream.transfer.porting.output": "slipstream.porting.output",
+    "slipstream.transfer.porting.factoring": "slipstream.porting.displacement",
+    "slipstream.transfer.porting.output": "slipstream.porting.stored",
     "slipstream.transfer.porting.plan": "slipstream.porting.plan",
     "slipstream.transfer.porting.porting": "slipstream.porting.porting",
     "slipstream.transfer.porting.preparing": "slipstream.porting.displacement",
     "slipstream.transfer.porting.problem": "slipstream.porting.problem",
     "slipstream.transfer.porting.result": "slipstream.porting.result",
-    "slipstream.transfer.porting.solution": "slipstream.porting.solution",
+    "slipstream.transfer.porting.solution": "slipstream.porting.porting",
     "slipstream.transfer.porting.stored": "slipstream.porting.stored",
-    "slipstream.transfer.porting.survey": "slipstream.porting.base_alignment",
+    "slipstream.transfer.porting.survey": "slipstream.porting.problem",
     "slipstream.transfer.porting.vocabulary": "slipstream.porting.vocabulary",
     "slipstream.transfer.porting.workbench": "slipstream.porting.method_inputs",
     "slipstream.transfer.processes": "slipstream.evaluation.processes",
     "slipstream.transfer.result": "slipstream.transfer.stage_log",
 }
 
-# Names that left a package that is still there: package to name to where it is now, as
-# `package.module`, or `package.module:name` if it has another name.
+# Names that left their module, or are called otherwise there: module of 0.1 to name to where it is
+# now, as `package.module`, or `package.module:name` if it has another name.
 NAMES = {
-    "slipstream": {"recalibrate_batchnorm": "slipstream.evaluation"},
+    "slipstream": {
+        "recalibrate_batchnorm": "slipstream.evaluation",
+    },
+    "slipstream.dynamics.jacobians": {
+        "Block": "slipstream.dynamics.jacobians:JacobianBlock",
+        "numbers_in": "slipstream.dynamics.jacobians:sizes_of",
+    },
+    "slipstream.dynamics.linearisation": {
+        "Place": "slipstream.dynamics.linearised_training:LinearisedPoint",
+    },
+    "slipstream.dynamics.linearised_training": {
+        "Curve": "slipstream.dynamics.linearised_training:LossCurve",
+    },
+    "slipstream.dynamics.motion": {
+        "check_finite": "slipstream.dynamics.motion:check_finite_sums",
+    },
     "slipstream.evaluation": {
         "Adaptation": "slipstream.recipes.few_shot",
         "AfterAdaptation": "slipstream.recipes.few_shot",
         "adapt": "slipstream.recipes.few_shot",
         "head_of": "slipstream.recipes.few_shot",
     },
+    "slipstream.evaluation.adaptation": {"agrees": "slipstream.recipes.few_shot.adaptation"},
     "slipstream.landscape": {
         "Curve": "slipstream.landscape:FittedCurve",
         "Descent": "slipstream.training.old_calls",
         "Place": "slipstream.landscape:PlanePoint",
         "cosine": "slipstream.landscape:weight_cosine",
+    },
+    "slipstream.landscape.angles": {
+        "cosine": "slipstream.landscape:weight_cosine",
+    },
+    "slipstream.landscape.checkpoint": {
+        "Checkpoint": "slipstream.storage.resumable_state:ResumableState",
+    },
+    "slipstream.landscape.curve": {
+        "Curve": "slipstream.landscape:FittedCurve",
+    },
+    "slipstream.landscape.directions": {
+        "Place": "slipstream.landscape:PlanePoint",
+    },
+    "slipstream.landscape.storage": {
+        "fingerprint": "slipstream.storage.fingerprints",
+    },
+    "slipstream.matching.gradients": {
+        "match_gradients": "slipstream.matching",
+    },
+    "slipstream.matching.low_rank": {
+        "inner": "slipstream.matching.gradients:inner_product",
     },
     "slipstream.modes": {
         "AverageChoice": "slipstream.averaging",
@@ -129,18 +171,32 @@ NAMES = {
         "choose_average": "slipstream.averaging",
         "parse_rule": "slipstream.averaging",
     },
+    "slipstream.modes.moments": {
+        "OnlineOptions": "slipstream.modes.moments:OnlinePlan",
+    },
     "slipstream.named_task": {
         "Experiment": "slipstream.evaluation:Task",
         "Setup": "slipstream.named_task:NamedTask",
     },
-    "slipstream.porting": {"Candidate": "slipstream.porting:PortCandidate"},
+    "slipstream.porting": {
+        "Candidate": "slipstream.porting:PortCandidate",
+    },
     "slipstream.recipes": {
         "descend": "slipstream.training.old_calls",
         "fresh_weights": "slipstream.training",
     },
+    "slipstream.recipes.descending": {
+        "descend": "slipstream.training.old_calls",
+    },
     "slipstream.report.static": {
         "Kind": "slipstream.report.figures",
         "plot_runs": "slipstream.report.figures",
+    },
+    "slipstream.symmetry.trial": {
+        "Trial": "slipstream.symmetry.perturbed_model:PerturbedModel",
+    },
+    "slipstream.symmetry.twin": {
+        "twin_of": "slipstream.symmetry.narrow_model:narrow_model",
     },
     "slipstream.testbed": {
         "Experiment": "slipstream.evaluation:Task",
@@ -153,7 +209,50 @@ NAMES = {
         "record_training": "slipstream.training.old_calls",
         "train": "slipstream.training",
     },
-    "slipstream.weights": {"copy": "slipstream.weights:clone"},
+    "slipstream.trajectory.layout": {
+        "dtype_name": "slipstream.storage.tensor_form",
+    },
+    "slipstream.trajectory.packed_file": {
+        "in_present_form": "slipstream.storage.packed_header",
+    },
+    "slipstream.trajectory.packed_numbers": {
+        "pack_text": "slipstream.storage.zstd_text",
+    },
+    "slipstream.trajectory.tensor_file": {
+        "parse_header": "slipstream.storage.tensor_header",
+        "read_header": "slipstream.storage.tensor_header",
+    },
+    "slipstream.transfer.ledger": {
+        "Ledger": "slipstream.transfer.stage_log:StageLog",
+    },
+    "slipstream.transfer.networks": {
+        "Networks": "slipstream.transfer.transfer_state:TransferState",
+        "fingerprint": "slipstream.storage.fingerprints",
+    },
+    "slipstream.transfer.porting.problem": {
+        "without": "slipstream.porting.problem:fine_tune_without",
+    },
+    "slipstream.transfer.porting.result": {
+        "Candidate": "slipstream.porting:PortCandidate",
+    },
+    "slipstream.transfer.porting.solution": {
+        "solve": "slipstream.porting.porting:find_solution",
+    },
+    "slipstream.transfer.porting.survey": {
+        "Survey": "slipstream.porting.problem:BaseAlignment",
+        "TensorSurvey": "slipstream.porting.problem:TensorAlignment",
+        "survey": "slipstream.porting.problem:align_bases",
+    },
+    "slipstream.transfer.porting.vocabulary": {
+        "Aligned": "slipstream.porting.vocabulary:AlignedVocabularies",
+    },
+    "slipstream.transfer.porting.workbench": {
+        "Carrier": "slipstream.porting.method_inputs:Aligner",
+        "Workbench": "slipstream.porting.method_inputs:MethodInputs",
+    },
+    "slipstream.weights": {
+        "copy": "slipstream.weights:clone",
+    },
 }
 
 # What to call now instead of what works as in 0.1.
@@ -179,9 +278,9 @@ class MovedModules(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return a module that has the names of the one that took its place."""
         _warn(spec.name, MODULES[spec.name])
-        present = import_module(MODULES[spec.name])
+        import_module(MODULES[spec.name])  # what goes wrong there is told now
         module = ModuleType(spec.name)
-        module.__getattr__ = lambda name: getattr(present, name)  # type: ignore[method-assign]
+        module.__getattr__ = moved_names(spec.name)  # type: ignore[method-assign]
         module.__path__ = []
         return module
 
@@ -190,17 +289,19 @@ class MovedModules(MetaPathFinder, Loader):
 
 
 def moved_names(package: str) -> Callable[[str], Any]:
-    """Return the `__getattr__` of a package that names have left.
+    """Return the `__getattr__` of a module that names have left, or that is gone itself.
 
     Args:
-        package: Its name.
+        package: Its name in 0.1.
 
     Returns:
         What finds them where they are now, and warns.
     """
 
     def find(name: str) -> Any:
-        if name not in NAMES[package]:
+        if name not in NAMES.get(package, ()):
+            if package in MODULES:
+                return getattr(import_module(MODULES[package]), name)
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, _, renamed = NAMES[package][name].partition(":")
         present = renamed or name

@@ -13,8 +13,11 @@ from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slipstream.deprecated import moved_names
 from slipstream.evaluation.determinism import layers_that_drop
 from slipstream.evaluation.swapped_weights import functional_call
+
+__getattr__ = moved_names(__name__)  # of version 0.1
 
 _ROWS = 256  # of the Jacobian that are computed at once: more would be no faster
 _Jacobian = dict[str, Tensor]  # name to (examples, outputs, *shape of the tensor)

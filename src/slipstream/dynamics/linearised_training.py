@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from slipstream.deprecated import moved_names
 from slipstream.dynamics.function_space import (
     ClosedForm,
     Combination,
@@ -24,6 +25,8 @@ from slipstream.dynamics.sgd import RealTraining, SGDSettings
 from slipstream.dynamics.tangent_kernel import TangentKernel, tangent_kernel
 from slipstream.evaluation import Batch, Task, classification_loss, squared_loss, to_device
 from slipstream.weights import clone, load_weights_
+
+__getattr__ = moved_names(__name__)  # of version 0.1
 
 Report = Callable[[str, int, int], None]  # what is done now, the steps done, and their number
 _DIVERGED = 1e3  # times the loss at the start

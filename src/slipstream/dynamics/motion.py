@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slipstream.deprecated import moved_names
 from slipstream.trajectory import Trajectory
+
+__getattr__ = moved_names(__name__)  # of version 0.1
 
 Progress = Callable[[str, int, int], None]  # what comes next, its number, and how many there are
 

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from slipstream.deprecated import moved_names
 from slipstream.weights import Weights, inner
+
+__getattr__ = moved_names(__name__)  # of version 0.1
 
 
 def weight_cosine(first: Weights, second: Weights) -> float:

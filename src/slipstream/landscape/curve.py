@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from slipstream.deprecated import moved_names
 from slipstream.evaluation import Batch, Task, takes_task
 from slipstream.landscape.corner_training import CornerTraining
 from slipstream.landscape.line import Barrier, LossLine, learned
@@ -25,6 +26,8 @@ from slipstream.weights import (
     interpolate,
     parameter_names,
 )
+
+__getattr__ = moved_names(__name__)  # of version 0.1
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from slipstream.deprecated import moved_names
 from slipstream.evaluation import Batch, Loss, batch_size, eval_mode, weights_in
 from slipstream.evaluation.batches import sized_batches
 from slipstream.evaluation.metrics import checked_loss
 from slipstream.weights import Weights
+
+__getattr__ = moved_names(__name__)  # of version 0.1
 
 
 @dataclass(frozen=True)

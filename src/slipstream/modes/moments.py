@@ -5,9 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from slipstream.deprecated import moved_names
 from slipstream.modes.grouping import Grouping, Reference, combinations, group_rows, standardised
 from slipstream.modes.statistics import computed_in
 from slipstream.storage.plan_fields import option
+
+__getattr__ = moved_names(__name__)  # of version 0.1
 
 _STRIP = 1 << 15  # weights updated at a time on the CPU: what they take stays in the cache
 

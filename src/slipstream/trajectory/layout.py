@@ -4,12 +4,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from slipstream.deprecated import moved_names
 from slipstream.storage.tensor_form import TensorForm
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from slipstream.weights import Weights
+
+__getattr__ = moved_names(__name__)  # of version 0.1
 
 STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated, not learned
 
