@@ -347,3 +347,15 @@ def test_an_adapter_that_ignores_the_fine_tune_is_one_of_the_other_base(method, 
     with torch.no_grad():
         assert float(ported(**batch).loss) == pytest.approx(result.loss_after, rel=1e-4)
     assert (result.loss_after < result.loss_before) == (method == "few-shot")
+
+
+def test_a_model_that_cannot_be_built_is_reported(folders, tmp_path, monkeypatch):
+    def broken(*_):
+        raise ModuleNotFoundError("no module named 'modeling'")
+
+    paths, *_ = folders
+    monkeypatch.setattr("slipstream.porting.checkpoints.load_pretrained", broken)
+    result = port_checkpoint(tmp_path / "out", FineTune(**paths))
+    assert result.method == "identity"
+    assert any("cannot be built: no module named 'modeling'" in w for w in result.warnings)
+    assert "neurons cannot be matched" in result.reason

@@ -108,15 +108,16 @@ def port_checkpoint(
     plan, place = PortPlan() if plan is None else plan, Path(out)
     files = _open(fine_tune)
     with whole_output(place, _identity(fine_tune, files, plan, task)) as partial:
-        if task is None and plan.method != "identity":
-            model = _model_of(files.to_base, plan=plan)
+        notes: list[str] = []
+        if task is None and plan.method not in ("identity", "untouched"):
+            model = _model_of(files.to_base, plan=plan, notes=notes)
             task = None if model is None else Task(model)
         task = None if task is None else _completed(task)
         ties = {} if task is None else Layout.of(task.model).aliases
         weights = FineTune(files.aligned.from_base, files.aligned.fine_tuned, files.to_base.weights)
         problem = pose(fine_tune_without(weights, ties), exclude=plan.exclude)
         ranks = files.adapter.ranks if files.adapter else {}
-        inputs = MethodInputs(problem, plan, task, groups, ranks)
+        inputs = MethodInputs(problem, plan, task, groups, ranks, notes)
         solution = find_solution(inputs, progress=progress)
         result = _write(files, solution, partial, ties, progress or (lambda *_: None))
         folder = partial.path.is_dir()
@@ -185,8 +186,8 @@ def _open(given: FineTune[str | Path]) -> _Files:
     return _Files(first, other, None, align_vocabularies(first, tuned, other))
 
 
-def _model_of(stored: Stored, *, plan: PortPlan) -> nn.Module | None:
-    """The model of a Hugging Face folder; a large one without its weights."""
+def _model_of(stored: Stored, *, plan: PortPlan, notes: list[str]) -> nn.Module | None:
+    """The model of a folder, a large one without weights; `auto` continues without it, noted."""
     if not stored.is_folder or "model_type" not in stored.config:
         return None
     try:
@@ -195,7 +196,8 @@ def _model_of(stored: Stored, *, plan: PortPlan) -> nn.Module | None:
     except (ModuleNotFoundError, ValueError) as error:
         if plan.method != "auto":
             raise
-        _log.warning("Neurons are not matched, as the model cannot be built: %s", error)
+        notes.append(f"neurons were not matched, as the model cannot be built: {error}")
+        _log.warning("%s", notes[-1])
         return None
 
 
