@@ -123,6 +123,7 @@ RIGHT = {
     "a large offset of one number": lambda: Through(lambda x: x.sum() + 1e6),
     "another output that is constant": lambda: Through(lambda x: (x, torch.full((3,), 1e9))),
     "a boolean output": lambda: Through(lambda x: (x, x > 0, x.argmax(-1))),
+    "sparse": lambda: Through(lambda x: x.to_sparse()),
     "faint": lambda: Through(lambda x: x * 1e-12),
 }
 

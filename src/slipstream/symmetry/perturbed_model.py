@@ -112,7 +112,8 @@ class PerturbedModel:
         try:
             with _double_precision(), in_mode(self.model, training=training):
                 result = call_with(self.model, given, self.example_input)
-            return list(output_tensors(result).values())
+            outputs = output_tensors(result).values()
+            return [v if v.layout is torch.strided else v.to_dense() for v in outputs]
         finally:
             self.memory.restore()
 

@@ -174,7 +174,8 @@ def _container_repair(item: Any) -> Callable[[], None]:
 def _restore_entries(item: dict[Any, Any], before: dict[Any, Any]) -> None:
     now = _entries(item)
     for name in now.keys() - before.keys():
-        if not isinstance(now[name], DEFINITIONS):
+        # What `torch.compile` leaves among global variables begins with two underscores.
+        if not isinstance(now[name], DEFINITIONS) and not str(name).startswith("__"):
             del item[name]
     for name, value in before.items():
         if now.get(name, MISSING) is not value:
