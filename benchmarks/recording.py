@@ -110,8 +110,9 @@ def measure_overhead(case: Case, folder: Path) -> Overhead:
         folder / case.name,
         model,
         schedule=Schedule.every(case.every),
-        step=case.every // 2,  # so that the snapshots fall into the middle of the turns
-    ).attach(optimizer)
+    )
+    recorder.step = case.every // 2  # so that the snapshots fall into the middle of the turns
+    recorder.attach(optimizer)
     record = recorder.record
     with recorder:
         for step in (plain_step, recorded_step):  # warms up, and fills the buffers once
@@ -182,11 +183,8 @@ def opening_milliseconds(folder: Path, snapshots: int) -> float:
     """The time to open a run of many snapshots, after which nothing has been read."""
     weights = {"w": torch.zeros(1)}
     with create_run(folder / "long", model=Layout.of_weights(weights)) as writer:
-        writer.append(step=0, weights=weights)
-    index = folder / "long" / "snapshots.jsonl"
-    line = json.loads(index.read_text())
-    lines = (json.dumps(line | {"step": step}) for step in range(snapshots))
-    index.write_text("".join(f"{line}\n" for line in lines))
+        for step in range(snapshots):
+            writer.append(step=step, weights=weights)
     begin = time.perf_counter()
     opened = Trajectory.open(folder / "long")
     seconds = time.perf_counter() - begin
