@@ -14,12 +14,16 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-PARTS = {"common", "summary", "porting_cases", "training_time_cases"}  # of others
+PARTS = {  # of others
+    *("common", "summary", "porting_cases", "training_time_cases"),
+    *("faults_counted", "faults_hostile"),
+}
 RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables go
     "complexity": "--seeds 2 --label-epochs 1 --frequency-seeds 2 --frequency-epochs 2",
     "compression": "",
     "cost": "--mnist {data} --cifar10 {data} --repeats 1",
     "embedded": "--mnist {data} --seeds 1",
+    "faults": "--kills 1 --interrupted 1 --flips 2 --files 2 --messages 2",
     "federated": "--rounds 3 --seeds 1 --limit 8",
     "federated_simulation": "--rounds 2",
     "iterand": "--case digits --seeds 1",
@@ -37,6 +41,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "pseudo_transfer": (
         "--mnist {data} --omniglot {data} --cifar10 {data} --labels 1 --labels 5 --seeds 1"
     ),
+    "random_networks": "--count 3",
     "recipes": "--seeds 2",
     "recording": "--quick",
     "report": "--repeats 1",
