@@ -18,12 +18,29 @@ def tensors_in(nested: Any) -> Iterator[Tensor]:
 
 
 def batch_digest(batch: Any) -> bytes:
-    """Return a digest of the tensors in a batch: of their types, shapes and values."""
+    """Return a digest of the tensors in a batch: of their types, shapes and values.
+
+    Of an object of another kind, such as a graph, the tensors among its attributes count.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> one, other = (SimpleNamespace(edges=torch.tensor([n])) for n in (1, 2))
+        >>> batch_digest([one]) == batch_digest([other])
+        False
+    """
     digest = hashlib.blake2b()
-    for tensor in tensors_in(batch):
+    for tensor in tensors_in(_with_attributes(batch)):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
     return digest.digest()
+
+
+def _with_attributes(nested: Any) -> Any:
+    if isinstance(nested, Mapping):
+        return {name: _with_attributes(value) for name, value in nested.items()}
+    if isinstance(nested, tuple | list):
+        return [_with_attributes(value) for value in nested]
+    return vars(nested) if hasattr(nested, "__dict__") and not torch.is_tensor(nested) else nested
 
 
 def fingerprint(values: Any) -> str:
