@@ -433,7 +433,9 @@ def _views(weights: dict[str, Tensor]) -> dict[str, tuple[str, bool]]:
     for name, value in weights.items():
         whole = first.setdefault(value.data_ptr(), name)
         if whole != name and value.numel() > 1:
-            views[name] = whole, value.stride() != weights[whole].stride()
+            other = weights[whole]
+            turned = value.shape != other.shape or value.stride() != other.stride()
+            views[name] = whole, turned
     return views
 
 
