@@ -93,7 +93,7 @@ def data(tmp_path_factory):
                     at / f"{drawing:02}.png"
                 )
     line = "what light through yonder window breaks, it is the east\n"
-    play = "ROMEO:\n" + 500 * line + "ROMEO:\n"
+    play = "ROMEO:\n" + 150 * line + "ROMEO:\n"
     (folder / "text.txt").write_text(40 * line + play + 40 * line, encoding="utf-8")
     return folder
 
