@@ -118,6 +118,7 @@ def _take(found: dict[int, Entry], data: Mapping[str, Any]) -> None:
     if not isinstance(data["files"], list):
         raise TypeError("files is not a list")
     entry = Entry(**{**data, **lists, "metrics": metrics, "epoch": epoch})
-    if found and entry.step <= max(found):
-        raise ValueError(f"step {entry.step} comes after {max(found)}")
+    last = next(reversed(found), None)  # the highest step: they only grow
+    if last is not None and entry.step <= last:
+        raise ValueError(f"step {entry.step} comes after {last}")
     found[entry.step] = entry
