@@ -1,5 +1,6 @@
 """Flower's own apps over a grid in this process: FedAvg where nothing is left out; failures."""
 
+import gc
 import logging
 
 import pytest
@@ -254,3 +255,28 @@ def test_data_that_cannot_be_split_are_refused():
         train_federated(SETUP, FederatedPlan(clients=500))
     with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
         FederatedPlan(rounds=0)
+
+
+def test_a_grid_leaves_the_identity_of_the_process_as_it_was():
+    from slipstream.federated.flower_api import TaskIdentity
+
+    gc.collect()
+    before = TaskIdentity._run_id  # Flower's own property raises where it is not set
+    grids = [InProcessGrid(an_app(), {1: {}}) for _ in range(2)]
+    assert TaskIdentity.run_id == 0
+    grids.pop()
+    gc.collect()
+    assert TaskIdentity.run_id == 0
+    grids.clear()
+    gc.collect()
+    assert TaskIdentity._run_id == before  # as above
+    try:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 5, 6, 7
+        grid = InProcessGrid(an_app(), {1: {}})
+        assert TaskIdentity.run_id == 6
+        del grid
+        gc.collect()
+        assert TaskIdentity.run_id == 6
+    finally:
+        # As above.
+        TaskIdentity._task_id = TaskIdentity._run_id = TaskIdentity._node_id = before

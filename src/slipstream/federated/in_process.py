@@ -1,5 +1,6 @@
 """A Flower grid without a network: clients run one after the other, in the server's process."""
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Literal
 
@@ -16,6 +17,8 @@ from slipstream.federated.flower_api import (
     TaskIdentity,
 )
 
+_IDENTITY = ("_task_id", "_run_id", "_node_id")  # of the process, without which Flower refuses work
+_alive: set[int] = set()  # the grids that need one which was not there before
 Fate = Literal["arrives", "order lost", "reply lost"]
 
 
@@ -59,7 +62,7 @@ class InProcessGrid(Grid):
         self._sent = dict.fromkeys(nodes, 0)
         self._replies: dict[str, Message] = {}
         self._run = Run.create_empty(0)
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, SUPERLINK_NODE_ID, 0
+        _begin_identity(self)
 
     @property
     def run(self) -> Run:
@@ -116,3 +119,18 @@ class InProcessGrid(Grid):
             reason = f"{type(error).__name__}: {error}"
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
         return lost if fate == "reply lost" else reply
+
+
+def _begin_identity(grid: InProcessGrid) -> None:
+    """Give the process an identity while grids are alive; one that it has already is left alone."""
+    if all(getattr(TaskIdentity, name) is None for name in _IDENTITY) or _alive:
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 0, SUPERLINK_NODE_ID, 0
+        _alive.add(id(grid))
+        weakref.finalize(grid, _end_identity, id(grid))
+
+
+def _end_identity(number: int) -> None:
+    _alive.discard(number)
+    if not _alive:
+        for name in _IDENTITY:
+            setattr(TaskIdentity, name, None)
