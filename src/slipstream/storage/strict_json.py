@@ -63,7 +63,7 @@ def read_json(text: bytes) -> Any:
     if len(text) > _LONGEST:
         raise ValueError(f"{len(text)} bytes of JSON are more than any of ours has")
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_refuse)
+        return _STRICT.decode(str(text, "utf-8"))
     except RecursionError as error:
         raise ValueError("the JSON is nested too deeply") from error
 
@@ -136,3 +136,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse)  # slow to make
