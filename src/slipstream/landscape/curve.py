@@ -90,6 +90,7 @@ def fit_curve(
             data or the loss is not finite; or if the checkpoint is of another fit.
 
     Example:
+        >>> from slipstream.training import TrainingPlan
         >>> loss = lambda model, batch: (model.weight.square() - batch).square().mean()
         >>> task = Task(nn.Linear(1, 1, bias=False), [torch.ones(1)], loss)
         >>> left, right = {"weight": -torch.ones(1, 1)}, {"weight": torch.ones(1, 1)}

@@ -62,6 +62,7 @@ def check(
             if its weights hold no values.
 
     Example:
+        >>> import torch
         >>> from slipstream.symmetry.neuron_groups import Block, NeuronGroup
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> shapes = {name: tuple(value.shape) for name, value in model.named_parameters()}

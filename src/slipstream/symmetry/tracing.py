@@ -61,6 +61,7 @@ def find_neuron_groups(
             it.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> groups = find_neuron_groups(model, torch.ones(5, 4))
         >>> [(block.tensor, block.axis) for block in groups.blocks_of("0.weight:0")]
