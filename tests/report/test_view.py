@@ -80,11 +80,11 @@ def test_a_malformed_description_is_shown_or_refused(folder, key, value):
     listed = gallery.listed()
     assert [run.id for run in listed] == [NAME, "group/first"]
     for section in ("run", "transfer", "end"):
-        try:
+        if listed[1].state == "damaged":  # the view answers with a page that says so
+            with pytest.raises(ValueError, match=r"run.json cannot be read"):
+                gallery.section(section, ["group/first"])
+        else:
             assert "<section" in gallery.section(section, ["group/first"])
-        except ValueError as error:  # which the view answers with a page that says so
-            assert "run.json cannot be read" in str(error)
-            assert listed[1].state == "damaged"
 
 
 def test_a_section_is_made_once_until_its_run_changes(folder, monkeypatch):
