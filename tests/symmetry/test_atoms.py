@@ -95,6 +95,13 @@ def test_dividing_a_concatenation_makes_the_insides_equal():
     assert resolve(left)[0][-1] is resolve(right)[0][-1]
 
 
+def test_dividing_an_axis_that_holds_an_atom_twice_divides_both():
+    once = free(12)
+    slow, fast = divide(once + once, 2, WHY)
+    assert resolve(slow)[0] == resolve(slow)[1]
+    assert merge([resolve(slow)[:1], fast]) == resolve(once)
+
+
 def test_a_concatenation_inside_a_moving_axis_cannot_move():
     both = free(2) + free(3)
     assert sizes(merge([free(4), both])) == [[4, -5]]

@@ -200,7 +200,10 @@ def divide(axis: Axis, inner: int, cause: Cause) -> tuple[Axis, Axis]:
         return axis, ((),)
     if inner == size:
         return ((),), axis
-    pairs = [_divide_product(product, inner) for product in axis]
+    for product in axis:
+        _divide_product(resolve((product,))[0], inner)
+    # One atom can be in several products: each is read again now that every atom is divided.
+    pairs = [_divide_product(product, inner) for product in resolve(axis)]
     if any(length((fast,)) != inner for _, fast in pairs):
         pin(axis, cause)
         why = _cause_of(resolve(axis))
