@@ -165,7 +165,8 @@ def test_bad_sizes_of_a_diffusion_are_named(given, message):
 
 
 def test_a_missing_package_is_named_with_its_install_line(monkeypatch):
-    monkeypatch.setitem(sys.modules, "diffusers", None)
+    # Only the package is not enough: a submodule that an earlier test imported is found without it.
+    monkeypatch.setitem(sys.modules, "diffusers.models.unets.unet_2d", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'slipstream\[diffusion\]'"):
         ConditionalDiffusion(SHAPE, classes=3)
 
