@@ -50,6 +50,7 @@ class Task:
     forward: Callable[[nn.Module, Batch], object] = forward_inputs  # runs the model on a batch
     batch_size: Callable[[Batch], int] = batch_size  # what a batch weighs in a mean
     calibration: Iterable[Batch] | None = None  # for BatchNorm; `data` if None, and () for none
+    unlabelled: Iterable[Batch] | None = None  # to observe the model on; `data` if None
     example_input: Any = None  # what the model is traced with; the first batch's inputs if None
     configuration: Mapping[str, Any] = field(default_factory=dict)  # the names that made it
 
@@ -118,6 +119,11 @@ class Task:
             return self.calibration
         return [] if self.data == () else self.data  # having no data is not to leave them
 
+    @property
+    def unlabelled_batches(self) -> Iterable[Batch]:
+        """Batches of which nothing but the model's outputs is looked at: labels may be missing."""
+        return self.data if self.unlabelled is None else self.unlabelled
+
     def example(self) -> Any:
         """Return inputs to trace the model with.
 
@@ -149,11 +155,13 @@ class Task:
         return replace(self, validation=held)
 
     def in_memory(self) -> "Task":
-        """Return the task with data and calibration read once, to go through them many times."""
-        kept = self.calibration
+        """Return the task with what is not for choosing or reporting read once, to use it often."""
+        kept, seen = self.calibration, self.unlabelled
         if kept is not None and not isinstance(kept, tuple):
             kept = list(kept)
-        return replace(self, data=list(self.data), calibration=kept)
+        if seen is not None:
+            seen = list(seen)
+        return replace(self, data=list(self.data), calibration=kept, unlabelled=seen)
 
     def evaluate(
         self, *, weights: Weights | None = None, split: Split = "train"
