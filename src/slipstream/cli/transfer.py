@@ -1,5 +1,6 @@
 """`slipstream transfer`."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,6 +22,10 @@ OUT = "transferred"
 SEED = "Transfer to a new initialisation with this seed."
 TARGET = "Transfer to the weights in this .safetensors file."
 TRAINED = "Where the target's own training ended, for --method oracle: a .safetensors file."
+BUDGET = (
+    "Gradients to spend in all, instead of --stages: as many stages as the method makes of them. "
+    "0 matches activations only, without labels."
+)
 PLAN = Adjusted(skip=("seed",), rename={"batches_per_gradient": "batches"})
 
 
@@ -30,6 +35,7 @@ def transfer(
     plan: Annotated[TransferPlan, PLAN],
     files: Annotated[OutputRun, Adjusted(shown={"out": OUT})],
     task: TaskOptions,
+    budget: Annotated[int | None, typer.Option(help=BUDGET)] = None,
     seed: Annotated[int | None, typer.Option(help=SEED)] = None,
     target: Annotated[Path | None, typer.Option(help=TARGET)] = None,
     trained_target: Annotated[Path | None, typer.Option(help=TRAINED)] = None,
@@ -45,6 +51,7 @@ def transfer(
     from slipstream.trajectory import Trajectory
     from slipstream.transfer import source_reference, transfer_trajectory
 
+    plan = _within(plan, budget)
     _check(plan, seed, target, trained_target)
     source, out = Trajectory.open(run), files.out or Path(OUT)
     opened = task.open(run, seed=seed)
@@ -69,6 +76,18 @@ def transfer(
     typer.echo(f"test, stage {result.chosen}: {in_words(test)}; recorded in {out}")
     if line := lost_mask(source[-1].weights, result.weights):
         typer.echo(line)
+
+
+def _within(plan: TransferPlan, budget: int | None) -> TransferPlan:
+    if budget is None:
+        return plan
+    today = TransferPlan()
+    if plan.stages != today.stages:
+        raise ValueError("Give --stages or --budget: the budget says how many stages there are.")
+    given = {one.name: getattr(plan, one.name) for one in fields(plan) if one.name != "stages"}
+    if plan.method == today.method:
+        del given["method"]
+    return TransferPlan.for_budget(budget, **given)
 
 
 def _check(
@@ -101,7 +120,10 @@ def _print(result: "TransferResult", metrics: list[str]) -> None:
     )
     cost = result.cost
     kinds = ", ".join(f"{kind} {seconds:.2f}" for kind, seconds in cost.seconds.items())
-    typer.echo(f"{cost.gradient_evaluations} gradients, {cost.total_seconds:.2f} s ({kinds})")
+    typer.echo(
+        f"{cost.gradient_evaluations} gradients, {cost.total_seconds:.2f} s ({kinds}); "
+        f"needs {result.plan.needs}"
+    )
 
 
 def _plain(value: float | None) -> str:

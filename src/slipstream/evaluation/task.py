@@ -117,7 +117,9 @@ class Task:
         """What BatchNorm's statistics are estimated on; `()` if they stay as they are."""
         if self.calibration is not None:
             return self.calibration
-        return [] if self.data == () else self.data  # having no data is not to leave them
+        if not self.has_data:  # which is not to leave the statistics as they are
+            return [] if self.unlabelled is None else self.unlabelled
+        return self.data
 
     @property
     def unlabelled_batches(self) -> Iterable[Batch]:
@@ -135,12 +137,12 @@ class Task:
         return inputs_of(self.to(self.first_batch()))
 
     def first_batch(self) -> Batch:
-        """Return the first training batch; a generator's is lost to it.
+        """Return the first training batch, or unlabelled one; a generator's is lost to it.
 
         Raises:
             ValueError: If there is none.
         """
-        first = next(iter(self.data), None)
+        first = next(iter(self.data if self.has_data else self.unlabelled_batches), None)
         if first is None:
             raise ValueError("data is empty: there is no batch.")
         return first
@@ -199,5 +201,5 @@ class Task:
 
     @property
     def feed(self) -> Callable[[nn.Module, Batch], object]:
-        """What runs the model on a batch: `forward` if one was given, else the loss."""
-        return self.loss if self.forward is forward_inputs else self.forward
+        """What runs the model on a batch: `forward` if one was given, else the loss of labels."""
+        return self.loss if self.forward is forward_inputs and self.has_data else self.forward

@@ -17,7 +17,7 @@ from slipstream.matching.objective import Objective
 from slipstream.matching.solve import Matching, solve
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
-from slipstream.weights import Weights, check_same_layout
+from slipstream.weights import Weights, check_same_layout, is_continuous
 
 
 @takes_task
@@ -59,15 +59,9 @@ def match_activations(
     Source: "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Section 3.1; correlation instead of
     the inner product as in "Convergent Learning" (Li, Yosinski, Clune, Lipson, Hopcroft, 2016).
     """
-    observed = covariances_of(source, target, task, groups=groups)
-    _warn_of_unseen(groups, observed)
-    met = {site.name: c for site, c in observed.items() if c.count > 1}
-    objective = Objective(_groups_of_activations(groups, [s for s in observed if s.name in met]))
-    objective.add(
-        # The inner product of a permuted matrix with the identity is its trace.
-        target={name: torch.eye(len(c.total)) for name, c in met.items()},
-        source={name: c.correlation().T.float().contiguous() for name, c in met.items()},
-    )
+    pair = activation_pair(source, target, task, groups=groups)
+    objective = Objective(pair.groups)
+    objective.add(target=pair.target, source=pair.source)
     first = Permutation.identity(groups) if start is None else start
     found = solve(
         objective,
@@ -77,6 +71,48 @@ def match_activations(
     )
     chosen = found.source_to_target
     return replace(found, source_to_target=Permutation(groups, chosen.orders, chosen.signs))
+
+
+@dataclass(frozen=True)
+class ActivationPair:
+    """Correlations as a pair of tensors of an objective: their product is the sum of those met."""
+
+    groups: NeuronGroups  # whose tensors are the sites
+    target: dict[str, Tensor]  # identities, (units, units) of each site
+    source: dict[str, Tensor]  # correlations, (source units, target units)
+
+
+def activation_pair(
+    source: Weights, target: Weights, task: Task, *, groups: NeuronGroups
+) -> ActivationPair:
+    """Observe both networks on the same batches, as `match_activations` does.
+
+    Args:
+        source: Weights whose activations are permuted.
+        target: Weights whose activations stay; the same layout.
+        task: The model and data.
+        groups: What may be permuted.
+
+    Returns:
+        What is added to an objective over its groups.
+
+    Raises:
+        ValueError: As of `match_activations`.
+    """
+    observed = covariances_of(source, target, task, groups=groups)
+    _warn_of_unseen(groups, observed)
+    met = {site.name: c for site, c in observed.items() if c.count > 1}
+    # As precise as gradients of these weights, beside which an objective may hold them.
+    precision = torch.float32
+    for value in source.values():
+        if is_continuous(value):
+            precision = torch.promote_types(precision, value.dtype.to_real())
+    return ActivationPair(
+        _groups_of_activations(groups, [site for site in observed if site.name in met]),
+        # The inner product of a permuted matrix with the identity is its trace.
+        target={name: torch.eye(len(c.total), dtype=precision) for name, c in met.items()},
+        source={name: c.correlation().T.to(precision).contiguous() for name, c in met.items()},
+    )
 
 
 def covariances_of(

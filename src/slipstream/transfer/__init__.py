@@ -7,7 +7,7 @@ from slipstream.lazy_names import lazy_names
 if TYPE_CHECKING:
     from slipstream.transfer.comparison import Comparison, Outcome, compare_methods
     from slipstream.transfer.learning_transfer import Target, transfer_to_many, transfer_trajectory
-    from slipstream.transfer.plan import SignWeights, TransferPlan
+    from slipstream.transfer.plan import SignSteps, SignWeights, TransferPlan
     from slipstream.transfer.stage_log import (
         TransferCost,
         TransferResult,
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Comparison", "Outcome", "SignWeights", "Target", "TransferCost", "TransferPlan",
+    "Comparison", "Outcome", "SignSteps", "SignWeights", "Target", "TransferCost", "TransferPlan",
     "TransferResult", "TransferStage", "compare_methods", "find_source", "load_transfer",
     "source_reference", "transfer_to_many", "transfer_trajectory",
 ]  # fmt: skip

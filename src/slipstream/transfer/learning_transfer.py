@@ -18,12 +18,13 @@ from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import methods
 from slipstream.transfer.methods import Step
-from slipstream.transfer.plan import TransferPlan
+from slipstream.transfer.plan import SignSteps, TransferPlan
 from slipstream.transfer.stage_log import (
     SUMMARY,
     StageLog,
     TransferCost,
     TransferResult,
+    continued_plan,
     finished_transfer,
 )
 from slipstream.transfer.transfer_state import (
@@ -92,8 +93,10 @@ def transfer_trajectory(
 ) -> TransferResult:
     """Synthesise the run that `target` would have had, from the run that `source` did have.
 
-    The source's displacement is added to the target, its neurons permuted so that the gradients of
-    both networks agree along the path: two gradients per stage, no training.
+    The source's displacement is added to the target, its neurons permuted so that both networks
+    compute the same: by default their activations are matched, which needs no labels. The signed
+    methods then take a few steps against the sign of the target's own gradient, each weight by a
+    share of how far the source moved it.
 
     Args:
         source: The run to transfer; its first snapshot is the start, its last one the end.
@@ -104,7 +107,7 @@ def transfer_trajectory(
             that repeats. Its device is where the work is done. Under `torchrun` each process
             brings its own data and the gradients are averaged. On the validation data, if there
             is any, every stage is measured.
-        plan: What to do; `TransferPlan()` is signed FGMT in ten stages along the straight line.
+        plan: What to do; `TransferPlan()` matches activations and takes ten sign steps.
         groups: What may be permuted; found and proven when not given.
         run_folder: Where to record the transferred trajectory, a run like any other. Without it
             the stages are kept in memory and an interruption loses them. With
@@ -119,11 +122,13 @@ def transfer_trajectory(
             deterministic, no neuron group could be matched, or `run_folder` holds another transfer.
         FileExistsError: If `run_folder` is not empty, and not to be resumed.
 
-    Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024); the sign
-    weights of `fgmt-signed` are this project's, after GradFix (Rinaldi et al., 2025).
+    Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024); matching by
+    activations and the sign steps are this project's, the latter after GradFix (Rinaldi et al.,
+    2025).
     """
     plan = TransferPlan() if plan is None else plan
     run = from_main_process(None if run_folder is None else NewRun.of(run_folder))
+    plan = continued_plan(plan, run)
     if plan.keep == "best" and task.validation is None:
         raise ValueError("keep='best' chooses by validation data: give Task(..., validation=...).")
     task, model, clock = task.repeatable(), task.model, Stopwatch()
@@ -136,10 +141,22 @@ def transfer_trajectory(
     segments = plan.segments_of(source)
     _check_finite(segments, plan, [n for n in parameter_names(model) if n not in excluded])
     trained = _trained(target, plan, task)
+    if plan.needs == "labels" and not task.has_data:
+        raise ValueError(
+            f"The method {plan.method} takes gradients, and the task has no data: give labelled "
+            "batches with Task(..., data=...), or use the method 'activations', which needs none."
+        )
     state = TransferState(
-        task, start, excluded, plan.batches_per_gradient, plan.batchnorm_batches, clock=clock
+        task,
+        start,
+        excluded,
+        plan.batches_per_gradient,
+        plan.batchnorm_batches,
+        plan.activation_batches,
+        clock=clock,
     )
-    state.check_loss()
+    if plan.needs == "labels":
+        state.check_loss()
     groups = _groups(task, groups, plan, state.first)
     with StageLog(plan, task, clock, run) as log:
         state.store = GradientStore(run.folder if run else None, device=device_of(model))
@@ -232,7 +249,7 @@ def _steps(
     plan: TransferPlan,
     counter: "_Counter",
 ) -> Iterator[Step]:
-    matchers = {"gmt": methods.gmt, "fgmt": methods.fgmt}
+    matchers = {"gmt": methods.gmt, "fgmt": methods.fgmt, "activations": methods.activations}
     if plan.matching in matchers:
         matched = matchers[plan.matching](state, path, start, permutation, plan)
         chosen = _timed(matched, state.clock)
@@ -242,10 +259,16 @@ def _steps(
         yield from chosen
         return
     # Late permutations are better than early ones: match along the whole path, then start over.
-    for step in chosen:
-        counter.tick()
-        last = step
-    yield from methods.signed(state, path, start, last, plan.signs)
+    if plan.matching in ("gmt", "fgmt"):
+        for step in chosen:
+            counter.tick()
+            last = step
+    else:
+        last = next(chosen)
+    if isinstance(plan.signs, SignSteps):
+        yield from methods.sign_steps(state, path, start, last, plan.signs)
+    else:
+        yield from methods.signed(state, path, start, last, plan.signs)
 
 
 def _timed(steps: Iterable[Step], clock: Stopwatch) -> Iterator[Step]:
@@ -260,8 +283,8 @@ class _Counter:
     """Reports to the caller how much work is done."""
 
     def __init__(self, plan: TransferPlan, progress: Progress | None) -> None:
-        passes = 2 if plan.signed else 1
-        self._total = passes * plan.total_stages
+        matched = plan.signed and plan.matching in ("gmt", "fgmt")
+        self._total = plan.total_stages + matched * plan.stages * plan.segments
         self._done = 0
         self._progress = progress
 

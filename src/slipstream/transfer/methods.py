@@ -1,17 +1,18 @@
 """The methods that carry a path to a new start: each yields one step per stage."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from slipstream.evaluation import Batch
 from slipstream.matching import Matching, Objective, Solver, match_weights
+from slipstream.matching.activations import ActivationPair
 from slipstream.matching.gradients import Gradient, dense, inner_product, scaled
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
-from slipstream.transfer.plan import SignWeights, TransferPlan
+from slipstream.transfer.plan import SignSteps, SignWeights, TransferPlan
 from slipstream.transfer.transfer_state import TransferState
 from slipstream.weights import Weights, difference
 
@@ -31,6 +32,24 @@ def fixed(
     """Carry the path by one permutation: the naive, random and oracle baselines."""
     for stage in range(1, len(path)):
         yield Step(state.carry(start, path, stage, permutation), permutation)
+
+
+def activations(
+    state: TransferState, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
+) -> Iterator[Step]:
+    """Carry the path by the permutation that aligns what the neurons compute: no label is seen.
+
+    Yields:
+        The target's weights after each stage.
+
+    Source: matching as in "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Section 3.1, but of
+    a trained network with one at its start; the transfer by it is this project's.
+    """
+    matcher = _Matcher(first.groups, plan, _observed(state, path, start, first, plan))
+    matching = matcher.solve(first)
+    permutation = matching.source_to_target
+    for stage in range(1, len(path)):
+        yield Step(state.carry(start, path, stage, permutation), permutation, matching)
 
 
 def oracle(
@@ -61,12 +80,13 @@ def gmt(
     permutation = first
     seen: list[tuple[list[Batch], dict[str, Gradient]]] = []
     at_start: dict[str, Gradient] | None = None
-    solver: Solver | None = None
+    matcher: _Matcher | None = None
+    observed = _observed(state, path, start, first, plan) if plan.activation_weight else None
     for stage in range(1, len(path)):
         batches = state.next_batches()
         source = state.source(path, stage - 1, permutation)
         seen.append((batches, state.gradient(source, batches)))
-        objective = Objective(first.groups)
+        matcher = _Matcher(first.groups, plan, observed, like=matcher)
         for earlier, (batches, gradient) in enumerate(seen):
             if earlier or at_start is None:
                 there = state.carry(start, path, earlier, permutation)
@@ -76,12 +96,9 @@ def gmt(
             if not earlier:
                 at_start = renewed
             with state.clock("products"):
-                objective.add(target=renewed, source=_paired(gradient, renewed, plan))
-        state.kept_bytes = objective.kept_bytes
-        solver = Solver(objective, like=solver)
-        matching = solver.solve(
-            permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
-        )
+                matcher.add(target=renewed, source=gradient)
+        state.kept_bytes = matcher.objective.kept_bytes
+        matching = matcher.solve(permutation if plan.warm_start else first)
         permutation = matching.source_to_target
         yield Step(state.carry(start, path, stage, permutation), permutation, matching)
 
@@ -111,6 +128,32 @@ def signed(
         yield Step(weights, permutation, matched.matching)
 
 
+def sign_steps(
+    state: TransferState, path: Trajectory, start: Weights, matched: Step, signs: SignSteps
+) -> Iterator[Step]:
+    """Carry the whole path at once, then step against the sign of the target's own gradient.
+
+    BatchNorm normalises by batch statistics here, as in training.
+
+    Yields:
+        The target's weights after the carry, then after each step.
+    """
+    permutation, steps = matched.source_to_target, len(path) - 1
+    moved = state.move(path, steps, permutation, since=0)
+    weights = state.displaced(start, moved)
+    yield Step(weights, permutation, matched.matching)
+    sizes = {name: value.abs() for name, value in moved.items()}
+    for size in sizes.values():
+        size.lerp_(size.mean(), signs.smoothing)
+    for step in range(1, steps + 1):
+        gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
+        share = signs.size_at(step, steps)
+        for name, size in sizes.items():
+            moved[name].addcmul_(size, dense(gradient[name]).sign().to(size), value=-share)
+        weights = state.displaced(start, moved)  # low precision would lose small steps
+        yield Step(weights, permutation)
+
+
 def fgmt(
     state: TransferState, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
 ) -> Iterator[Step]:
@@ -122,8 +165,8 @@ def fgmt(
     Source: "Transferring Learning Trajectories of Neural Networks" (Chijiwa, 2024), Algorithm 2.
     """
     permutation = first
-    objective = Objective(first.groups)
-    solver = Solver(objective)
+    observed = _observed(state, path, start, first, plan) if plan.activation_weight else None
+    matcher = _Matcher(first.groups, plan, observed)
     weights = dict(start)
     for stage in range(1, len(path)):
         batches = state.next_batches()
@@ -131,27 +174,85 @@ def fgmt(
         gradient = state.gradient(source, batches)
         other = state.gradient(weights, batches)
         with state.clock("products"):
-            objective.add(target=other, source=_paired(gradient, other, plan))
-        state.kept_bytes = objective.kept_bytes
-        matching = solver.solve(
-            permutation if plan.warm_start else first, max_sweeps=plan.max_sweeps
-        )
+            matcher.add(target=other, source=gradient)
+        state.kept_bytes = matcher.objective.kept_bytes
+        matching = matcher.solve(permutation if plan.warm_start else first)
         permutation = matching.source_to_target
         weights = state.carry(start, path, stage, permutation)
         yield Step(weights, permutation, matching)
 
 
-def _paired(
-    source: dict[str, Gradient], target: dict[str, Gradient], plan: TransferPlan
-) -> dict[str, Gradient]:
-    """The source's gradients, scaled so that a normalised pair adds the cosine of the angle."""
-    if plan.pairs == "plain":
-        return source
-    # Gradients shrink along the path: as they are, the first stages choose the permutation.
-    length = _norm(source.values()) * _norm(target.values())
-    if not length > 0:
-        return source
-    return {name: scaled(gradient, 1 / length) for name, gradient in source.items()}
+class _Matcher:
+    """The objective of a matching: gradient pairs, activations, or both in one sum."""
+
+    def __init__(
+        self,
+        groups: NeuronGroups,
+        plan: TransferPlan,
+        observed: ActivationPair | None = None,
+        *,
+        like: "_Matcher | None" = None,
+    ) -> None:
+        self._groups, self._plan = groups, plan
+        together = groups if observed is None else _with_sites(groups, observed.groups)
+        self.objective = Objective(together)
+        if observed is not None:
+            # A perfect correlation counts like gradients that are parallel.
+            share = (plan.activation_weight or 1.0) / max(
+                sum(map(len, observed.target.values())), 1
+            )
+            source = {name: value * share for name, value in observed.source.items()}
+            self.objective.add(target=observed.target, source=source)
+        self._solver: Solver = Solver(self.objective, like=None if like is None else like._solver)
+
+    def add(self, *, target: dict[str, Gradient], source: dict[str, Gradient]) -> None:
+        """Add a pair of gradients; beside activations it counts by its angle alone."""
+        if self._plan.pairs == "normalised" or self._plan.activation_weight:
+            # Gradients shrink along the path: as they are, the first stages choose the permutation.
+            length = _norm(source.values()) * _norm(target.values())
+            if length > 0:
+                source = {name: scaled(gradient, 1 / length) for name, gradient in source.items()}
+        self.objective.add(target=target, source=source)
+
+    def solve(self, begun: Permutation) -> Matching:
+        """Return the best permutation of the network's own groups."""
+        start = Permutation(self.objective.groups, begun.orders, begun.signs)
+        found = self._solver.solve(start, max_sweeps=self._plan.max_sweeps)
+        chosen = found.source_to_target
+        own = Permutation(self._groups, chosen.orders, chosen.signs)
+        return replace(found, source_to_target=own)
+
+
+def _observed(
+    state: TransferState, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
+) -> ActivationPair:
+    """The activations of one end of the path beside those of the target, after some sign steps."""
+    position = 0 if plan.observed == "start" else len(path) - 1
+    if plan.descent_steps:
+        start = _descended(state, path, start, plan)
+    return state.observed(path, position, start, first.groups)
+
+
+def _descended(
+    state: TransferState, path: Trajectory, start: Weights, plan: TransferPlan
+) -> Weights:
+    """The target after sign steps of its own; each tensor by the size of the source's move."""
+    first, last = path[0].weights, path[-1].weights
+    sizes = {n: SignSteps().size * float((last[n] - first[n]).abs().mean()) for n in state.carried}
+    weights = start
+    for step in range(1, plan.descent_steps + 1):
+        gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
+        falling = -SignSteps(size=1.0).size_at(step, plan.descent_steps)
+        move = {n: dense(gradient[n]).sign().mul_(falling * sizes[n]) for n in sizes}
+        weights = state.displaced(weights, move)
+    return weights
+
+
+def _with_sites(groups: NeuronGroups, sites: NeuronGroups) -> NeuronGroups:
+    """The same neurons, listed by tensors and by the sites where they are observed."""
+    return NeuronGroups(
+        groups.groups, (*groups.blocks, *sites.blocks), {**groups.shapes, **sites.shapes}
+    )
 
 
 def _norm(gradients: Iterable[Gradient]) -> float:

@@ -14,11 +14,13 @@ if TYPE_CHECKING:
 Method = Literal[
     "naive",
     "random",
+    "activations",
     "oracle",
     "gmt",
     "fgmt",
     "naive-signed",
     "random-signed",
+    "activations-signed",
     "oracle-signed",
     "gmt-signed",
     "fgmt-signed",
@@ -28,14 +30,17 @@ PathKind = Literal["line", "recorded"]
 LineSchedule = Literal["uniform", "cosine"]
 Pairs = Literal["plain", "normalised"]
 Keep = Literal["last", "best"]
+End = Literal["start", "end"]
+Needs = Literal["labels", "unlabelled batches", "nothing"]
 
 
 @dataclass(frozen=True)
 class SignWeights:
-    """How the signed methods step: `w + displacement * d - strength * size * sign(gradient)`.
+    """How to step beside the carry instead: `w + displacement * d - strength * size * sign(g)`.
 
-    `d` is an entry of the path's next increment, permuted to the target's neurons, and the
-    gradient is the target's own. `size` is |d|, moved towards the mean of |d| over its tensor by
+    What the signed methods of version 0.1 did; `SignSteps` after the carry are better.
+    `d` is an entry of the path's next increment, permuted to the target's neurons, and `g` is the
+    target's own gradient. `size` is |d|, moved towards the mean of |d| over its tensor by
     `smoothing`; the strength grows from `first` to `last` along the stages. The path decides how
     far each weight moves, the target's gradient influences in which direction.
     """
@@ -57,16 +62,41 @@ class SignWeights:
 
 
 @dataclass(frozen=True)
+class SignSteps:
+    """How the signed methods go on after the carry: `w - size * |D| * sign(gradient)`.
+
+    `D` is the displacement of the whole path, permuted to the target's neurons, |D| is moved
+    towards its mean over the tensor by `smoothing`, and the gradient is the target's own. The size
+    falls linearly to zero. How far the source moved a weight decides how far a step moves it.
+    """
+
+    size: float = 0.1  # of the first step, as a share of the source's displacement
+    smoothing: float = 0.5  # 0: each entry its own size; 1: all entries of a tensor the same
+
+    def size_at(self, step: int, steps: int) -> float:
+        """Return the size of a step, counted from 1.
+
+        Example:
+            >>> [round(SignSteps(size=0.4).size_at(step, 4), 3) for step in (1, 2, 3, 4)]
+            [0.35, 0.25, 0.15, 0.05]
+        """
+        return self.size * (1 - (step - 0.5) / steps)
+
+
+@dataclass(frozen=True)
 class TransferPlan:
     """How a trajectory is carried to a new start."""
 
     method: Method = option(
-        "fgmt-signed",
-        "How neurons are permuted: fgmt matches the gradients of both networks along the path, "
-        "gmt recomputes them at each stage, oracle matches the target's own training; naive does "
-        "not permute. -signed: the target's gradient also decides in which direction weights move.",
+        "activations-signed",
+        "How neurons are permuted: activations matches what the neurons of both networks compute, "
+        "without labels; fgmt matches the gradients of both along the path, gmt recomputes them at "
+        "each stage, oracle matches the target's own training; naive does not permute. -signed: "
+        "steps against the sign of the target's own gradient follow.",
     )
-    stages: int = option(10, "Stages along the path, in each segment.")
+    stages: int = option(
+        10, "Stages along the path, in each segment; of the signed methods, sign steps."
+    )
     path: PathKind = option(
         "line", "Along the straight line from start to end, or the run's own snapshots."
     )
@@ -78,6 +108,18 @@ class TransferPlan:
     pairs: Pairs = option(
         "plain", "Whether each stage counts by the size of its gradients, or all stages the same."
     )
+    observed: End = option(
+        "end",
+        "Which end of the source (of each segment of it) is observed beside the target's weights "
+        "there, to match activations.",
+    )
+    activation_batches: int = option(4, "Unlabelled batches on which activations are matched.")
+    activation_weight: float = option(
+        0.0, "What the activations' correlation counts beside each gradient pair of gmt and fgmt."
+    )
+    descent_steps: int = option(
+        0, "Sign steps of the target before its activations are observed: these take gradients."
+    )
     batchnorm_batches: int = option(2, "Batches for BatchNorm's statistics, before each gradient.")
     warm_start: bool = option(
         True, "Whether each matching starts from the permutation of the stage before."
@@ -86,7 +128,7 @@ class TransferPlan:
     exclude: tuple[str, ...] = option(
         (), "Tensors that stay the target's own: patterns such as 'head.*'."
     )
-    signs: SignWeights = field(default_factory=SignWeights)  # of the signed methods
+    signs: SignSteps | SignWeights = field(default_factory=SignSteps)  # of the signed methods
     seed: int = option(0, "Seed of the permutation of `random`.")
     keep: Keep = option("last", "Take the last stage, or the best by validation loss.")
 
@@ -98,16 +140,20 @@ class TransferPlan:
         object.__setattr__(self, "exclude", tuple(self.exclude))
         choices = {
             **{"method": Method, "path": PathKind, "schedule": LineSchedule},
-            **{"pairs": Pairs, "keep": Keep},
+            **{"pairs": Pairs, "keep": Keep, "observed": End},
         }
         for name, options in choices.items():
             if getattr(self, name) not in get_args(options):
                 listed = ", ".join(get_args(options))
                 raise ValueError(f"{name} must be one of {listed}; got {getattr(self, name)!r}.")
+        for name in ("descent_steps", "activation_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}.")
         for name in (
             "stages",
             "segments",
             "batches_per_gradient",
+            "activation_batches",
             "batchnorm_batches",
             "max_sweeps",
         ):
@@ -125,9 +171,78 @@ class TransferPlan:
         return self.method.endswith(SIGNED)
 
     @property
+    def carries_first(self) -> bool:
+        """Whether the whole path is carried before the target's gradients are used."""
+        return self.signed and isinstance(self.signs, SignSteps)
+
+    @property
+    def needs(self) -> Needs:
+        """What a transfer needs besides the two networks.
+
+        Without labels, BatchNorm's statistics still need unlabelled batches.
+        """
+        if self.gradients:
+            return "labels"
+        return "unlabelled batches" if self.matching == "activations" else "nothing"
+
+    @property
+    def gradients(self) -> int:
+        """How many gradients it takes, of source and target together.
+
+        Example:
+            >>> [TransferPlan(m, stages=10).gradients for m in ("activations", "fgmt-signed")]
+            [0, 30]
+        """
+        matched = {"fgmt": 2 * self.stages, "gmt": self._gradients_of_gmt()}
+        observes = self.matching == "activations" or self.activation_weight
+        before = self.descent_steps if observes else 0
+        own = self.stages if self.signed else 0
+        return self.segments * (matched.get(self.matching, 0) + before + own)
+
+    def _gradients_of_gmt(self) -> int:
+        """One of the source per stage; of the target all, but the first only once."""
+        return self.stages + 1 + self.stages * (self.stages - 1) // 2
+
+    @classmethod
+    def for_budget(cls, gradients: int, **given: Any) -> "TransferPlan":
+        """Return the plan with the most stages that takes no more than some gradients.
+
+        Args:
+            gradients: What it may take, of source and target together; with 0 the path is carried
+                by the activations of unlabelled batches.
+            given: Other fields; `method` is `activations-signed` by default.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ValueError: If the budget is negative, or too small for the method.
+
+        Example:
+            >>> TransferPlan.for_budget(20).stages, TransferPlan.for_budget(0).method
+            (20, 'activations')
+        """
+        if gradients < 0:
+            raise ValueError(f"budget must be at least 0 gradients, got {gradients}.")
+        if "method" not in given and not gradients:
+            given["method"] = "activations"
+        least = cls(**given, stages=1)
+        if least.gradients > gradients:
+            raise ValueError(
+                f"The method {least.method} takes at least {least.gradients} gradients, more than "
+                f"the budget of {gradients}: raise it, or use activations-signed."
+            )
+        if not least.gradients:
+            return cls(**given)
+        stages = 1
+        while cls(**given, stages=stages + 1).gradients <= gradients:
+            stages += 1
+        return cls(**given, stages=stages)
+
+    @property
     def total_stages(self) -> int:
         """Stages of all segments together, the start not counted."""
-        return self.stages * self.segments
+        return (self.stages + self.carries_first) * self.segments
 
     def excluded(self, names: Iterable[str]) -> frozenset[str]:
         """Return those of `names` that match a pattern of `exclude`.
@@ -168,7 +283,7 @@ class TransferPlan:
         """
         from slipstream.trajectory import Trajectory
 
-        needed = self.total_stages + 1 if self.path == "recorded" else self.segments + 1
+        needed = self.stages * self.segments + 1 if self.path == "recorded" else self.segments + 1
         if len(source) < needed:
             raise ValueError(
                 f"The run has {len(source)} snapshots; {self.segments} segments of {self.stages} "
@@ -185,8 +300,28 @@ class TransferPlan:
             for k in range(self.segments)
         ]
 
+    def continuing(self, begun: Mapping[str, Any]) -> "TransferPlan":
+        """Return the plan that goes on with one that version 0.1 began, when defaults were others.
+
+        Args:
+            begun: The plan as the run folder has it; nothing is taken from one of today.
+
+        Returns:
+            This plan with the method and signs of `begun`, where it has today's defaults.
+        """
+        if "observed" in begun:
+            return self
+        before, today = TransferPlan.from_json(begun), TransferPlan()
+        same = {
+            name: getattr(before, name)
+            for name in ("method", "signs")
+            if getattr(self, name) == getattr(today, name)
+        }
+        return replace(self, **same)
+
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "TransferPlan":
-        """Read a plan as `dataclasses.asdict` writes it; of 0.1 it lacks `keep`."""
-        nested = {"exclude": tuple(data["exclude"]), "signs": SignWeights(**data["signs"])}
+        """Read a plan as `dataclasses.asdict` writes it, also of 0.1, which had fewer fields."""
+        kind = SignWeights if "first" in data["signs"] else SignSteps
+        nested = {"exclude": tuple(data["exclude"]), "signs": kind(**data["signs"])}
         return replace(cls(), **{**data, **nested})

@@ -137,6 +137,7 @@ class StageLog:
             )
         )
         if step is not None:
+            self._check_same_permutation(stage, step.source_to_target)
             self.permutations[stage] = step.source_to_target
         with self.clock("storage"):
             self._keep(stage, weights, metrics)
@@ -184,6 +185,17 @@ class StageLog:
         calibrated = {name for name, _ in self.task.model.named_buffers()}
         _check_same_target(from_main_process(stored), weights, folder, calibrated)
 
+    def _check_same_permutation(self, stage: int, permutation: Permutation) -> None:
+        """Raise if an interrupted transfer had reached the stage by another one."""
+        if self._writer is None or stage not in self._stored:
+            return
+        file = self._writer.path / PERMUTATIONS / f"{stage:08d}.safetensors"
+        if file.is_file() and not Permutation.load(file).same_as(permutation):
+            raise ValueError(
+                f"The data gives other batches than when stage {stage} was reached: a transfer can "
+                "only be resumed on the same data in the same order (seed the loader's generator)."
+            )
+
     def _metrics(self, stage: int, weights: Weights) -> Mapping[str, float]:
         """What was measured before the interruption, or is measured now."""
         stored = self._stored.get(stage, {})
@@ -218,6 +230,26 @@ class StageLog:
         )
         declare_companions(folder, *COMPANIONS)
         return {}
+
+
+def continued_plan(plan: TransferPlan, run: NewRun | None) -> TransferPlan:
+    """Return the plan to resume a transfer by, which version 0.1 may have begun.
+
+    Args:
+        plan: What was asked for.
+        run: Where the transfer is recorded.
+
+    Returns:
+        `TransferPlan.continuing` the one in the run folder, if it is to be resumed.
+    """
+
+    def stored() -> Any:
+        if run is None or not run.resume or not (run.folder / "run.json").is_file():
+            return None
+        return read_run(run.folder).description["provenance"].get("transfer")
+
+    begun = on_main_process(stored)
+    return plan if begun is None else plan.continuing(begun)
 
 
 def load_transfer(path: str | Path) -> TransferResult:

@@ -20,9 +20,11 @@ from slipstream.evaluation.processes import (
     on_main_process,
     pool_statistics,
 )
+from slipstream.matching.activations import ActivationPair, activation_pair
 from slipstream.matching.gradients import Gradient, GradientSampler, LowRank
 from slipstream.storage.fingerprints import fingerprint_of_batches
 from slipstream.storage.writing import whole_file
+from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights, check_shapes, first_nonfinite, parameter_names, weights_of
@@ -154,6 +156,7 @@ class TransferState:
     excluded: frozenset[str]  # tensors that stay the target's own
     batches_per_gradient: int = 1
     batchnorm_batches: int = 2
+    activation_batches: int = 4
     store: GradientStore = field(default_factory=GradientStore)
     clock: Stopwatch = field(default_factory=Stopwatch)
     kept_bytes: int = 0  # of the gradient pairs that the last matching held
@@ -167,7 +170,8 @@ class TransferState:
             task.model, task.loss, names=self.carried, batch_size=task.batch_size
         )
         self.data = BatchStream(task.data)
-        given = task.data if task.calibration is None else task.calibration
+        self.unlabelled = BatchStream(task.unlabelled_batches)
+        given = task.calibration_batches
         unwanted = isinstance(given, tuple) and not given
         self.calibration = [] if unwanted else BatchStream(given).take(self.batchnorm_batches)
         self.first = self.calibration[0] if task.calibration is None else task.first_batch()
@@ -273,6 +277,29 @@ class TransferState:
         seen = " ".join(of_all_processes(fingerprint_of_batches(batches)))
         found = self.store.get(batches=seen, compute=compute)
         return {name: found[name] for name in self.carried}
+
+    def observed(
+        self, path: Trajectory, position: int, weights: Weights, groups: NeuronGroups
+    ) -> ActivationPair:
+        """Return how the activations of source and target correlate.
+
+        Args:
+            path: The run that is transferred.
+            position: A position of it: the source's weights there.
+            weights: The target's.
+            groups: What may be permuted.
+
+        Returns:
+            What an objective takes.
+        """
+        source = self.source(path, position, Permutation.identity(groups))
+        there, here = self.calibrated({**self.start, **source}), self.calibrated(weights)
+        # Labelled batches may be of a form that only the loss knows how to feed.
+        forward = self.task.feed if self.task.unlabelled is None else self.task.forward
+        batches = self.unlabelled.take(self.activation_batches)
+        task = replace(self.task, data=batches, forward=forward)
+        with self.clock("activations"):
+            return on_main_process(lambda: activation_pair(there, here, task, groups=groups))
 
     def next_batches(self) -> list[Batch]:
         """Return the batches of the next stage's gradients."""
