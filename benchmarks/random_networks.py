@@ -1,11 +1,12 @@
 """Neuron groups of random networks: how many are found, and whether one of them is wrong.
 
-Run: python benchmarks/random_networks.py --count 2000 --output benchmarks/results/random_networks
+Run: python benchmarks/random_networks.py --count 10000 --output benchmarks/results/random_networks
      python benchmarks/random_networks.py --count 20
 
 Every network is drawn from its seed: layers, views, joins, tied weights, several outputs, heads of
 training only. Its groups are checked with other weights, inputs and sizes, in float64, in both
-modes. Seeds that are in the output already are kept, so that many can be measured in parts.
+modes. What is written are sums over blocks of a hundred seeds, and the seeds that went wrong; the
+blocks that are in the output already are kept, so that many networks can be measured in parts.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from oracles.random_networks import largest_error, random_network
 from slipstream.symmetry.tracing import find_neuron_groups
 
 WRONG = 1e-6  # of the largest value of an output
-EVERY = 100  # networks after which the output is written
+BLOCK = 100  # seeds per line of the output
 
 
 def measure(seed: int, *, prove: bool) -> dict[str, Any]:
@@ -35,62 +36,84 @@ def measure(seed: int, *, prove: bool) -> dict[str, Any]:
     network, inputs = random_network(seed)
     begun = time.process_time()
     found = find_neuron_groups(network, inputs, prove=False)
-    row: dict[str, Any] = {"seed": seed, "groups": len(found)}
-    row["moved"] = found.coverage().moved
+    row: dict[str, Any] = {"networks": 1, "seconds": time.process_time() - begun}
+    row["groups"] = len(found)
     row["signed"] = sum(group.signed for group in found.groups)
-    row["seconds"] = time.process_time() - begun
+    row["without"] = int(not len(found))
+    row["moved"] = found.coverage().moved
     if prove:
         begun = time.process_time()
         proven = find_neuron_groups(network, inputs)
         reasons = [pin.reason for pin in proven.dropped]
-        row["proof_seconds"] = time.process_time() - begun - row["seconds"]
+        row["proven"], row["proof_seconds"] = 1, time.process_time() - begun
         row["untested"] = sum("could not be tested" in reason for reason in reasons)
         row["refuted"] = len(reasons) - row["untested"]
     row["error"] = largest_error(network, found, seed)
     return row
 
 
-def summary(rows: list[dict[str, Any]]) -> str:
+def measure_block(first: int, last: int) -> dict[str, Any]:
+    """All networks of some seeds: sums, the largest error, and the seeds that went wrong."""
+    sums: Counter[str] = Counter()
+    error, wrong, refused = 0.0, [], {}
+    for seed in range(first, last + 1):
+        try:
+            row = measure(seed, prove=seed % 10 == 0)
+        except ValueError as failure:
+            refused[seed] = str(failure)[:100]
+            continue
+        found = row.pop("error")
+        error = max(error, found)
+        if not found <= WRONG:  # NaN is wrong as well
+            wrong.append(seed)
+        sums.update(row)
+    counts = {name: round(value, 4) for name, value in sums.items()}
+    return {"seeds": [first, last], **counts, "error": error, "wrong": wrong, "refused": refused}
+
+
+def summary(blocks: list[dict[str, Any]]) -> str:
     """The table of all networks."""
-    proven = [row for row in rows if "refuted" in row]
-    failed = [row for row in rows if "failure" in row]
-    whole = [row for row in rows if "error" in row]
+    total: Counter[str] = Counter()
+    for block in blocks:
+        total.update({n: v for n, v in block.items() if isinstance(v, int | float)})
+    networks, proven = max(total["networks"], 1), max(total["proven"], 1)
     facts = {
-        "networks": len(rows),
-        "refused by the tracer": len(failed),
-        "groups": sum(row["groups"] for row in whole),
-        "of them signed": sum(row["signed"] for row in whole),
-        "networks without a group": sum(row["groups"] == 0 for row in whole),
-        "parameters moved, mean": f"{sum(r['moved'] for r in whole) / max(len(whole), 1):.1%}",
-        "largest error of the rules alone": f"{max(r['error'] for r in whole):.0e}",
-        "networks where the rules alone are wrong": sum(r["error"] > WRONG for r in whole),
-        "networks proven as well": len(proven),
-        "groups that the proof refuted": sum(row["refuted"] for row in proven),
-        "groups that could not be tested": sum(row["untested"] for row in proven),
-        "seconds per network": f"{sum(r['seconds'] for r in whole) / max(len(whole), 1):.2f}",
+        "networks": total["networks"],
+        "refused by the tracer": sum(len(block["refused"]) for block in blocks),
+        "groups": total["groups"],
+        "of them signed": total["signed"],
+        "networks without a group": total["without"],
+        "parameters moved, mean": f"{total['moved'] / networks:.1%}",
+        "largest error of the rules alone": f"{max(block['error'] for block in blocks):.0e}",
+        "networks where the rules alone are wrong": sum(len(block["wrong"]) for block in blocks),
+        "networks proven as well": total["proven"],
+        "groups that the proof refuted": total["refuted"],
+        "groups that could not be tested": total["untested"],
+        "seconds per network": f"{total['seconds'] / networks:.2f}",
+        "seconds per network, proof included": f"{total['proof_seconds'] / proven:.2f}",
     }
     return table(["", "count"], [[name, str(value)] for name, value in facts.items()])
 
 
-def write(output: Path | None, rows: list[dict[str, Any]]) -> None:
+def write(output: Path | None, blocks: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Write what is known so far."""
-    facts = machine()
     text = (
         "# Neuron groups of random networks\n\nGraphs of layers, views, joins, tied weights, with "
         "several outputs, each drawn from a seed. Groups are found by the rules alone, and checked "
         "in float64 with other weights, inputs and sizes, in evaluation and in training mode; a "
         f"network counts as wrong where an output moves by more than {WRONG:.0e} of its largest "
         "value. Every tenth network is proven as well. Seconds are processor seconds on one "
-        f"thread.\n\n{machine_line(facts)}\n\n{summary(rows)}\n"
+        f"thread.\n\n{machine_line(facts)}\n\n{summary(blocks)}\n"
     )
-    print(summary(rows), flush=True)
-    wrong = [row["seed"] for row in rows if row.get("error", 0) > WRONG]
-    failures = Counter(row["failure"] for row in rows if "failure" in row)
-    print(f"wrong: {wrong or 'none'}", dict(failures) or "", flush=True)
+    print(summary(blocks), flush=True)
+    wrong = [seed for block in blocks for seed in block["wrong"]]
+    refused = {seed: why for block in blocks for seed, why in block["refused"].items()}
+    print(f"wrong: {wrong or 'none'}", refused or "", flush=True)
     if output:
         output.with_suffix(".md").write_text(text, encoding="utf-8")
-        data = json.dumps({"machine": facts, "rows": rows}, indent=None)
-        output.with_suffix(".json").write_text(data.replace("}, ", "},\n") + "\n", encoding="utf-8")
+        lines = ",\n".join(json.dumps(block) for block in blocks)
+        data = f'{{"machine": {json.dumps(facts)},\n"blocks": [\n{lines}\n]}}\n'
+        output.with_suffix(".json").write_text(data, encoding="utf-8")
 
 
 def main() -> None:
@@ -104,19 +127,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("slipstream").setLevel(logging.ERROR)
     torch.set_num_threads(1)
+    facts = machine()
     known = given.output.with_suffix(".json") if given.output else None
-    rows = json.loads(known.read_text("utf-8"))["rows"] if known and known.exists() else []
-    done = {row["seed"] for row in rows}
-    for seed in range(given.count):
-        if seed in done:
-            continue
-        try:
-            rows.append(measure(seed, prove=seed % 10 == 0))
-        except ValueError as error:
-            rows.append({"seed": seed, "failure": str(error)[:100]})
-        if len(rows) % EVERY == 0:
-            write(given.output, rows)
-    write(given.output, rows)
+    blocks = json.loads(known.read_text("utf-8"))["blocks"] if known and known.exists() else []
+    first = 1 + max((block["seeds"][1] for block in blocks), default=-1)
+    while first < given.count:
+        last = min(first - first % BLOCK + BLOCK, given.count) - 1
+        blocks.append(measure_block(first, last))
+        write(given.output, blocks, facts)
+        first = last + 1
+    if not blocks:
+        parser.error(f"--count must be at least 1, got {given.count}")
 
 
 if __name__ == "__main__":

@@ -49,11 +49,11 @@ def run_demo(
     Returns:
         Where the files are, and the comparison.
     """
-    tell = progress or (lambda *_: None)
+    report = progress or (lambda *_: None)
     folder = Path(folder)
     rows = len(METHODS) + 2
     pieces = 1 + targets + targets * rows
-    tell("training the source", 0, pieces)
+    report("training the source", 0, pieces)
     setup = replace(SETUP, seed=seed)
     recorded = record_training(
         setup.build(),
@@ -63,7 +63,7 @@ def run_demo(
     experiment = setup.build()
     starts = []
     for number in range(1, targets + 1):
-        tell(f"training target {number}, to compare with", number, pieces)
+        report(f"training target {number}, to compare with", number, pieces)
         start = weights_of(setup.build(seed=seed + number).model)
         trained = _train_on(experiment, start, epochs=TRAINING.epochs, lr=TRAINING.lr)
         starts.append(Target(start, trained))
@@ -73,7 +73,7 @@ def run_demo(
         replace(experiment, data=replace(setup, batch_size=GRADIENT_BATCH).build().data),
         plans={method: TransferPlan(method, seed=seed) for method in METHODS},
         further=lambda weights: _best_epoch(experiment, weights),
-        progress=lambda name, done, _: tell(name, 1 + targets + done, pieces),
+        progress=lambda name, done, _: report(name, 1 + targets + done, pieces),
     )
     figure = folder / "accuracy_along_the_transfer.png"
     plot_along(comparison, figure)

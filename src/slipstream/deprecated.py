@@ -2,11 +2,15 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 # Modules of 0.1 that users import, or whose names their own files hold, and where they are now.
 MODULES = {
@@ -188,12 +192,16 @@ NAMES = {
     "slipstream.recipes.descending": {
         "descend": "slipstream.training.old_calls",
     },
+    "slipstream.recipes.iterand_training": {
+        "save_beside": "slipstream.recipes.masks.training:save_in_run",
+    },
     "slipstream.report.static": {
         "Kind": "slipstream.report.figures",
         "plot_runs": "slipstream.report.figures",
     },
     "slipstream.symmetry.trial": {
         "Trial": "slipstream.symmetry.perturbed_model:PerturbedModel",
+        "with_noise": "slipstream.symmetry.disturbance",
     },
     "slipstream.symmetry.twin": {
         "twin_of": "slipstream.symmetry.narrow_model:narrow_model",
@@ -278,7 +286,7 @@ class MovedModules(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return a module that has the names of the one that took its place."""
         _warn(spec.name, MODULES[spec.name])
-        import_module(MODULES[spec.name])  # what goes wrong there is told now
+        import_module(MODULES[spec.name])  # what goes wrong there is raised now
         module = ModuleType(spec.name)
         module.__getattr__ = moved_names(spec.name)  # type: ignore[method-assign]
         module.__path__ = []
@@ -309,6 +317,29 @@ def moved_names(package: str) -> Callable[[str], Any]:
         return getattr(import_module(module), present)
 
     return find
+
+
+def renamed_arguments(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let keyword arguments be given under their names of 0.1.
+
+    Args:
+        names: For each old name the present one.
+
+    Returns:
+        A decorator: the function renames them, and warns.
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **given: P.kwargs) -> R:
+            for before in given.keys() & names.keys():
+                _warn(f"{before}=", f"{names[before]}=")
+                given[names[before]] = given.pop(before)
+            return function(*args, **given)
+
+        return call
+
+    return decorate
 
 
 def _warn(before: str, now: str) -> None:

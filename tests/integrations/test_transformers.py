@@ -168,7 +168,7 @@ def test_every_epoch_and_accumulated_gradients(tmp_path):
     torch.testing.assert_close(averaging.averages.weights(LAWA(9))[name], expected.float())
 
 
-def test_resuming_without_a_state_is_told_and_may_be_wanted(tmp_path):
+def test_resuming_without_a_state_is_an_error_and_restarting_is_not(tmp_path):
     args = arguments(tmp_path)
     transformers.Trainer(model=tiny(), args=args, train_dataset=DATA).train()
 
@@ -180,10 +180,14 @@ def test_resuming_without_a_state_is_told_and_may_be_wanted(tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-5"))
         return averaging.averages
 
-    with pytest.raises(FileNotFoundError, match=r"checkpoint-5 holds no averages .*anew=True"):
+    with pytest.raises(FileNotFoundError, match=r"checkpoint-5 holds no averages .*restart=True"):
         resumed()
-    found = resumed(anew=True)
+    found = resumed(restart=True)
     assert found.step == 10
+    with pytest.warns(DeprecationWarning, match=r"anew= is now restart="):  # as in 0.1
+        assert resumed(anew=True).step == 10
+    with pytest.warns(DeprecationWarning, match=r"anew= is now restart="):
+        OnlineModesCallback(anew=True)
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     other = Averages(tiny(), [EMA(0.9)])

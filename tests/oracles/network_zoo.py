@@ -337,8 +337,8 @@ NETWORKS: dict[str, Network] = {
         eos_token_id=2,
     ),
     "CLIP": transformers_model(
-        "CLIPModel",
-        {"24": 2, "4": 4, "6 in 4": 8, "40": 4, "10": 1},
+        "CLIPModel",  # it returns its embeddings: the projection's 10 features keep their order
+        {"24": 2, "4": 4, "6 in 4": 8, "40": 4},
         text_config={**TEXT, "bos_token_id": 1, "eos_token_id": 2},
         vision_config=IMAGE,
         projection_dim=10,

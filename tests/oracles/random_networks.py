@@ -423,7 +423,7 @@ def largest_error(network: RandomNetwork, groups: NeuronGroups, seed: int) -> fl
                 float((new - old).abs().max() / old.abs().max().clamp_min(1e-12))
                 for new, old in zip(after, before, strict=True)
             ]
-    return max(errors)
+    return float(torch.tensor(errors).max())  # NaN if one of them is
 
 
 def _views(weights: dict[str, Tensor]) -> dict[str, tuple[str, bool]]:

@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
+from slipstream.symmetry.perturbed_model import PerturbedModel
 from slipstream.symmetry.proof import check
 from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.symmetry.untouched import left_as_it_was
 from slipstream.weights import weights_of
 
 ROWS = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
@@ -161,6 +164,24 @@ def test_what_is_faint_is_raised_before_it_is_measured():
     groups = find_neuron_groups(Faint(), TOKENS)
     assert (groups.dropped, groups.caveats) == ((), ())
     assert sorted(groups.sizes().values()) == [2, 2, 4, 4, 4, 4, 8]
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_statistics_of_batchnorm_are_of_the_raised_weights(trained):
+    """With those of faint kernels, rounding in a deep MobileNet hides whether a group is right."""
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 4, 4)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(128, 2))
+    nn.init.normal_(model[0].weight, std=0.01)
+    if trained:
+        model(images)
+    groups = find_neuron_groups(model.eval(), images, prove=False)
+    with left_as_it_was(model) as memory:
+        perturbed = PerturbedModel.prepare(
+            model, memory, groups, images, seed=0, training=False
+        ).tensors
+    seen = functional.conv2d(images.double(), perturbed["0.weight"]).var((0, 2, 3))
+    assert ((perturbed["1.running_var"] / seen - 1).abs() < 0.5).all()  # disturbed by U(.5, 1.5)
 
 
 class Codes(nn.Module):

@@ -154,7 +154,7 @@ class _Pool:
         if self._layer.running_mean is None:  # a loss that normalises by batches alone
             return
         self._layer.training = True
-        values = inputs[0]  # (examples, channels, *places)
+        values = inputs[0]  # (examples, channels, *positions)
         size = values.numel() // values.shape[1]
         # The layer has just computed them: with a momentum of 1 its buffers hold nothing else.
         mean = self._layer.get_buffer("running_mean").double()

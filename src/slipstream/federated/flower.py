@@ -215,10 +215,10 @@ def compression_mod(message: Message, context: Context, call_next: ClientAppCall
     if reply.has_content() and plain["arrays"] in reply.content.array_records:
         trained = reply.content.array_records[plain["arrays"]].to_torch_state_dict()
         client, answer = client.reply(trained, examples=_examples(reply, plain["examples"]))
-        told = {name: getattr(answer, name) for name in ("version", "examples", "checksum")}
+        facts = {name: getattr(answer, name) for name in ("version", "examples", "checksum")}
         del reply.content[plain["arrays"]]
         reply.content[RECORD] = _record(answer.arrays)
-        reply.content[PLAIN] = ConfigRecord({"json": json.dumps(told)})
+        reply.content[PLAIN] = ConfigRecord({"json": json.dumps(facts)})
     _save(context, client)
     return reply
 

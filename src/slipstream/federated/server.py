@@ -215,7 +215,7 @@ class Server:
         return order
 
     def _read(self, reply: Reply) -> "_Update":
-        _check_told(reply)
+        _check_facts(reply)
         if reply.version != self.shared.version:
             raise RefusedError(
                 f"The reply is of version {reply.version}, this round is of version "
@@ -273,7 +273,7 @@ class Server:
             del self._packets[min(self._packets)]
 
 
-def _check_told(reply: Reply) -> None:
+def _check_facts(reply: Reply) -> None:
     for name in ("version", "examples", "checksum"):
         if type(getattr(reply, name)) is not int:
             raise RefusedError(f"{name} must be a whole number, got {getattr(reply, name)!r}.")

@@ -159,7 +159,7 @@ class FederatedOutcome:
     test: Mapping[str, float]
     bytes_up: int
     bytes_down: int
-    relative_bytes: float  # of both directions, beside those of the first method
+    relative_bytes: float  # of both directions, relative to those of the first method
     refused: int  # replies that did not come or did not fit
 
 
@@ -203,11 +203,13 @@ def compare_federated(
             own = replace(plan, alpha=alpha)
             run = train_federated(setup, own, policy=policy, encoding=encoding, on_round=on_round)
             first = first or run.bytes_up + run.bytes_down
-            outcomes.append(_outcome(method, split, run, beside=first))
+            outcomes.append(_outcome(method, split, run, baseline_bytes=first))
     return tuple(outcomes)
 
 
-def _outcome(method: str, split: str, run: FederatedRun, *, beside: int) -> FederatedOutcome:
+def _outcome(
+    method: str, split: str, run: FederatedRun, *, baseline_bytes: int
+) -> FederatedOutcome:
     validation, test = (
         {name: run.final(metrics, name) for name in metrics[max(metrics)]}
         for metrics in (run.validation, run.test)
@@ -215,7 +217,14 @@ def _outcome(method: str, split: str, run: FederatedRun, *, beside: int) -> Fede
     refused = sum(len(done.refused) for done in run.rounds)
     both = run.bytes_up + run.bytes_down
     return FederatedOutcome(
-        method, split, validation, test, run.bytes_up, run.bytes_down, both / beside, refused
+        method,
+        split,
+        validation,
+        test,
+        run.bytes_up,
+        run.bytes_down,
+        both / baseline_bytes,
+        refused,
     )
 
 

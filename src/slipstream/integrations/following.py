@@ -25,10 +25,10 @@ class Tracker(Protocol):
         """Return tensors and plain data."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Continue from there."""
 
 
-class AveragesBeside:
+class AveragesDuringTraining:
     """Of a callback: averages are what is updated."""
 
     _tracker: Tracker | None
@@ -47,7 +47,7 @@ class AveragesBeside:
         return self._tracker
 
 
-class ModesBeside:
+class ModesDuringTraining:
     """Of a callback: modes are what is updated."""
 
     _tracker: Tracker | None

@@ -13,10 +13,10 @@ from torch import nn
 
 from slipstream.averaging import AverageRule
 from slipstream.integrations.following import (
-    AveragesBeside,
+    AveragesDuringTraining,
     Every,
     FollowingRecorder,
-    ModesBeside,
+    ModesDuringTraining,
     Tracker,
     check_every,
     is_due,
@@ -173,7 +173,7 @@ class _TrackingCallback(Callback):
         self._resumed = state_dict or None
 
 
-class AveragingCallback(AveragesBeside, _TrackingCallback):
+class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
     """Averages the weights while the Trainer trains; `averages` has them.
 
     Example:
@@ -211,7 +211,7 @@ class AveragingCallback(AveragesBeside, _TrackingCallback):
         return {**super().settings, "rules": list(map(str, self._rules))}
 
 
-class OnlineModesCallback(ModesBeside, _TrackingCallback):
+class OnlineModesCallback(ModesDuringTraining, _TrackingCallback):
     """Fits modes while the Trainer trains; `modes` has them.
 
     Example:

@@ -13,11 +13,12 @@ import torch
 from torch import nn
 
 from slipstream.averaging import AverageRule
+from slipstream.deprecated import renamed_arguments
 from slipstream.integrations.following import (
-    AveragesBeside,
+    AveragesDuringTraining,
     Every,
     FollowingRecorder,
-    ModesBeside,
+    ModesDuringTraining,
     Tracker,
     check_every,
     is_due,
@@ -124,9 +125,9 @@ class _TrackingCallback(TrainerCallback):
 
     kind = ""  # names the file
 
-    def __init__(self, *, every: Every, checkpoint: str | Path | None, anew: bool) -> None:
+    def __init__(self, *, every: Every, checkpoint: str | Path | None, restart: bool) -> None:
         self._every = check_every(every)
-        self._checkpoint, self._anew = checkpoint, anew
+        self._checkpoint, self._restart = checkpoint, restart
         self._tracker: Tracker | None = None
         self._seen = 0
 
@@ -141,7 +142,7 @@ class _TrackingCallback(TrainerCallback):
         if not state.is_world_process_zero:
             return
         self._tracker, self._seen = self.make(kwargs["model"]), state.global_step
-        if state.global_step and not self._anew:
+        if state.global_step and not self._restart:
             given = self._checkpoint
             self._tracker.load_state_dict(
                 self._load([Path(given)] if given else _checkpoints(args, state))
@@ -189,11 +190,11 @@ class _TrackingCallback(TrainerCallback):
         raise FileNotFoundError(
             f"{folders[0]} holds no {self.kind} with the settings {self.settings} to resume from. "
             "If the checkpoint lies elsewhere, pass checkpoint= its folder; to begin here, pass "
-            "anew=True."
+            "restart=True."
         )
 
 
-class AveragingCallback(AveragesBeside, _TrackingCallback):
+class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
     """Averages the weights while the Trainer trains; `averages` has them.
 
     Example:
@@ -205,6 +206,7 @@ class AveragingCallback(AveragesBeside, _TrackingCallback):
 
     kind = "averages"
 
+    @renamed_arguments(anew="restart")
     def __init__(
         self,
         rules: Iterable[AverageRule],
@@ -212,7 +214,7 @@ class AveragingCallback(AveragesBeside, _TrackingCallback):
         every: Every = 1,
         device: torch.device | str | None = None,
         checkpoint: str | Path | None = None,
-        anew: bool = False,
+        restart: bool = False,
     ) -> None:
         """Choose what to average; it begins with the training.
 
@@ -221,12 +223,12 @@ class AveragingCallback(AveragesBeside, _TrackingCallback):
             every: Optimiser steps from one update to the next, or "epoch".
             device: Where to keep them; by default where the model is.
             checkpoint: The checkpoint to continue from, if not in the Trainer's output folder.
-            anew: Whether to start over when the training resumes.
+            restart: Whether to start over when the training resumes.
 
         Raises:
             ValueError: If `every` is below 1.
         """
-        super().__init__(every=every, checkpoint=checkpoint, anew=anew)
+        super().__init__(every=every, checkpoint=checkpoint, restart=restart)
         self._rules, self._device = tuple(rules), device
 
     @property
@@ -235,7 +237,7 @@ class AveragingCallback(AveragesBeside, _TrackingCallback):
         return f"{super().settings}, {', '.join(map(str, self._rules))}"
 
 
-class OnlineModesCallback(ModesBeside, _TrackingCallback):
+class OnlineModesCallback(ModesDuringTraining, _TrackingCallback):
     """Fits modes while the Trainer trains; `modes` has them.
 
     Example:
@@ -246,12 +248,13 @@ class OnlineModesCallback(ModesBeside, _TrackingCallback):
 
     kind = "modes"
 
+    @renamed_arguments(anew="restart")
     def __init__(
         self,
         *,
         every: Every = "epoch",
         checkpoint: str | Path | None = None,
-        anew: bool = False,
+        restart: bool = False,
         **options: Any,
     ) -> None:
         """Choose how to fit; it begins with the training.
@@ -259,13 +262,13 @@ class OnlineModesCallback(ModesBeside, _TrackingCallback):
         Args:
             every: Optimiser steps from one update to the next, or "epoch".
             checkpoint: The checkpoint to continue from, if not in the Trainer's output folder.
-            anew: Whether to start over when the training resumes.
+            restart: Whether to start over when the training resumes.
             options: Fields of `OnlinePlan`.
 
         Raises:
             ValueError: If `every` is below 1.
         """
-        super().__init__(every=every, checkpoint=checkpoint, anew=anew)
+        super().__init__(every=every, checkpoint=checkpoint, restart=restart)
         self._options = options
 
     @property

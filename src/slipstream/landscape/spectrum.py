@@ -215,14 +215,14 @@ class _Lanczos:
         self._generator = torch.Generator().manual_seed(seed)
         self.basis: list[Tensor] = []
         self.diagonal: list[float] = []
-        self.beside: list[float] = []  # below the diagonal
+        self.off_diagonal: list[float] = []  # below the diagonal
         self._left = 0.0  # the length of what comes next, before it was normalised
         self._next = self._fresh()
 
     def step(self) -> None:
         """Multiply once, and prepare the next vector."""
         if self.diagonal:
-            self.beside.append(self._left)
+            self.off_diagonal.append(self._left)
         vector = self._next
         self.basis.append(vector)
         product = self._mean.product(vector)
@@ -230,7 +230,7 @@ class _Lanczos:
         _check_finite(self.diagonal[-1])
         rest = self._orthogonal(product)
         self._left = float(rest.norm())
-        scale = max(abs(self.diagonal[-1]), *map(abs, self.beside), float(product.norm()))
+        scale = max(abs(self.diagonal[-1]), *map(abs, self.off_diagonal), float(product.norm()))
         if self._left > 10 * torch.finfo(rest.dtype).eps * scale:
             self._next = rest / self._left
         elif len(self.basis) < self._mean.size:  # H maps this space into itself: look elsewhere
@@ -240,8 +240,8 @@ class _Lanczos:
     def ritz(self, tolerance: float) -> _Ritz:
         """Return the eigenpairs by now."""
         matrix = torch.diag(torch.tensor(self.diagonal, dtype=torch.float64))
-        if self.beside:
-            off = torch.tensor(self.beside, dtype=torch.float64)
+        if self.off_diagonal:
+            off = torch.tensor(self.off_diagonal, dtype=torch.float64)
             matrix += torch.diag(off, 1) + torch.diag(off, -1)
         values, vectors = torch.linalg.eigh(matrix)  # ascending
         values, vectors = values.flip(0), vectors.flip(1)

@@ -9,7 +9,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
 
-from slipstream.matching.auction import Places, Values, auction, chunks
+from slipstream.matching.auction import Indices, Values, auction, chunks
 
 # Measured on similarities of gradients and on noise: up to this size scipy alone is the quicker.
 SMALL = 192
@@ -71,7 +71,7 @@ def assign(similarity: Tensor, *, prices: Tensor | None = None) -> Assignment:
     return Assignment(torch.from_numpy(columns), torch.from_numpy(costs.astype(np.float64)))
 
 
-def _solve_dense(matrix: Values) -> Places:
+def _solve_dense(matrix: Values) -> Indices:
     return linear_sum_assignment(matrix, maximize=True)[1].astype(np.int64)
 
 
@@ -91,7 +91,7 @@ class _Problem:
         sample -= sample.mean(1, keepdims=True)
         self.spread = max(float(sample.std()), 1e-12 * self.peak)
 
-    def solve(self, prices: Values, step: float) -> tuple[Places, Values]:
+    def solve(self, prices: Values, step: float) -> tuple[Indices, Values]:
         """The best columns, and prices for the next time."""
         values = self.matrix
         if self.spread > 1e-30 and self.peak < 1e30:
@@ -112,9 +112,9 @@ class _Problem:
         last, best = np.partition(margins, ranks, axis=1)[:, ranks].T
         return float(np.median(best - last))
 
-    def _solve_exactly(self, edges: Places, prices: Values) -> tuple[Places, Values]:
+    def _solve_exactly(self, edges: Indices, prices: Values) -> tuple[Indices, Values]:
         """Solve with few edges until no other edge is worth its price."""
-        columns: Places | None = None
+        columns: Indices | None = None
         for _ in range(ATTEMPTS):
             if len(edges) > MANY * self.size:
                 break
@@ -134,10 +134,10 @@ class _Problem:
             edges = _distinct(edges, missing)
         return _solve_dense(self.matrix - prices), prices
 
-    def _chunks(self) -> list[Places]:
+    def _chunks(self) -> list[Indices]:
         return chunks(np.arange(self.size), self.size)
 
-    def _nearest(self, values: Values, prices: Values) -> Places:
+    def _nearest(self, values: Values, prices: Values) -> Indices:
         """The edges of each row with about the best margins, and some that serve everybody."""
         # Every eighth column shows well enough where the best ones begin, at an eighth of the time.
         stride = 8
@@ -152,17 +152,17 @@ class _Problem:
             found.append(self._edges(chunk[rows], columns))
         return _distinct(*found)
 
-    def _left_overs(self, prices: Values) -> Places:
+    def _left_overs(self, prices: Values) -> Indices:
         """Edges of the rows without preferences: to the cheapest columns, other ones for each."""
         cheapest = prices.argsort()
         ranks = np.arange(len(self.dead))[:, None] + np.arange(NEAREST)
         return self._edges(self.dead[:, None], cheapest[ranks % self.size]).flatten()
 
-    def _edges(self, rows: Places, columns: Places) -> Places:
+    def _edges(self, rows: Indices, columns: Indices) -> Indices:
         """Pairs as numbers, sorted by column."""
         return columns * self.size + rows
 
-    def _solve_sparse(self, edges: Places, prices: Values) -> Places:
+    def _solve_sparse(self, edges: Indices, prices: Values) -> Indices:
         """The best columns if the rows may have these edges only."""
         columns, rows = np.divmod(edges, self.size)
         margins = self.matrix[rows, columns] - prices[columns]
@@ -178,7 +178,7 @@ class _Problem:
         return chosen.astype(np.int64)
 
     def _dual_prices(
-        self, edges: Places, chosen: Places, prices: Values, *, rounds: int
+        self, edges: Indices, chosen: Indices, prices: Values, *, rounds: int
     ) -> Values | None:
         """The least prices above `prices` at which each row likes its chosen column best."""
         # They are longest paths (Bellman and Ford); there are none if the choice is not the best.
@@ -196,7 +196,7 @@ class _Problem:
             prices[wanted[rises]] = least[rises]
         return None
 
-    def _worth_more(self, chosen: Places, prices: Values) -> Places:
+    def _worth_more(self, chosen: Indices, prices: Values) -> Indices:
         """Edges that some row prefers to its chosen column."""
         own = self.matrix[np.arange(self.size), chosen] - prices[chosen] + 4 * self.rounding
         found = [np.empty(0, dtype=np.int64)]
@@ -211,7 +211,7 @@ class _Problem:
         return np.concatenate(found)
 
 
-def _distinct(*edges: Places) -> Places:
+def _distinct(*edges: Indices) -> Indices:
     """All edges in order, each one once; several times quicker than numpy's."""
     every = np.sort(np.concatenate(edges))
     return every[np.diff(every, prepend=-1) > 0]

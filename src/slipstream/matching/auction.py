@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Values = NDArray[np.floating]
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 ROUNDS = 200  # of bids for one step, at most
 CHUNK = 1 << 17  # values handled at once
@@ -38,13 +38,13 @@ def auction(values: Values, prices: Values, *, step: float) -> Values:
     return prices
 
 
-def chunks(rows: Places, columns: int) -> list[Places]:
+def chunks(rows: Indices, columns: int) -> list[Indices]:
     """Return the rows in parts of so few values that they stay in the cache."""
     height = max(1, CHUNK // columns)
     return [rows[at : at + height] for at in range(0, len(rows), height)]
 
 
-def _bids(margins: Values) -> tuple[Places, Values]:
+def _bids(margins: Values) -> tuple[Indices, Values]:
     """The column that each row wants, and how much more than any other; spoils `margins`."""
     every = np.arange(len(margins))
     wanted = margins.argmax(1)
@@ -54,11 +54,11 @@ def _bids(margins: Values) -> tuple[Places, Values]:
 
 
 def _sell(
-    rows: Places,
-    wanted: Places,
+    rows: Indices,
+    wanted: Indices,
     bids: Values,
     prices: Values,
-    owner: Places,
+    owner: Indices,
     served: NDArray[np.bool_],
 ) -> None:
     """Give each wanted column to its highest bidder; updates prices, owner and served."""

@@ -92,10 +92,10 @@ def _turn(site: Site, covariance: Covariance, start: Permutation) -> Tensor:
 def _matrix(site: Site, permutation: Permutation) -> Tensor:
     """What a permutation does to one axis; nothing where that depends on another axis."""
     matrix = torch.eye(site.size, dtype=torch.float64)
-    places = permutation.indices(site.weight).get(site.weight_axis)
+    positions = permutation.indices(site.weight).get(site.weight_axis)
     signs = permutation.factors(site.weight).get(site.weight_axis)
-    if places is not None and places.dim() == 1:
-        matrix = matrix[places]
+    if positions is not None and positions.dim() == 1:
+        matrix = matrix[positions]
     if signs is not None and signs.dim() == 1:
         matrix = matrix * signs[:, None]
     return matrix

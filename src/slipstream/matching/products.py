@@ -20,12 +20,12 @@ CHUNK = 1 << 22  # values of a tensor that are permuted at once
 class Move:
     """What a permutation does to a tensor, axis by axis."""
 
-    places: dict[int, Tensor]  # what `take` reads
+    positions: dict[int, Tensor]  # what `take` reads
     factors: dict[int, Tensor]  # what `multiply` reads
 
     def __call__(self, value: Tensor) -> Tensor:
         """Return the tensor with its neurons moved."""
-        return multiply(take(value, self.places), self.factors)
+        return multiply(take(value, self.positions), self.factors)
 
     def of_gradient(self, value: Gradient) -> Gradient:
         """Return the moved gradient, low-rank if it was and can be."""
@@ -35,36 +35,39 @@ class Move:
 
     def on(self, axis: int, *, of: int) -> "Move":
         """The move along one axis, as one along axis `of` of another tensor."""
-        return Move(*({of: m[axis]} if axis in m else {} for m in (self.places, self.factors)))
+        return Move(*({of: m[axis]} if axis in m else {} for m in (self.positions, self.factors)))
 
     def without(self, axis: int) -> "Move":
         """The move along all other axes."""
         return Move(
-            *({a: v for a, v in m.items() if a != axis} for m in (self.places, self.factors))
+            *({a: v for a, v in m.items() if a != axis} for m in (self.positions, self.factors))
         )
 
     def part(self, axis: int, chosen: Tensor) -> "Move":
         """The move to the chosen positions of one axis, along which it is the same everywhere."""
         return Move(
-            *({**m, axis: m[axis][chosen]} if axis in m else m for m in (self.places, self.factors))
+            *(
+                {**m, axis: m[axis][chosen]} if axis in m else m
+                for m in (self.positions, self.factors)
+            )
         )
 
     def is_plain(self, axis: int) -> bool:
         """Return whether the move along an axis is the same at all positions of the others."""
-        return all(m[axis].dim() == 1 for m in (self.places, self.factors) if axis in m)
+        return all(m[axis].dim() == 1 for m in (self.positions, self.factors) if axis in m)
 
     def differs(self, other: "Move", axis: int) -> Tensor:
         """Return which positions of an axis receive something else than by another move."""
         differs = torch.zeros((), dtype=torch.bool)
-        for mine, its in ((self.places, other.places), (self.factors, other.factors)):
+        for mine, its in ((self.positions, other.positions), (self.factors, other.factors)):
             if axis in mine:
                 differs = differs | (mine[axis] != its[axis])
         return differs
 
     def same_form(self, other: "Move") -> bool:
         """Return whether both move the same axes."""
-        return (self.places.keys(), self.factors.keys()) == (
-            other.places.keys(),
+        return (self.positions.keys(), self.factors.keys()) == (
+            other.positions.keys(),
             other.factors.keys(),
         )
 
@@ -114,8 +117,8 @@ class Product:
             total = self._sum(pairs, move)
         else:
             total = self._total  # it is brought up to date where it lies
-            for axis, places in changed.items():
-                self._correct(total, pairs[: self._seen], move, axis, places)
+            for axis, positions in changed.items():
+                self._correct(total, pairs[: self._seen], move, axis, positions)
             if self._seen < len(pairs):
                 self._sum(pairs[self._seen :], move, total)
         self._total, self._move, self._seen = total, move, len(pairs)
@@ -175,22 +178,22 @@ class Product:
         alone = Permutation(self.groups, orders, signs)
         mine = Move(alone.indices(name), alone.factors(name)).on(own, of=own)
         rest = move.without(own)
-        return Move(rest.places | mine.places, rest.factors | mine.factors)
+        return Move(rest.positions | mine.positions, rest.factors | mine.factors)
 
     def _changed(self, move: Move, pairs: list[Pair]) -> dict[int, Tensor] | None:
         """Positions of every other axis whose source changed; None: recompute all."""
         changed: dict[int, Tensor] = {}
         if self._total is None or not move.same_form(self._move):
             return None
-        for axis in move.places | move.factors:
-            places = torch.nonzero(move.differs(self._move, axis))
-            if not len(places):
+        for axis in move.positions | move.factors:
+            positions = torch.nonzero(move.differs(self._move, axis))
+            if not len(positions):
                 continue
-            few = places.shape[1] == 1 and 3 * len(places) < 2 * self._length(axis)
+            few = positions.shape[1] == 1 and 3 * len(positions) < 2 * self._length(axis)
             # An axis that lists the block's neurons or their parents is compared whole.
             if changed or not few or self._split(axis) or isinstance(pairs[0][0], LowRank):
                 return None
-            changed[axis] = places.flatten()
+            changed[axis] = positions.flatten()
         return changed
 
     def _sum(self, pairs: list[Pair], move: Move, total: Tensor | None = None) -> Tensor:
@@ -219,7 +222,7 @@ class Product:
         length = target.shape[axis]
         size = max(1, CHUNK * length // target.numel())
         for chosen in torch.split(torch.arange(length), size):
-            here = move.places[axis][chosen] if axis in move.places else chosen
+            here = move.positions[axis][chosen] if axis in move.positions else chosen
             piece = source.index_select(axis, here.to(source.device))
             rest = move.without(axis)
             factors = move.part(axis, chosen).on(axis, of=axis).factors
@@ -240,14 +243,14 @@ class Product:
         return (target.left.T, mixed.T) if own == 0 else (target.right, mixed)
 
     def _correct(
-        self, total: Tensor, pairs: list[Pair], move: Move, axis: int, places: Tensor
+        self, total: Tensor, pairs: list[Pair], move: Move, axis: int, positions: Tensor
     ) -> None:
-        """Add what moving other neurons to `places` of another axis changes in the sum."""
+        """Add what moving other neurons to `positions` of another axis changes in the sum."""
         rest = move.without(axis)
         for target, source in pairs:
-            there = places.to(total.device)
+            there = positions.to(total.device)
             new, old = (
-                m.part(axis, places).on(axis, of=axis)(wide(source)) for m in (move, self._move)
+                m.part(axis, positions).on(axis, of=axis)(wide(source)) for m in (move, self._move)
             )
             part = wide(target).index_select(axis, there)
             rows, others = self._rows(part), self._rows(rest(new - old))

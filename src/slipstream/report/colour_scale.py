@@ -86,8 +86,8 @@ def _far_apart(ticks: list[float], low: float, high: float, scale: Scale) -> tup
     """All ticks, or every second, third and so on."""
     for every in range(1, len(ticks)):
         chosen = ticks[::every]
-        places = [_along(value, low, high, scale) for value in chosen]
-        if all(b - a >= _APART for a, b in pairwise(places)):
+        positions = [_along(value, low, high, scale) for value in chosen]
+        if all(b - a >= _APART for a, b in pairwise(positions)):
             return tuple(chosen)
     return tuple(ticks[:1])
 

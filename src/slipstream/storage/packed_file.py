@@ -29,11 +29,11 @@ from slipstream.storage.packed_header import (
     Description,
     PackedBlock,
     Stamp,
-    beside,
     chain_of,
     contents_of,
     cut,
     describe,
+    file_beside,
     parsed,
     places_of,
     stamp_of,
@@ -177,7 +177,7 @@ def _unpacked(path: Path, stamp: Stamp, number: int) -> Bits:
         packed = file.read(stop - start)
     other = None
     if contents.base is not None:
-        other = _bits(beside(path, contents.base), block, number)
+        other = _bits(file_beside(path, contents.base), block, number)
     return unpack(packed, other, dtype=block.form.dtype, count=block.count)
 
 

@@ -89,7 +89,7 @@ def chain_of(path: Path) -> list[Path]:
     """
     chain = [path]
     while chain[-1].suffix == SUFFIX and (base := contents_of(chain[-1]).base) is not None:
-        file = beside(chain[-1], base)
+        file = file_beside(chain[-1], base)
         if not file.exists():
             raise ValueError(f"{base}, which it is a difference to, is missing")
         if file in chain:
@@ -174,7 +174,7 @@ def cut(places: Mapping[str, Place], start: int) -> Iterator[PackedBlock]:
             yield PackedBlock(TensorForm((count,), form.dtype_name), at)
 
 
-def beside(path: Path, base: str) -> Path:
+def file_beside(path: Path, base: str) -> Path:
     """Return the file that `path` is a difference to; plain, if there are both forms."""
     return in_present_form(path.with_name(f"{base}.safetensors"))
 

@@ -142,13 +142,13 @@ def plainly() -> Generator[None]:
         with ExitStack() as stack:
             # Whether a mask is the causal one is a hint for kernels; the mask is applied anyway.
             if hasattr(transformer, "_detect_is_causal_mask"):
-                stack.enter_context(patch.object(transformer, "_detect_is_causal_mask", _as_told))
+                stack.enter_context(patch.object(transformer, "_detect_is_causal_mask", _as_passed))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _as_told(_mask: Tensor | None, is_causal: bool | None, _size: int | None) -> bool:
+def _as_passed(_mask: Tensor | None, is_causal: bool | None, _size: int | None) -> bool:
     return bool(is_causal)
 
 

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from slipstream.symmetry.capture import ExampleInput, call_with
+from slipstream.symmetry.disturbance import disturbed_weights, is_constant, raised_weights
 from slipstream.symmetry.eval_copy import in_mode
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.outputs import output_tensors
@@ -90,8 +91,9 @@ class PerturbedModel:
         tensors = {name: _to_double(tensor.detach(), copy=True) for name, tensor in own.items()}
         perturbed = cls(model, memory, groups, tree_map(_to_double, example_input), tensors)
         with torch.no_grad():
-            _measure_statistics_(perturbed)
-            tensors = _disturbed(tensors, weights_of(model), seed)
+            tensors |= (raised := raised_weights(tensors, weights_of(model)))
+            _measure_statistics_(perturbed, trained=bool(raised))
+            tensors = disturbed_weights(tensors, weights_of(model), seed)
         perturbed = replace(perturbed, tensors=tensors)
         if training:
             perturbed = replace(perturbed, modes=perturbed._modes())
@@ -222,19 +224,6 @@ def _largest_change(outputs: Sequence[Tensor], references: Sequence[Tensor]) -> 
     return max(changes, default=0.0)
 
 
-def with_noise(example_input: ExampleInput, *, seed: int) -> ExampleInput:
-    """Return the input with other signs, and noise on it: the function must be the same there."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def disturb(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
-            return leaf
-        factor, noise = torch.randn(2, *leaf.shape, generator=generator).to(leaf)
-        return torch.where(leaf.isfinite(), leaf * factor + noise, leaf)
-
-    return tree_map(disturb, example_input)
-
-
 def _first_examples(example_input: ExampleInput) -> ExampleInput:
     """A few examples, where all tensors of the input have as many rows."""
     tensors = [leaf for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor)]
@@ -263,12 +252,16 @@ def _derivatives(outputs: Iterable[Tensor], weights: list[Tensor]) -> list[Tenso
     return [None] * len(weights)
 
 
-def _measure_statistics_(perturbed: PerturbedModel) -> None:
-    """Give untrained BatchNorm the statistics of the input; with 0 and 1 deep networks fade."""
+def _measure_statistics_(perturbed: PerturbedModel, *, trained: bool) -> None:
+    """Give untrained BatchNorm the statistics of the input; with 0 and 1 deep networks fade.
+
+    Those of trained layers are of other weights once some are raised: then they are measured too.
+    """
     untrained = [
         module
         for module in perturbed.model.modules()
-        if isinstance(module, _NormBase) and _is_constant(module.running_var)
+        if isinstance(module, _NormBase)
+        if (module.running_var is not None and trained) or is_constant(module.running_var)
     ]
     if not untrained:
         return
@@ -282,32 +275,6 @@ def _measure_statistics_(perturbed: PerturbedModel) -> None:
     perturbed.memory.restore()
     for module, momentum in zip(untrained, momenta, strict=True):
         module.eval().momentum = momentum
-
-
-def _is_constant(tensor: Tensor | None) -> bool:
-    if tensor is None or tensor.numel() == 0:
-        return False
-    # A look at the beginning spares a pass over a large matrix.
-    flat = tensor.flatten()
-    return all(bool((part == flat[0]).all()) for part in (flat[:100], flat))
-
-
-def _disturbed(tensors: Mapping[str, Tensor], names: Iterable[str], seed: int) -> dict[str, Tensor]:
-    """Multiply vectors and constant tensors by U(.5, 1.5); raise what is zero or faint."""
-    generator = torch.Generator().manual_seed(seed)
-    disturbed = dict(tensors)
-    for name in names:
-        value = tensors[name]
-        if not value.numel() or not (value.is_floating_point() or value.is_complex()):
-            continue
-        if value.dim() == 1 or _is_constant(value):
-            noise = torch.rand(value.shape, generator=generator).to(value) + 0.5
-            disturbed[name] = value * noise if value.abs().max() > 1e-3 else noise
-        elif value.dim() > 1:
-            size, wanted = float(value.norm()) / value.numel() ** 0.5, value[0].numel() ** -0.5
-            if 0 < size < wanted / 2:
-                disturbed[name] = value * (wanted / size)
-    return disturbed
 
 
 def _relative(output: Tensor, reference: Tensor) -> float:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from slipstream.symmetry.capture import ExampleInput
+from slipstream.symmetry.disturbance import with_noise
 from slipstream.symmetry.eval_copy import evaluation_copy
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups, Pin
-from slipstream.symmetry.perturbed_model import PerturbedModel, with_noise
+from slipstream.symmetry.perturbed_model import PerturbedModel
 from slipstream.symmetry.untouched import left_as_it_was
 from slipstream.weights import unwrapped, weights_of
 

@@ -36,7 +36,7 @@ def refuse_untraceable(model: nn.Module, example_input: Any) -> None:
         for name, value in (*module._parameters.items(), *module._buffers.items()):
             if value is not None and is_lazy(value):
                 raise ValueError(
-                    f"The neurons of {type(model).__name__} cannot be told: {where} has no shape "
+                    f"The neurons of {type(model).__name__} cannot be found: {where} has no shape "
                     f"for {name!r} yet. Run the model once, so that its lazy layers get theirs."
                 )
     tensors = [leaf for leaf in tree_leaves(example_input) if isinstance(leaf, Tensor)]

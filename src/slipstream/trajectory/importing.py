@@ -98,16 +98,16 @@ def _numbered(
 ) -> dict[int, Checkpoint]:
     """The checkpoints by step, in growing order."""
     if steps is None:
-        told = _told_steps(found, key)
-        steps = {name: step for name, step in told.items() if step is not None}
+        in_names = _steps_of(found, key)
+        steps = {name: step for name, step in in_names.items() if step is not None}
         if not steps:
             if len(found) > 1:
                 raise ValueError(
-                    f"No number in the names {', '.join(told)} in {source} gives their steps: pass "
-                    f"steps={{{found[0].name!r}: 0, ...}}."
+                    f"No number in the names {', '.join(in_names)} in {source} gives their "
+                    f"steps: pass steps={{{found[0].name!r}: 0, ...}}."
                 )
             steps = {found[0].name: 0}
-        elif nameless := [name for name in told if name not in steps]:
+        elif nameless := [name for name in in_names if name not in steps]:
             _log.warning("Left out, no number in the name: %s", ", ".join(nameless))
     by_name = {checkpoint.name: checkpoint for checkpoint in found}
     chosen: dict[int, Checkpoint] = {}
@@ -126,16 +126,16 @@ def _numbered(
     return chosen
 
 
-def _told_steps(found: list[Checkpoint], key: str | None) -> dict[str, int | None]:
+def _steps_of(found: list[Checkpoint], key: str | None) -> dict[str, int | None]:
     """The steps by Lightning's own count, else by the names of all together."""
-    told: dict[str, int | None] = {}
+    in_names: dict[str, int | None] = {}
     for checkpoint in found:
         lightning = checkpoint.files[0].suffix == ".ckpt"
         inside = read_pickled(checkpoint.files[0], key=key).step if lightning else None
-        told[checkpoint.name] = inside
-    unknown = [name for name, step in told.items() if step is None]
+        in_names[checkpoint.name] = inside
+    unknown = [name for name, step in in_names.items() if step is None]
     try:
-        return told | steps_in(unknown)
+        return in_names | steps_in(unknown)
     except ValueError as error:
         repair = f"pass steps={{{found[0].name!r}: 1, ...}}"
         raise ValueError(f"{str(error).removesuffix('.')}: {repair}.") from error

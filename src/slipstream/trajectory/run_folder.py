@@ -346,8 +346,8 @@ def _remove_temporary(folder: Path) -> None:
 
 def _reference(file: Path, folder: Path) -> str:
     """Relative for what lies beside the run, so that both may move together; else absolute."""
-    beside = file.is_relative_to(folder.parent)
-    return Path(os.path.relpath(file, folder)).as_posix() if beside else str(file)
+    sibling = file.is_relative_to(folder.parent)
+    return Path(os.path.relpath(file, folder)).as_posix() if sibling else str(file)
 
 
 def _entry(

@@ -49,7 +49,7 @@ def steps_in(names: Sequence[str]) -> dict[str, int | None]:
         >>> steps_in(["epoch_2_loss_0.25.pt"]), steps_in(["resnet18_40.pt"])
         ({'epoch_2_loss_0.25.pt': 2}, {'resnet18_40.pt': 40})
     """
-    found = {name: _told(name) for name in names}
+    found = {name: _number_in(name) for name in names}
     kinds = {number.kind for number in found.values() if number is not None}
     if {"step", "epoch"} <= kinds:
         raise ValueError(
@@ -59,7 +59,7 @@ def steps_in(names: Sequence[str]) -> dict[str, int | None]:
     return {name: None if number is None else number.value for name, number in found.items()}
 
 
-def _told(name: str) -> _Number | None:
+def _number_in(name: str) -> _Number | None:
     stem = re.sub(r"(\.(pt|pth|ckpt|bin|safetensors|packed|tar|model))+$", "", name, flags=re.I)
     numbers = [_number(match) for match in _NUMBER.finditer(stem)]
     for kind in _KINDS:

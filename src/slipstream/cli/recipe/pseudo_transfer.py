@@ -41,7 +41,9 @@ def pseudo_transfer(
     start: Start = None,
     labels: Annotated[int | None, typer.Option(min=1, help=LABELS, show_default="all")] = None,
     head: Annotated[str, typer.Option(help=HEAD)] = "head",
-    pretraining: Annotated[int, typer.Option(min=0, help=PRETRAINING)] = 5,
+    pretraining: Annotated[
+        int, typer.Option(min=0, help=PRETRAINING)
+    ] = PretrainPlan().descent.epochs,
     controls: Controls = True,
     json: options.AsJson = False,
 ) -> None:

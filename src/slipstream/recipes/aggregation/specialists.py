@@ -28,10 +28,10 @@ class Family(nn.Module):
         self.specialists = nn.ModuleList(model_at(model, weights) for weights in starts)
         self.aggregate = copying.deepcopy(self.specialists[0])
         with torch.no_grad():
-            for whole, parts in self.beside():
+            for whole, parts in self.parameter_pairs():
                 whole.copy_(torch.stack(parts).sum(0))
 
-    def beside(self) -> Iterator[tuple[nn.Parameter, list[Tensor]]]:
+    def parameter_pairs(self) -> Iterator[tuple[nn.Parameter, list[Tensor]]]:
         """Yield each parameter of the aggregate with those of the specialists."""
         of_each = [list(specialist.parameters()) for specialist in self.specialists]
         for number, whole in enumerate(self.aggregate.parameters()):
@@ -45,7 +45,7 @@ class Family(nn.Module):
         for specialist, task, batch, size in each:
             total = total + task.loss(specialist, batch)
             total = total + size / sum(sizes) * task.loss(self.aggregate, batch)
-        for whole, parts in self.beside():
+        for whole, parts in self.parameter_pairs():
             total = total + pull * (whole - torch.stack(parts).sum(0)).square().sum()
         return total
 

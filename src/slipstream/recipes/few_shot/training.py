@@ -25,7 +25,7 @@ from slipstream.recipes.few_shot.plan import MetaPlan
 from slipstream.recipes.masks.scored_weights import ScoredWeights, maskable, neutral
 from slipstream.recipes.masks.selection import Masks, churn, lowest_kept, select
 from slipstream.recipes.masks.ticket import Ticket
-from slipstream.recipes.masks.training import save_beside
+from slipstream.recipes.masks.training import save_in_run
 from slipstream.storage.new_run import NewRun
 from slipstream.training import Loop, recorded
 from slipstream.training.loop import Progress
@@ -119,7 +119,7 @@ def train_meta(
             )
         result = training.result()
     if run_folder is not None and result.ticket is not None:
-        save_beside(result.ticket, NewRun.of(run_folder).folder)
+        save_in_run(result.ticket, NewRun.of(run_folder).folder)
     return result
 
 

@@ -98,7 +98,7 @@ def train_iterand(
             )
         result = training.result()
     if run_folder is not None:
-        save_beside(result.ticket, NewRun.of(run_folder).folder)
+        save_in_run(result.ticket, NewRun.of(run_folder).folder)
     return result
 
 
@@ -137,7 +137,7 @@ class _Training(Loop):
         return IterandTraining(done.ticket(), losses, changed, self.step, done.rounds, self.seconds)
 
 
-def save_beside(ticket: Ticket, folder: Path) -> None:
+def save_in_run(ticket: Ticket, folder: Path) -> None:
     """Write the scores, then the ticket, which says that both are whole."""
     declare_companions(folder, SCORES, TICKET)
     scores = {name: value.cpu() for name, value in (ticket.scores or {}).items()}

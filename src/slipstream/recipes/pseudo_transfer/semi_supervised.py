@@ -182,10 +182,10 @@ class _Steps:
         if not weight:
             self._parts.append(_Part(size, 0, supervised))
             return own
-        beside, confident = self._unlabelled(inputs_of(batch), step)
-        unsupervised = loss_value(beside, step)
+        unlabelled, confident = self._unlabelled(inputs_of(batch), step)
+        unsupervised = loss_value(unlabelled, step)
         self._parts.append(_Part(size, plan.ratio * size, supervised, unsupervised, confident))
-        return own + weight * beside
+        return own + weight * unlabelled
 
     def _unlabelled(self, inputs: Tensor, step: int) -> tuple[Tensor, float]:
         """The loss without labels on what is made of some inputs, and the share that counts."""

@@ -28,14 +28,14 @@ class SideTask(nn.Module):
 
     def forward(self, features: Tensor, *inputs: Any, **named: Any) -> Any:
         """Map features of the base, and its inputs, to outputs."""
-        beside = self.side(*inputs, **named)
-        if beside.shape != features.shape:
+        side = self.side(*inputs, **named)
+        if side.shape != features.shape:
             raise ValueError(
                 f"side must give features of the base's shape, {tuple(features.shape)}; its own "
-                f"have shape {tuple(beside.shape)}."
+                f"have shape {tuple(side.shape)}."
             )
         blend = torch.sigmoid(self.alpha)
-        return self.head(blend * features + (1 - blend) * beside)
+        return self.head(blend * features + (1 - blend) * side)
 
     @property
     def blend(self) -> float:

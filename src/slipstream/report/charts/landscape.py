@@ -48,7 +48,7 @@ def plane_chart(
 ) -> Contours:
     """Return a metric over a plane, with what is marked on it and the path of the run."""
     plane, values = found.plane, _values(found.values, metric)
-    places = [] if plane.path is None else [(x, y) for x, y in plain(plane.path)]
+    points = [] if plane.path is None else [(x, y) for x, y in plain(plane.path)]
     marks = [
         Mark(
             name if place.outside < _NEAR else f"{name} ({place.outside:.2g} off)", place.x, place.y
@@ -58,7 +58,7 @@ def plane_chart(
     subject = subject or Subject()
     return Contours(
         "plane",
-        subject.titled(f"The {metric} around the path" if places else f"The {metric} in the plane"),
+        subject.titled(f"The {metric} around the path" if points else f"The {metric} in the plane"),
         _plane_reading(found, metric),
         plane.labels[0],
         plane.labels[1],
@@ -66,10 +66,10 @@ def plane_chart(
         plain(found.x),
         plain(found.y),
         plain(values.T),
-        places,
+        points,
         steps,
-        marks or _ends(places),
-        square=not places,
+        marks or _ends(points),
+        square=not points,
         run=subject.run,
     )
 
@@ -87,7 +87,7 @@ def _plane_reading(found: LossPlane, metric: str) -> str:
 
 def mode_plane_chart(found: ModePlane) -> Contours:
     """Return the loss over the values of two references, and the path of the run through it."""
-    places = [(x, y) for x, y in plain(found.path.T)]
+    points = [(x, y) for x, y in plain(found.path.T)]
     return Contours(
         "plane",
         "The loss over two modes",
@@ -98,8 +98,8 @@ def mode_plane_chart(found: ModePlane) -> Contours:
         plain(found.first),
         plain(found.second),
         plain(found.losses.T),
-        places,
-        marks=_ends(places),
+        points,
+        marks=_ends(points),
     )
 
 
@@ -136,8 +136,8 @@ def matrix_chart(title: str, table: Tensor, names: Sequence[str]) -> HeatMap:
     )
 
 
-def _ends(places: Sequence[tuple[float, float]]) -> list[Mark]:
-    return [Mark("start", *places[0]), Mark("end", *places[-1])] if places else []
+def _ends(points: Sequence[tuple[float, float]]) -> list[Mark]:
+    return [Mark("start", *points[0]), Mark("end", *points[-1])] if points else []
 
 
 def _values(values: Mapping[str, Tensor], metric: str) -> Tensor:

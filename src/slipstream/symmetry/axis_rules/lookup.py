@@ -42,9 +42,9 @@ def ranking(call: Call) -> list[Value] | Value:
 @rule("one_hot", reads="self")
 def one_hot(call: Call) -> Layout:
     """A new axis on which the position that a number tells is one."""
-    axes, told = call.axes("self"), call.points_to("self")
+    axes, pointed = call.axes("self"), call.points_to("self")
     (marked,) = call.places([call.shapes[0][-1]])
-    return (*axes, marked if told is None or length(told) != length(marked) else told)
+    return (*axes, marked if pointed is None or length(pointed) != length(marked) else pointed)
 
 
 @rule("embedding", signs=True, reads="indices")
@@ -77,7 +77,7 @@ def gather(call: Call) -> Layout:
     axes, index = call.axes("self"), call.axes("index")
     dim = call["dim"] % len(axes)
     _look_up(call, axes[dim], "index")
-    _meet(call, axes, index, besides=dim)
+    _meet(call, axes, index, excluding=dim)
     return index
 
 
@@ -87,9 +87,9 @@ def scatter(call: Call) -> Layout:
     axes, index = call.axes("self"), call.axes("index")
     dim = call["dim"] % len(axes)
     _look_up(call, axes[dim], "index")
-    _meet(call, axes, index, besides=dim)
+    _meet(call, axes, index, excluding=dim)
     if isinstance(call["src"], Value):
-        _meet(call, call.axes("src"), index, besides=len(axes))
+        _meet(call, call.axes("src"), index, excluding=len(axes))
     return axes
 
 
@@ -100,7 +100,7 @@ def index_add(call: Call) -> Layout:
     _look_up(call, axes[dim], "index")
     if isinstance(source := call["source"], Value):
         call.tie(source.axes[dim], call.axes("index")[0])
-        _meet(call, axes, source.axes, besides=dim)
+        _meet(call, axes, source.axes, excluding=dim)
     return axes
 
 
@@ -139,11 +139,11 @@ def _look_up_by(call: Call, axis: Axis, numbers: Value) -> None:
         call.tie(axis, numbers.points_to)
 
 
-def _meet(call: Call, axes: Layout, index: Layout, *, besides: int) -> None:
+def _meet(call: Call, axes: Layout, index: Layout, *, excluding: int) -> None:
     """Tie axes that are gone along together; the index may stop before the end of an axis."""
     for number, (axis, own) in enumerate(zip(axes, index, strict=True)):
-        if number != besides and length(axis) == length(own):
+        if number != excluding and length(axis) == length(own):
             call.tie(axis, own)
-        elif number != besides:
+        elif number != excluding:
             for cut_short in (axis, own):
                 call.pin(cut_short, "only its first positions are used")

@@ -150,7 +150,7 @@ def rule(
     are multiplied, use `call.multiply` for `call.tie`; where positions are added up, compared, or
     shifted by a constant, call `call.unsigned`. An even function is `call.multiply(axis, axis)`.
     Without `signs=True`, nothing that the operator touches changes its sign. Results that are not
-    floating-point numbers, and axes that the rule makes anew, have no sign in any case.
+    floating-point numbers, and new axes that the rule makes, have no sign in any case.
 
     Args:
         *operators: Names, several in one string if they are separated by spaces.
