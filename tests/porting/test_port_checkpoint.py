@@ -178,7 +178,7 @@ def test_the_own_loss_of_a_model_chooses_and_signs(folders, tmp_path):
     batch = {"input_ids": IDS, "labels": IDS}
     task = checkpoint_task(paths["to_base"], [batch], validation=[batch])
     result = port_checkpoint(tmp_path / "out", FineTune(**paths), task, plan=PortPlan(stages=2))
-    assert {c.method for c in result.candidates} >= {"identity", "weights", "fgmt-signed"}
+    assert {c.method for c in result.candidates} >= {"identity", "weights", "function"}
     ported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     with torch.no_grad():
         assert float(ported(**batch).loss) == pytest.approx(result.loss_after, rel=1e-4)

@@ -21,8 +21,9 @@ FINE_TUNED = "The fine-tune: the same, or a LoRA adapter in the format of PEFT."
 TO_BASE = "The base that gets the fine-tune."
 OUT = "What to make: a new folder, or a .safetensors file if --to-base is a file."
 DATA = (
-    "Labelled batches of the task, to take gradients on (train) and to choose by (validation): "
-    "package.module:function, or with --model digits, mnist:DIR or cifar10:DIR."
+    "Labelled batches of the task, to take gradients on (train) and to choose by (validation), and "
+    "perhaps others without labels (unlabelled): package.module:function, or with --model digits, "
+    "mnist:DIR or cifar10:DIR."
 )
 MODEL = "mlp, conv_net, conv8, resnet18, or package.module:function, your own."
 PLAN = Adjusted(
@@ -81,4 +82,10 @@ def _task(to_base: Path, task: TaskOptions) -> "Task | None":
         return None
     given = import_function(named["data"])()
     own = import_function(named["loss"]) if "loss" in named else None
-    return checkpoint_task(to_base, given.train, validation=given.validation, loss=own)
+    return checkpoint_task(
+        to_base,
+        given.train,
+        validation=given.validation,
+        unlabelled=getattr(given, "unlabelled", None),
+        loss=own,
+    )

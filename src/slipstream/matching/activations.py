@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -116,7 +116,12 @@ def activation_pair(
 
 
 def covariances_of(
-    source: Weights, target: Weights, task: Task, *, groups: NeuronGroups
+    source: Weights,
+    target: Weights,
+    task: Task,
+    *,
+    groups: NeuronGroups,
+    outputs: Literal["activations", "gradients"] = "activations",
 ) -> "dict[Site, Covariance]":
     """Show both networks the same batches, and add up how their units go together.
 
@@ -125,6 +130,7 @@ def covariances_of(
         target: Weights of the other; the same layout.
         task: The model and data.
         groups: Only axes that list them are observed.
+        outputs: What is observed at the outputs of layers: they, or the loss's gradients there.
 
     Returns:
         The covariances of the target's with the source's units, by site.
@@ -137,12 +143,16 @@ def covariances_of(
     model = task.model
     sites = _find_sites(model, groups)
     covariances = {site: Covariance() for site in sites}
-    with eval_mode(model), torch.no_grad():
+    backward = outputs == "gradients"
+    with eval_mode(model), torch.set_grad_enabled(backward):
         for number, (batch, _) in enumerate(sized_batches(model, task.data)):
             seen = []
             for weights in (target, source):
-                with weights_in(model, weights), _observing(sites) as observed:
-                    task.forward(model, batch)
+                with weights_in(model, weights), _observing(sites, backward=backward) as observed:
+                    if backward:
+                        _backward(model, task.loss(model, batch))
+                    else:
+                        task.forward(model, batch)
                 seen.append(observed)
             for site, covariance in covariances.items():
                 for stays, moves in zip(seen[0][site], seen[1][site], strict=True):
@@ -242,14 +252,23 @@ def _axes_of(module: nn.Module) -> list[tuple[bool, int, int]]:
     return []
 
 
+def _backward(model: nn.Module, loss: Tensor) -> None:
+    """Go backward through the model, and leave no gradient in it."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    torch.autograd.grad(loss, trained, allow_unused=True)
+
+
 @contextmanager
-def _observing(sites: list[Site]) -> Generator[dict[Site, list[Tensor]]]:
-    """Collect the activations of every site, call by call."""
+def _observing(sites: list[Site], *, backward: bool = False) -> Generator[dict[Site, list[Tensor]]]:
+    """Collect the activations of every site, call by call; of outputs the gradients, if wanted."""
     observed: dict[Site, list[Tensor]] = {site: [] for site in sites}
 
     def hook_of(site: Site) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            observed[site].append(site.rows(output if site.output else inputs[0]))
+            if site.output and backward:
+                output.register_hook(lambda gradient: observed[site].append(site.rows(gradient)))
+            else:
+                observed[site].append(site.rows(output if site.output else inputs[0]))
 
         return hook
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -36,7 +37,13 @@ class Rotation:
 
 @takes_task
 def match_rotations(
-    source: Weights, target: Weights, task: Task, *, groups: NeuronGroups, start: Permutation
+    source: Weights,
+    target: Weights,
+    task: Task,
+    *,
+    groups: NeuronGroups,
+    start: Permutation,
+    outputs: Literal["activations", "gradients"] = "activations",
 ) -> Rotation:
     """Find the rotations that align the source's activations to the target's.
 
@@ -47,6 +54,10 @@ def match_rotations(
     added to the target's own weights. Only axes that list neurons are turned: inputs and outputs of
     the network stay.
 
+    With `outputs="gradients"`, the outputs of layers are rotated as the loss's gradients there are
+    aligned, not the activations: a step of training is a sum of products of output gradients with
+    inputs, so each side of it has a map of its own.
+
     Args:
         source: Weights of one network.
         target: Weights of the other; the same layout.
@@ -54,6 +65,7 @@ def match_rotations(
         groups: Which axes list neurons.
         start: For the tensors that no layer multiplies by, such as gains and statistics of a
             normalisation, and where too few examples leave a rotation open.
+        outputs: What the outputs of layers are aligned by; the gradients need labels.
 
     Returns:
         What aligns a displacement to the target.
@@ -62,9 +74,10 @@ def match_rotations(
         ValueError: If the data is empty, the weights differ in a name or a shape, or an
             activation is not finite.
 
-    Source: "A generalized solution of the orthogonal Procrustes problem" (Schoenemann, 1966).
+    Source: "A generalized solution of the orthogonal Procrustes problem" (Schoenemann, 1966); the
+    two maps are those of BiCo (arXiv 2605.28444, 2026).
     """
-    observed = covariances_of(source, target, task, groups=groups)
+    observed = covariances_of(source, target, task, groups=groups, outputs=outputs)
     axes: dict[tuple[str, int], Tensor] = {}
     for site, covariance in observed.items():
         if covariance.count > 1:

@@ -242,7 +242,11 @@ def ported_adapter(
 def _permuted(adapter: Adapter, factors: Factors, choice: Choice) -> tuple[Tensor, Tensor] | None:
     """The two factors, each with its neurons in the order of the other base; None if impossible."""
     aligner = choice.prepared.aligner
-    if parts_of(choice.prepared.method)[1] != "none" or not isinstance(aligner, Permutation):
+    if (
+        choice.before is not None
+        or parts_of(choice.prepared.method)[1] != "none"
+        or not isinstance(aligner, Permutation)
+    ):
         return None
     indices, signs = aligner.indices(factors.tensor), aligner.factors(factors.tensor)
     if any(index.dim() > 1 for index in (*indices.values(), *signs.values())):
@@ -259,7 +263,7 @@ def _permuted(adapter: Adapter, factors: Factors, choice: Choice) -> tuple[Tenso
 
 def _factored(adapter: Adapter, factors: Factors, choice: Choice) -> tuple[Tensor, Tensor]:
     """The factors of a dense displacement, as many columns as the adapter has."""
-    moved = choice.prepared.displacement[factors.tensor].mul_(choice.strength / factors.scale)
+    moved = choice.added(factors.tensor).div_(factors.scale)
     matrix = moved.T if factors.flipped else moved.flatten(1)
     up, down = halves(matrix, adapter.rank(factors))
     shapes = (adapter.stored.forms[key].shape for key in (factors.up, factors.down))
@@ -271,6 +275,6 @@ def _replaced(adapter: Adapter, key: str, choice: Choice, to_base: Weights) -> T
     """A tensor that an adapter holds whole; a new head is what it was."""
     name = adapter.whole.get(key)
     if name in choice.prepared.displacement and name is not None:
-        return choice.prepared.at(name, to_base[name], strength=choice.strength)
+        return choice.at(name, to_base[name])
     beneath = key.removeprefix(_PREFIX).replace(".base_layer.", ".")  # the base's own embedding
     return to_base.get(beneath, adapter.stored.weights[key])

@@ -131,6 +131,7 @@ def checkpoint_task(
     data: Iterable[Batch] = (),
     *,
     validation: Iterable[Batch] | None = None,
+    unlabelled: Iterable[Batch] | None = None,
     loss: Loss | None = None,
 ) -> Task:
     """Load the model of a Hugging Face folder, with data to port a fine-tune by.
@@ -140,6 +141,7 @@ def checkpoint_task(
         data: Labelled batches, for gradients and BatchNorm statistics: mappings that the model
             takes by name.
         validation: Other labelled batches, on which method and strength are chosen.
+        unlabelled: Batches of which nothing but what the model computes is looked at.
         loss: Maps the model and a batch to the batch's mean loss; by default the loss that the
             model returns.
 
@@ -149,7 +151,13 @@ def checkpoint_task(
     Raises:
         ValueError: If the folder's model cannot be built.
     """
-    return Task(load_pretrained(folder), data, loss or _own_loss, validation=validation)
+    return Task(
+        load_pretrained(folder),
+        data,
+        loss or _own_loss,
+        validation=validation,
+        unlabelled=unlabelled,
+    )
 
 
 def _identity(
@@ -158,7 +166,7 @@ def _identity(
     """What an interrupted port must have in common with the one that continues it."""
     stored = {"from_base": files.from_base, "to_base": files.to_base}
     tuned = open_stored(given.fine_tuned, argument="fine_tuned")
-    data = [] if task is None else [task.data, task.validation or ()]
+    data = [] if task is None else [task.data, task.validation or (), task.unlabelled or ()]
     once = any(isinstance(part, Iterator) for part in data)  # such data cannot be looked at before
     return {
         "plan": asdict(plan),
@@ -259,7 +267,10 @@ def _write(
     config = {**adapter.config, "base_model_name_or_path": str(files.to_base.path)}
     (out / CONFIG).write_text(json.dumps(config, indent=2), encoding="utf-8")
     weights = ported_adapter(
-        adapter, solution.choice, files.to_base.weights, retokenised=files.aligned.retokenised
+        adapter,
+        solution.chosen.choice,
+        files.to_base.weights,
+        retokenised=files.aligned.retokenised,
     )
     forms = {name: TensorForm.of(v) for name, v in weights.items()}
     write_tensors(out / WEIGHTS, forms, weights.__getitem__)

@@ -1,48 +1,71 @@
-"""Which method, at which strength: by validation data, or by the alignment of the bases."""
+"""What is applied: steps at their strengths, chosen by the alignment of the bases if need be."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 from torch import Tensor
 
 from slipstream.porting.displacement import Prepared, prepare
-from slipstream.porting.fitting import NoOutputBiasError
-from slipstream.porting.judge import Judge, Measured
-from slipstream.porting.method_inputs import MethodInputs
-from slipstream.porting.plan import PortMethod, PortPlan, parts_of
-from slipstream.porting.problem import BaseAlignment, Regime
+from slipstream.porting.judge import Measured
+from slipstream.porting.method_inputs import Aligner, MethodInputs
+from slipstream.porting.plan import UNLABELLED, PortMethod, PortPlan, PortStep, parts_of
+from slipstream.porting.problem import BaseAlignment, LazyWeights, Regime
 from slipstream.porting.result import PortCandidate
 from slipstream.symmetry.permutation import Permutation
+from slipstream.weights import Weights
 
 Progress = Callable[[int, int], None]  # pieces of work done, and in all
 
-# What `auto` tries, in this order: first what needs no data, then no matching.
-ALWAYS: tuple[PortMethod, ...] = ("untouched", "identity")
-WITH_LABELS: tuple[PortMethod, ...] = ("output-bias", "few-shot", "sign-mask", "identity-signed")
-MATCHED: tuple[PortMethod, ...] = ("weights",)
-MATCHED_WITH_LABELS: tuple[PortMethod, ...] = (
-    *MATCHED,
-    *("weights-signed", "activations-signed", "fgmt-signed"),
-)
 # A matching that moves a smaller share of the neurons has found the identity.
 _FEW = 0.05
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What to apply."""
+    """A step at a strength, after those that came before it."""
 
     prepared: Prepared
     strength: float = 1.0
     statistics: dict[str, Tensor] = field(default_factory=dict)  # of BatchNorm, if not carried
     measured: Measured | None = None
-    candidates: tuple[PortCandidate, ...] = ()
-    loss_before: float | None = None
-    loss_identity: float | None = None
-    margin: float | None = None  # how much lower than `loss_before` the loss had to be
-    reason: str = ""
+    before: "Choice | None" = None
+    gradients: int = 0  # that this step took
+
+    @property
+    def steps(self) -> tuple[PortStep, ...]:
+        """All steps."""
+        return (*(self.before.steps if self.before else ()), self.prepared.method)
+
+    @property
+    def method(self) -> PortMethod:
+        """All steps in one name."""
+        return "+".join(self.steps)
+
+    @property
+    def learns_from_no_label(self) -> bool:
+        """Whether labels only choose its strengths."""
+        return set(self.steps) <= set(UNLABELLED)
+
+    @property
+    def moves_as_aligned(self) -> bool:
+        """Whether all that is added is the aligned displacement, at a strength that is not 0."""
+        alone = self.before is None and parts_of(self.prepared.method)[1] == "none"
+        return alone and self.strength > 0
+
+    @property
+    def all_gradients(self) -> int:
+        """The gradients that all of its steps took."""
+        return self.gradients + (self.before.all_gradients if self.before else 0)
+
+    @property
+    def aligner(self) -> Aligner:
+        """What aligns the displacement: of the first step that does."""
+        earlier = self.before
+        if earlier is None or not set(map(_coordinates, earlier.steps)) - {"identity"}:
+            return self.prepared.aligner
+        return earlier.aligner
 
     @property
     def loss(self) -> float:
@@ -53,12 +76,48 @@ class Choice:
     def candidate(self) -> PortCandidate:
         """What was measured, as plain data."""
         return PortCandidate(
-            self.prepared.method,
+            self.method,
             self.strength,
             self.loss,
             "estimated" if self.statistics else "carried",
             self.prepared.rate,
+            self.gradients,
+            None if self.before is None else self.before.candidate,
         )
+
+    def at(self, name: str, base: Tensor) -> Tensor:
+        """Return a tensor of the other base, given as it was, with all steps applied."""
+        start = base if self.before is None else self.before.at(name, base)
+        if name in self.statistics:
+            return self.statistics[name].to(start.dtype)
+        if name not in self.prepared.displacement:
+            return start
+        return self.prepared.at(name, start, strength=self.strength)
+
+    def added(self, name: str) -> Tensor:
+        """Return what all steps add to a tensor, a new one in float32 or better."""
+        moved = self.prepared.displacement[name].mul_(self.strength)
+        return moved if self.before is None else moved.add_(self.before.added(name))
+
+    def on(self, base: Weights) -> LazyWeights:
+        """Return all tensors of the other base with all steps applied, lazily."""
+        return LazyWeights(base, lambda name: self.at(name, base[name]))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What to apply, and why."""
+
+    choice: Choice
+    explanation: tuple[str, ...]  # what, why, and what it took
+    candidates: tuple[PortCandidate, ...] = ()
+    loss_before: float | None = None
+    loss_identity: float | None = None
+    margin: float | None = None  # how much lower than `loss_before` the loss had to be
+
+
+def _coordinates(step: PortStep) -> str:
+    return parts_of(step)[0]
 
 
 def regime_of(inputs: MethodInputs, alignment: BaseAlignment) -> Regime:
@@ -73,12 +132,12 @@ def regime_of(inputs: MethodInputs, alignment: BaseAlignment) -> Regime:
     return alignment.regime
 
 
-def choose_by_alignment(inputs: MethodInputs, regime: Regime) -> Choice:
+def choose_by_alignment(inputs: MethodInputs, regime: Regime) -> Chosen:
     """Choose without data: the displacement as it is, or re-based where bases are independent."""
     method = inputs.plan.method
     if method != "auto":
-        strength = 0.0 if method == "untouched" else 1.0
-        return Choice(prepare(method, inputs), strength, reason=f"The plan asks for {method}.")
+        choice = _all_steps(inputs)
+        return Chosen(choice, explained(choice, f"The plan asks for {method}.", inputs))
     matched = regime == "independent" and inputs.can_match
     if matched and inputs.aligner_or_none("weights") is not None:
         reason = "the bases are independent: neurons are matched by their weights."
@@ -88,126 +147,36 @@ def choose_by_alignment(inputs: MethodInputs, regime: Regime) -> Choice:
         found = "neurons cannot be matched" if regime == "independent" else "the displacement fits"
         reason = f"the bases {why} {found}."
         method = "identity"
-    return Choice(prepare(method, inputs), reason=f"Without validation data: {reason}")
+    choice = _all_steps(replace(inputs, plan=replace(inputs.plan, method=method)))
+    return Chosen(choice, explained(choice, f"Without validation data: {reason}", inputs))
 
 
-def choose_by_loss(inputs: MethodInputs, regime: Regime, progress: Progress) -> Choice:
-    """Choose what has the least loss on the validation data; `auto` only if it is surely lower.
+def _all_steps(inputs: MethodInputs) -> Choice:
+    """The steps of the plan, each at its full strength."""
+    choice: Choice | None = None
+    for step in inputs.plan.steps:
+        there = inputs if choice is None else inputs.at(choice.on(inputs.own))
+        strength, before = 0.0 if step == "untouched" else 1.0, sum(inputs.spent)
+        made = prepare(step, there)
+        spent = sum(inputs.spent) - before
+        choice = Choice(made, strength, before=choice, gradients=spent)
+    assert choice is not None  # a method has a step
+    return choice
 
-    Args:
-        inputs: The problem.
-        regime: Whether the bases share a history.
-        progress: Called after each method.
 
-    Returns:
-        The best choice, with the loss of all.
-
-    Raises:
-        ValueError: If the method that is asked for fits at no learning rate.
-    """
-    plan, judge = inputs.plan, Judge(inputs)
-    before = judge.measure(judge.own)
-    tried = _methods(inputs, regime)
-    best: Choice | None = None
-    candidates: list[PortCandidate] = []
-    for number, method in enumerate(tried, start=1):
-        for choice in _choices(method, inputs, judge):
-            candidates.append(choice.candidate)
-            if plan.method in ("auto", method) and (best is None or choice.loss < best.loss):
-                best = choice
-        progress(number, len(tried))
-    if best is None:
-        raise ValueError(f"few-shot fine-tuning diverges at all rates {plan.rates}: give lower.")
-    if plan.method == "auto":
-        best = _surely_better(best, before, inputs)
-    else:
-        best = replace(best, reason=f"The plan asks for {plan.method}.")
-        if best.loss > before.loss:
-            inputs.note("the validation loss is higher than that of the untouched base.")
-    return replace(
-        best,
-        candidates=tuple(candidates),
-        loss_before=before.loss,
-        loss_identity=min(c.loss for c in candidates if c.method == "identity" and c.strength == 1),
+def explained(choice: Choice, reason: str, inputs: MethodInputs) -> tuple[str, str, str]:
+    """Return what was chosen, why, and what it took: a sentence each."""
+    needs = "needs no labels" if choice.learns_from_no_label else "learns from labels"
+    own, spent = choice.all_gradients, sum(inputs.spent)
+    return (
+        f"Chosen: {choice.candidate.name}.",
+        reason,
+        f"It {needs} and takes {own} gradients; {spent} were taken in all.",
     )
 
 
-def _surely_better(best: Choice, before: Measured, inputs: MethodInputs) -> Choice:
-    """The best choice, or the untouched base where that may only seem worse."""
-    errors, found = inputs.plan.margin, best.measured
-    assert found is not None  # it was chosen by its loss
-    margin = found.margin(before, errors=errors) if math.isfinite(before.loss) else 0.0
-    if margin is None:
-        margin = 0.0
-        if best.prepared.method != "untouched":
-            inputs.note(
-                "the validation data are one batch that cannot be split by examples, so nobody "
-                "knows how far the loss varies: give several batches."
-            )
-    name, fall = best.candidate.name, before.loss - best.loss
-    needed = f"margin of {margin:.3g} ({errors:g} standard errors, more if examples are few)"
-    if best.prepared.method == "untouched":
-        reason = "Nothing is changed: no candidate has a lower validation loss."
-    elif fall > margin:
-        reason = (
-            f"{name} has the lowest validation loss, {best.loss:.4g}: {fall:.3g} below the "
-            f"untouched base, which is more than the {needed}."
-        )
-        return replace(best, margin=margin, reason=reason)
-    else:
-        reason = (
-            f"Nothing is changed: {name} lowers the validation loss by only {fall:.3g}, not more "
-            f"than the {needed}."
-        )
-    nothing = prepare("untouched", inputs)
-    return Choice(nothing, strength=0.0, measured=before, margin=margin, reason=reason)
-
-
-def _methods(inputs: MethodInputs, regime: Regime) -> tuple[PortMethod, ...]:
-    """The plain displacement early: everything else is compared with it."""
-    method, labelled = inputs.plan.method, inputs.has_data
-    if method != "auto":
-        return tuple(dict.fromkeys(("identity", method)))
-    tried = ALWAYS + (WITH_LABELS if labelled else ())
-    if (regime == "independent" or not labelled) and inputs.can_match:
-        tried += MATCHED_WITH_LABELS if labelled else MATCHED
-    return tried
-
-
-def _choices(method: PortMethod, inputs: MethodInputs, judge: Judge) -> Iterator[Choice]:
-    """A method at every strength and rate, with BatchNorm as carried and as estimated."""
-    if method == "untouched":
-        yield Choice(prepare(method, inputs), 0.0, {}, judge.measure(judge.own))
-        return
-    for prepared in _prepared(method, inputs):
-        held = prepared.held()
-        for strength in _strengths(method, inputs.plan):
-            weights = judge.own | {
-                name: held.at(name, judge.own[name], strength=strength)
-                for name in held.displacement
-                if name in judge.own
-            }
-            yield Choice(held, strength, {}, judge.measure(weights))
-            if statistics := judge.statistics(weights):
-                yield Choice(held, strength, statistics, judge.measure(weights | statistics))
-
-
-def _prepared(method: PortMethod, inputs: MethodInputs) -> Iterator[Prepared]:
-    """A method's displacement; at each rate of few-shot fine-tuning, none where `auto` skips it."""
-    auto = inputs.plan.method == "auto"
-    if auto and inputs.aligner_or_none(parts_of(method)[0]) is None:
-        return
-    for rate in inputs.plan.rates if method == "few-shot" else (None,):
-        try:
-            yield prepare(method, inputs, rate=rate)
-        except FloatingPointError as error:
-            inputs.note(str(error))
-        except NoOutputBiasError:
-            if not auto:
-                raise
-
-
-def _strengths(method: PortMethod, plan: PortPlan) -> tuple[float, ...]:
-    if parts_of(method)[1] == "fitted":
+def strengths_of(step: PortStep, plan: PortPlan) -> tuple[float, ...]:
+    """Return the strengths at which a step is measured."""
+    if parts_of(step)[1] == "fitted":
         return (1.0,)
-    return tuple(sorted({*plan.strengths, 1.0})) if method == "identity" else plan.strengths
+    return tuple(sorted({*plan.strengths, 1.0})) if step == "identity" else plan.strengths

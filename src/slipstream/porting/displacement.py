@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.gradients import dense
-from slipstream.porting.fitting import NoOutputBiasError, few_shot, fit_output_biases
+from slipstream.porting.fitting import (
+    NoOutputBiasError,
+    distil,
+    few_shot,
+    fit_function,
+    fit_output_biases,
+)
 from slipstream.porting.method_inputs import Aligner, MethodInputs
-from slipstream.porting.plan import PortMethod, parts_of
+from slipstream.porting.plan import PortStep, parts_of
 from slipstream.porting.problem import LazyWeights, Problem, wide_copy
 from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import Weights
@@ -23,10 +29,10 @@ _LEAST_VARIANCE = 0.1
 class Prepared:
     """A displacement in the coordinates of the other base."""
 
-    method: PortMethod
+    method: PortStep
     aligner: Aligner
     displacement: Weights  # a new tensor at every access
-    rate: float | None = None  # the learning rate of few-shot fine-tuning
+    rate: float | None = None  # the learning rate of a step that trains
 
     def at(self, name: str, base: Tensor, *, strength: float) -> Tensor:
         """Return a tensor of the other base with its displacement, in its own dtype."""
@@ -41,7 +47,7 @@ class Prepared:
         return replace(self, displacement=LazyWeights(kept, lambda name: kept[name].clone()))
 
 
-def prepare(method: PortMethod, inputs: MethodInputs, *, rate: float | None = None) -> Prepared:
+def prepare(method: PortStep, inputs: MethodInputs, *, rate: float | None = None) -> Prepared:
     """Make a method's displacement.
 
     Args:
@@ -72,7 +78,7 @@ def prepare(method: PortMethod, inputs: MethodInputs, *, rate: float | None = No
 
 
 def _fitted(
-    method: PortMethod, inputs: MethodInputs, rate: float | None
+    method: PortStep, inputs: MethodInputs, rate: float | None
 ) -> tuple[Callable[[str], Tensor], float | None]:
     """What labels alone give, and the learning rate if there is one."""
     if method == "output-bias":
@@ -82,6 +88,10 @@ def _fitted(
                 "The method 'output-bias' needs a bias behind the model's last weights, which the "
                 "plan does not exclude and an adapter can hold: there is none."
             )
+    elif method == "function":
+        moved = fit_function(inputs)
+    elif method == "distil":
+        moved, rate = distil(inputs)
     else:
         first, *others = inputs.plan.rates
         if rate is None and others:

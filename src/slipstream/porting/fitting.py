@@ -1,26 +1,29 @@
-"""What labels alone give the other base: few-shot fine-tuning, and a fit of its output biases."""
+"""What is fitted at the other base: to labels, or to the outputs that the port should have."""
 
 import copy
-from collections.abc import Collection
+import math
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from slipstream.evaluation import Batch, Task, eval_mode
+from slipstream.porting.last_layers import NoLastLayerError, fit_last_layers
 from slipstream.porting.method_inputs import MethodInputs
+from slipstream.porting.outputs import TargetFunction, last_parameters, outputs_of
 from slipstream.porting.problem import wide_copy
-from slipstream.storage.fingerprints import tensors_in
 from slipstream.training import Loop, TrainingPlan
 from slipstream.transfer.transfer_state import BatchStream, complete_weights
 from slipstream.weights import load_weights_, unwrapped, weights_of
 
 _PASSES = 20  # over the data, at most, to fit the output biases
+_EVERY = 5  # of so many unlabelled batches, one is kept to choose the rate of distillation by
+CannotFit = NoLastLayerError  # what `auto` continues without
 
 
-class NoOutputBiasError(ValueError):
+class NoOutputBiasError(CannotFit):
     """The model has no bias behind its last weights."""
 
 
@@ -29,7 +32,7 @@ def few_shot(inputs: MethodInputs, rate: float) -> dict[str, Tensor]:
 
     Args:
         inputs: The problem and its task.
-        rate: The learning rate.
+        rate: The learning rate, which falls to 0 along a cosine.
 
     Returns:
         How far each tensor of the model moves.
@@ -37,20 +40,60 @@ def few_shot(inputs: MethodInputs, rate: float) -> dict[str, Tensor]:
     Raises:
         FloatingPointError: If the loss diverges.
     """
-    task = _at_base(inputs)
-    names = _trained(inputs, task.model)
-    data = BatchStream(task.data).take(3 * inputs.plan.stages)
-
-    def loss(batch: Batch) -> Tensor:
-        value = task.loss(task.model, batch)
-        if not value.isfinite().all():
-            raise FloatingPointError(f"few-shot fine-tuning diverges at rate {rate:g}.")
-        return value
-
-    plan = TrainingPlan(epochs=1, optimizer="adam", lr=rate)
-    trained = [p for name, p in task.model.named_parameters() if name in names]
-    Loop(task.model, plan, trained=trained, batch_size=task.batch_size).run(loss, data=data)
+    task = _at_base(inputs, inputs.with_data)
+    _descend(inputs, task, lambda batch: task.loss(task.model, batch), task.data, rate)
     return _moved(inputs, task.model)
+
+
+def distil(inputs: MethodInputs) -> tuple[dict[str, Tensor], float]:
+    """Train the other base on the outputs `B(x) + A*(x) - A(x)`, with Adam, without labels.
+
+    Args:
+        inputs: The problem and its task.
+
+    Returns:
+        How far each tensor of the model moves, and the learning rate: the one of the plan with the
+        least error on inputs that were left out.
+
+    Raises:
+        FloatingPointError: If the loss diverges at every rate.
+    """
+    target = inputs.target
+    numbered = list(enumerate(target.batches))
+    held = numbered[_EVERY - 1 :: _EVERY] or numbered[-1:]
+    fitted = [pair for pair in numbered if pair[0] not in dict(held)] or held
+    best: tuple[float, float, nn.Module] | None = None
+    for rate in inputs.plan.rates:
+        task = _at_base(inputs, inputs.with_inputs)
+        numbers = replace(task, batch_size=lambda pair: inputs.with_model.batch_size(pair[1]))
+        loss = _distance(task, target)
+        try:
+            _descend(inputs, numbers, loss, fitted, rate)
+        except FloatingPointError as error:
+            inputs.note(str(error))
+            continue
+        with eval_mode(task.model), torch.no_grad():
+            left = math.fsum(float(loss(task.to(pair))) * numbers.batch_size(pair) for pair in held)
+        if best is None or left < best[0]:
+            best = left, rate, task.model
+    if best is None:
+        raise FloatingPointError(f"distillation diverges at all rates {inputs.plan.rates}.")
+    return _moved(inputs, best[2]), best[1]
+
+
+def fit_function(inputs: MethodInputs) -> dict[str, Tensor]:
+    """Fit the last layers to the outputs `B(x) + A*(x) - A(x)`, in closed form, without labels.
+
+    Args:
+        inputs: The problem and its task.
+
+    Returns:
+        How far each tensor of the model moves.
+    """
+    task = _at_base(inputs, inputs.with_inputs)
+    names = _trained(inputs, task.model)
+    moved = fit_last_layers(task, inputs.target, names)
+    return {name: wide_copy(value) for name, value in moved.items()}
 
 
 def fit_output_biases(inputs: MethodInputs) -> dict[str, Tensor]:
@@ -62,7 +105,7 @@ def fit_output_biases(inputs: MethodInputs) -> dict[str, Tensor]:
     Returns:
         How far each tensor of the model moves; nothing if it has no such biases.
     """
-    task, plan = _at_base(inputs), inputs.plan
+    task, plan = _at_base(inputs, inputs.with_data), inputs.plan
     count = plan.stages * plan.batches_per_gradient
     data = [task.to(batch) for batch in islice(task.data, count)]
     names = output_biases(task, data[0], _trained(inputs, task.model))
@@ -99,44 +142,57 @@ def output_biases(task: Task, batch: Batch, names: Collection[str]) -> list[str]
     Returns:
         Their names.
     """
-    layers = [
-        m for m in task.model.modules() if next(m.parameters(recurse=False), None) is not None
-    ]
-    found = _biases(task.model, names)
-    seen: list[Tensor] = []
-
-    def look(module: nn.Module, args: Any, kwargs: Any) -> None:
-        inputs = [t for t in tensors_in((args, kwargs)) if t.is_floating_point()]
-        seen.extend(t.sum() for t in inputs if t.requires_grad)
-
-    hooks = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in layers]
-    try:
-        with eval_mode(task.model), torch.enable_grad():
-            loss = task.loss(task.model, batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not found or not loss.requires_grad:
-        return []
-    values = list(found.values())
-    used = torch.autograd.grad(loss, values, allow_unused=True, retain_graph=True)
-    inner: tuple[Tensor | None, ...] = (None,) * len(values)
-    if seen:
-        inner = torch.autograd.grad(seen, values, allow_unused=True)
-    return [n for n, u, i in zip(found, used, inner, strict=True) if u is not None and i is None]
+    parameters = dict(task.model.named_parameters())
+    biases = [n for n in parameters if n in names and n.endswith("bias")]
+    matrices = {n: parameters.get(n[: -len("bias")] + "weight") for n in biases}
+    # A norm has gains beside its biases, and no matrix.
+    behind = {n for n in biases if (m := matrices[n]) is not None and m.dim() > 1}
+    return last_parameters(task.model, behind, lambda: task.loss(task.model, batch))
 
 
-def _biases(model: nn.Module, names: Collection[str]) -> dict[str, nn.Parameter]:
-    """The biases of layers with a matrix; a norm has gains beside its own."""
-    parameters = dict(model.named_parameters())
-    found = {n: p for n, p in parameters.items() if n in names and n.endswith("bias")}
-    matrices = {n: parameters.get(n[: -len("bias")] + "weight") for n in found}
-    return {n: p for n, p in found.items() if (m := matrices[n]) is not None and m.dim() > 1}
+def _distance(task: Task, target: TargetFunction) -> Callable[[tuple[int, Batch]], Tensor]:
+    """The squared distance of the outputs from the target's, over that of the fine-tune's."""
+    # The scale of outputs decides nothing: neither how rates fit, nor which output counts.
+    sizes = [float(change.square().mean()) or 1.0 for change in target.change(0)]
+
+    def loss(numbered: tuple[int, Batch]) -> Tensor:
+        number, batch = numbered
+        found = outputs_of(task.forward(task.model, batch))
+        apart = [
+            (own - there.to(own)).square().mean() / size
+            for own, there, size in zip(found, target.of(number), sizes, strict=True)
+        ]
+        return torch.stack(apart).mean()
+
+    return loss
 
 
-def _at_base(inputs: MethodInputs) -> Task:
+def _descend(
+    inputs: MethodInputs,
+    task: Task,
+    loss: Callable[[Batch], Tensor],
+    data: Iterable[Batch],
+    rate: float,
+) -> None:
+    """Train the task's model in place."""
+    steps = inputs.plan.descent
+
+    def checked(batch: Batch) -> Tensor:
+        value = loss(batch)
+        if not value.isfinite().all():
+            raise FloatingPointError(f"training diverges at rate {rate:g}.")
+        return value
+
+    inputs.spend(steps)
+    names = _trained(inputs, task.model)
+    trained = [p for name, p in task.model.named_parameters() if name in names]
+    plan = TrainingPlan(epochs=1, optimizer="adam", lr=rate, schedule="cosine")
+    loop = Loop(task.model, plan, trained=trained, batch_size=task.batch_size)
+    loop.run(checked, data=BatchStream(data).take(steps))
+
+
+def _at_base(inputs: MethodInputs, task: Task) -> Task:
     """The task with a copy of its model that has the other base's weights."""
-    task = inputs.with_data
     model = copy.deepcopy(unwrapped(task.model))
     load_weights_(model, complete_weights(model, inputs.problem.to_base, "to_base"))
     return replace(task, model=model)

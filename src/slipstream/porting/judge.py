@@ -24,6 +24,7 @@ class Measured:
 
     losses: Tensor  # (parts,) in float64
     sizes: Tensor  # (parts,) what each weighs in the mean
+    wider: "Measured | None" = None  # on all labels of a budget, if the weights learned from none
 
     @property
     def loss(self) -> float:
@@ -31,16 +32,28 @@ class Measured:
         value = float((self.losses * self.sizes).sum() / self.sizes.sum())
         return value if math.isfinite(value) else math.inf
 
-    def margin(self, other: "Measured", *, errors: float) -> float | None:
+    @property
+    def values(self) -> tuple[Tensor, Tensor]:
+        """Losses and sizes."""
+        return self.losses, self.sizes
+
+    @property
+    def widest(self) -> "Measured":
+        """The same on as many labels as may be looked at."""
+        return self if self.wider is None else self.wider
+
+    def margin(self, other: "Measured", *, errors: float, tried: int = 1) -> float | None:
         """Return how much lower than `other` the loss must be to be believed.
 
         Args:
             other: Of other weights, on the same parts.
             errors: How many standard errors of the paired difference.
+            tried: Among how many methods this is the best one.
 
         Returns:
             That many standard errors; more if there are few parts, as the quantiles of Student's t
-            are larger then. None if there are too few parts to know.
+            are larger then, and more if many were tried, as the least of many losses is lucky. None
+            if there are too few parts to know.
 
         Example:
             >>> ones, sizes = torch.ones(3), torch.ones(3)
@@ -58,7 +71,7 @@ class Measured:
         differences = self.losses - other.losses
         apart = shares * (differences - (shares * differences).sum())
         error = math.sqrt(float(apart.square().sum()) * count / (count - 1))
-        return errors * (1 + 2 / (count - 1)) * error
+        return errors * (1 + 2 / (count - 1)) * math.sqrt(1 + math.log(tried)) * error
 
 
 class Judge:
@@ -68,15 +81,23 @@ class Judge:
         task = replace(inputs.with_model.repeatable(), metrics={})
         self.own = complete_weights(task.model, inputs.problem.to_base, "to_base")
         self._task = replace(task, validation=_in_parts(task, self.own))
+        self._more: Iterable[Batch] = ()  # further labels, for what does not learn from them
+        if inputs.plan.labels is not None and task.has_data:
+            self._more = _in_parts(replace(task, validation=task.data), self.own)
         self._calibration: list[Batch] = []  # for the statistics of BatchNorm
         if task.calibration is None or task.calibration != ():
             given = (task.data if task.has_data else task.validation) or ()
             stream = BatchStream(given if task.calibration is None else task.calibration)
             self._calibration = stream.take(inputs.plan.batchnorm_batches)
 
-    def measure(self, weights: Weights) -> Measured:
-        """Return the losses on the parts of the validation data."""
-        return _measured(self._task, weights, self._task.validation or ())
+    def measure(self, weights: Weights, *, everywhere: bool = False) -> Measured:
+        """Return the losses on the parts of the validation data, and on all labels of a budget."""
+        held = _measured(self._task, weights, self._task.validation or ())
+        if not everywhere or not self._more:
+            return held
+        more = _measured(self._task, weights, self._more)
+        losses, sizes = (torch.cat(both) for both in zip(held.values, more.values, strict=True))
+        return replace(held, wider=Measured(losses, sizes))
 
     def statistics(self, weights: Weights) -> dict[str, Tensor]:
         """Return the statistics that BatchNorm has on the data; none without BatchNorm or data."""
@@ -95,7 +116,7 @@ def _measured(task: Task, weights: Weights, data: Iterable[Batch]) -> Measured:
         return value
 
     replace(task, data=data, loss=loss).evaluate(weights=weights)
-    return Measured(*(torch.tensor(found, dtype=torch.float64) for found in (losses, sizes)))
+    return Measured(torch.tensor(losses).double(), torch.tensor(sizes).double())
 
 
 def _in_parts(task: Task, weights: Weights) -> Iterable[Batch]:

@@ -8,9 +8,11 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from slipstream.evaluation import Task
+from slipstream.evaluation import Batch, Task
 from slipstream.matching import match_activations, match_rotations, match_weights
 from slipstream.matching.gradients import Gradient
+from slipstream.porting.last_layers import NoLastLayerError
+from slipstream.porting.outputs import TargetFunction
 from slipstream.porting.plan import Coordinates, PortPlan
 from slipstream.porting.problem import Problem, wide_copy
 from slipstream.symmetry.neuron_groups import NeuronGroups
@@ -40,7 +42,26 @@ class MethodInputs:
     given_groups: NeuronGroups | None = None
     ranks: Mapping[str, int] = field(default_factory=dict)  # of an adapter's tensors
     notes: list[str] = field(default_factory=list)  # what the user should be warned of
+    origin: Weights | None = None  # the other base as it was given, if this begins after a step
+    spent: list[int] = field(default_factory=list)  # gradients, by what took them
     _aligners: dict[Coordinates, Aligner] = field(default_factory=dict)
+    _targets: list[TargetFunction] = field(default_factory=list)
+
+    def at(self, weights: Weights, plan: PortPlan | None = None) -> "MethodInputs":
+        """Return the same problem where a step has led; what is known of it stays known."""
+        groups = self.__dict__.get("groups", self.given_groups)
+        problem = replace(self.problem, to_base=weights)
+        origin, plan = self.own, self.plan if plan is None else plan
+        return replace(self, problem=problem, plan=plan, origin=origin, given_groups=groups)
+
+    @property
+    def own(self) -> Weights:
+        """The other base as it was given."""
+        return self.problem.to_base if self.origin is None else self.origin
+
+    def spend(self, gradients: int) -> None:
+        """Count gradients; a stage's batches count as one."""
+        self.spent.append(gradients)
 
     def aligner(self, coordinates: Coordinates) -> Aligner:
         """Return what aligns the displacement to the other base."""
@@ -52,7 +73,7 @@ class MethodInputs:
         """Return the same; None, with a note, if these neurons cannot be matched."""
         try:
             return self.aligner(coordinates)
-        except _NO_MATCH as error:
+        except NOT_POSSIBLE as error:
             self.note(f"neurons were not matched by {coordinates}: {error}")
             return None
 
@@ -66,7 +87,7 @@ class MethodInputs:
             names = self.problem.carried
             source, target = (
                 {n: base[n] for n in names}  # not copied: a matching reads them piece by piece
-                for base in (self.problem.from_base, self.problem.to_base)
+                for base in (self.problem.from_base, self.own)
             )
             return match_weights(source, target, groups=self.groups).source_to_target
         if coordinates == "activations":
@@ -78,9 +99,17 @@ class MethodInputs:
             # Gradients of a transformer say little from where nothing corresponds yet.
             first = cast("Permutation", self.aligner("activations"))
             plan = self.plan.transfer()
+            self.spend(2 * plan.stages)
             *_, last = methods.fgmt(self.state, self.line, self.state.start, first, plan)
             return last.source_to_target
-        shapes = {name: tuple(value.shape) for name, value in self.problem.to_base.items()}
+        if coordinates == "bico":
+            permutation = cast("Permutation", self.aligner("activations"))
+            self.spend(2 * self.plan.stages)
+            seen = self._observed(self.with_data)
+            return match_rotations(
+                *seen, groups=self.groups, start=permutation, outputs="gradients"
+            )
+        shapes = {name: tuple(value.shape) for name, value in self.own.items()}
         return Permutation.identity(NeuronGroups((), (), shapes))
 
     def _by_activations(self) -> Permutation:
@@ -91,23 +120,29 @@ class MethodInputs:
             matching = match_activations(*self._observed(), groups=self.groups, start=first)
             return matching.source_to_target
 
-    def _observed(self) -> tuple[Weights, Weights, Task]:
+    def _observed(self, labelled: Task | None = None) -> tuple[Weights, Weights, Task]:
         """Both bases and the batches on which their neurons are compared."""
-        task = self.with_data
-        theirs, own = self.problem.from_base, self.problem.to_base
+        task = self.with_inputs
+        theirs, own = self.problem.from_base, self.own
         # A head of another size has no counterpart, and nothing is matched behind it.
         fits = [n for n in own if n in theirs and theirs[n].shape == own[n].shape]
         source = {**own, **{n: theirs[n] for n in fits}}
-        batches = BatchStream(task.data).take(self.plan.stages * self.plan.batches_per_gradient)
+        count = self.plan.stages * self.plan.batches_per_gradient
+        if labelled is None:
+            batches = self.unlabelled[:count]
+            forward = task.forward if task.unlabelled is not None else task.feed
+        else:
+            batches, forward = BatchStream(labelled.data).take(count), labelled.loss
         return (
             complete_weights(task.model, source, "from_base"),
             complete_weights(task.model, own, "to_base"),
-            replace(task, data=batches, forward=task.feed),
+            replace(task, data=batches, forward=forward),
         )
 
     def signed(self, aligner: Permutation) -> dict[str, Tensor]:
         """Return how far the signed steps lead from the other base, in the model's dtype."""
         start = self.state.start
+        self.spend(self.plan.stages)
         first = Step(dict(start), aligner)
         *_, last = methods.signed(self.state, self.line, start, first, self.plan.signs)
         return {
@@ -121,6 +156,7 @@ class MethodInputs:
     def gradient(self) -> dict[str, Gradient]:
         """The gradient at the other base, over as many batches as all stages take."""
         batches = self.state.data.take(self.plan.stages * self.plan.batches_per_gradient)
+        self.spend(self.plan.stages)
         return self.state.gradient(self.state.start, batches, batch_statistics=True)
 
     @cached_property
@@ -128,7 +164,9 @@ class MethodInputs:
         """What may be permuted; a tensor that is carried and not among its shapes is an error."""
         groups = self.given_groups
         if groups is None:
-            task = self.with_model if self._example_is_given else self.with_data
+            task = self.with_model if self._example_is_given else self.with_inputs
+            if not self._example_is_given and not self.has_data:
+                task = replace(task, data=self.unlabelled)
             loaded = not any(parameter.is_meta for parameter in task.model.parameters())
             groups = find_neuron_groups(task.model, task.example(), prove=loaded)
             if not loaded:
@@ -169,12 +207,12 @@ class MethodInputs:
     @cached_property
     def can_match(self) -> bool:
         """Whether there are neurons to match, as far as `auto` can find out."""
-        known = self.task is not None and (self._example_is_given or self.has_data)
+        known = self.task is not None and (self._example_is_given or self.has_inputs)
         if self.given_groups is None and not known:
             return False
         try:
             return len(self.groups) > 0
-        except _NO_MATCH as error:
+        except NOT_POSSIBLE as error:
             self.note(f"neurons were not matched: {error}")
             return False
 
@@ -182,6 +220,53 @@ class MethodInputs:
     def has_data(self) -> bool:
         """Whether there are batches to take gradients on."""
         return self.task is not None and self.task.has_data
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether there are batches to run the model on, labelled or not."""
+        return self.has_data or (self.task is not None and self.task.unlabelled is not None)
+
+    @cached_property
+    def unlabelled(self) -> list[Batch]:
+        """Batches of which nothing but what the networks compute is looked at."""
+        task = self.with_inputs
+        if task.unlabelled is not None:
+            return list(task.unlabelled)
+        return BatchStream(task.data).take(self.plan.stages * self.plan.batches_per_gradient)
+
+    @property
+    def target(self) -> TargetFunction:
+        """The function that a port should compute, whatever step it is at."""
+        if not self._targets:
+            self._targets.append(self._target())
+        return self._targets[0]
+
+    def _target(self) -> TargetFunction:
+        problem, model = self.problem, self.with_inputs.model
+        shapes = {name: value.shape for name, value in self.own.items()}
+        for argument, weights in (
+            ("from_base", problem.from_base),
+            ("fine_tuned", problem.fine_tuned),
+        ):
+            if torn := [
+                n for n, shape in shapes.items() if n not in weights or weights[n].shape != shape
+            ]:
+                raise NoLastLayerError(
+                    f"The function of {argument} cannot be carried to to_base: their {torn[0]!r} "
+                    "differ, so that their outputs do too."
+                )
+        return TargetFunction(
+            self.with_inputs,
+            self.unlabelled,
+            complete_weights(model, problem.from_base, "from_base"),
+            complete_weights(model, problem.fine_tuned, "fine_tuned"),
+            complete_weights(model, self.own, "to_base"),
+        )
+
+    @property
+    def with_inputs(self) -> Task:
+        """The task with batches, labelled or not; an error if there are none."""
+        return self.with_model if self.has_inputs else self.with_data
 
     @property
     def _example_is_given(self) -> bool:
@@ -203,8 +288,8 @@ class MethodInputs:
         return task
 
 
-# What tracing a model and matching its neurons may end in.
-_NO_MATCH = (ValueError, TypeError, AttributeError, LookupError, RuntimeError)
+# What tracing a model, matching its neurons and looking at its outputs may end in.
+NOT_POSSIBLE = (ValueError, TypeError, AttributeError, LookupError, RuntimeError)
 _MISSING = (
     "give Task(model, data, ...). Without it there are 'identity', and 'weights' where the model "
     "and an example input are given."

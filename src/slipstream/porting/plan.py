@@ -1,24 +1,26 @@
 """How a fine-tune is ported, as plain data."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from slipstream.storage.plan_fields import option
 from slipstream.transfer.plan import SignWeights, TransferPlan
 
-Coordinates = Literal["identity", "weights", "activations", "procrustes", "fgmt"]
+Coordinates = Literal["identity", "weights", "activations", "procrustes", "fgmt", "bico"]
 Signs = Literal["none", "mask", "signed", "fitted"]
-PortMethod = Literal[
-    "auto",
+PortStep = Literal[
     "untouched",
     "output-bias",
     "few-shot",
+    "function",
+    "distil",
     "identity",
     "weights",
     "activations",
     "procrustes",
     "fgmt",
+    "bico",
     "sign-mask",
     "weights-mask",
     "activations-mask",
@@ -29,26 +31,40 @@ PortMethod = Literal[
     "activations-signed",
     "fgmt-signed",
 ]
+PortMethod = str  # `auto`, or steps joined by +, such as `weights+few-shot`
+FITTED: tuple[PortStep, ...] = ("output-bias", "few-shot", "function", "distil")
+# What needs no labels: unlabelled inputs at most.
+UNLABELLED: tuple[PortStep, ...] = (
+    *("untouched", "identity", "weights", "activations", "procrustes", "function", "distil"),
+)
+_PER_STAGE = 3  # steps of few-shot fine-tuning and of distillation, as `fgmt-signed` has gradients
 
 
 @dataclass(frozen=True)
 class PortPlan:
     """How a fine-tune is carried from one base model to another.
 
-    A method aligns the displacement `fine_tuned - from_base` to the other base's neurons, and may
-    then use the other base's gradient: `-mask` keeps the entries that step against it,
-    `-signed` carries the displacement in stages, each beside a step against the gradient's sign.
-    `few-shot` and `output-bias` fit the labels alone, and `untouched` leaves the base as it is.
+    A method is a step, or several joined by `+`, each of which begins where the one before ended:
+    `weights+few-shot`. A step aligns the displacement `fine_tuned - from_base` to the other base's
+    neurons, and may then use the other base's gradient: `-mask` keeps the entries that step against
+    it, `-signed` carries the displacement in stages, each beside a step against the gradient's
+    sign. Or it carries the change of the outputs: `function` by the last layers alone, in closed
+    form, `distil` by gradients, both on unlabelled inputs. `few-shot` and `output-bias` fit the
+    labels alone, and `untouched` leaves the base as it is.
     """
 
     method: PortMethod = option(
         "auto",
-        "How the displacement is aligned to the other base; auto measures on validation data, and "
-        "chooses, or leaves the base untouched. identity: as it is. -mask keeps what the other "
-        "base's gradient agrees with, -signed steps beside that gradient.",
+        "How the fine-tune is carried; auto measures on validation data, and chooses, or leaves "
+        "the base untouched. identity, weights, activations, procrustes, fgmt and bico align the "
+        "displacement; -mask keeps what the other base's gradient agrees with, -signed steps "
+        "beside that gradient. function and distil carry the change of the outputs by unlabelled "
+        "inputs; few-shot and output-bias learn from labels alone. Steps are joined by +: "
+        "weights+few-shot.",
     )
     strengths: tuple[float, ...] = option(
-        (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5), "A strength to try on validation; repeatable."
+        (0.01, 0.03, 0.1, 0.2, 0.35, 0.6, 1.0, 1.4, 2.0, 3.0),
+        "A strength to try on validation; repeatable.",
     )
     stages: int = option(10, "Gradients along the path: more are better and slower.")
     batches_per_gradient: int = option(1, "Training batches per gradient.")
@@ -60,7 +76,13 @@ class PortPlan:
     )
     signs: SignWeights = field(default_factory=SignWeights)
     rates: tuple[float, ...] = option(
-        (0.003, 0.001, 0.0003), "A learning rate of few-shot fine-tuning to try; repeatable."
+        (0.003, 0.001, 0.0003),
+        "A learning rate of few-shot fine-tuning and of distillation to try; repeatable.",
+    )
+    training_steps: int | None = option(
+        None,
+        "Steps of few-shot fine-tuning and of distillation, at each rate.",
+        shown="three per stage",
     )
     labels: int | None = option(
         None,
@@ -68,27 +90,73 @@ class PortPlan:
         "the batches is kept to choose by.",
         shown="all",
     )
+    unlabelled: int | None = option(
+        None,
+        "Unlabelled examples to use, in whole batches: of the data's own, or training inputs whose "
+        "labels are not looked at.",
+        shown="all, or the labelled ones' inputs",
+    )
+    budget: int | None = option(
+        None,
+        "Gradients that may be taken in all, those of methods that are not chosen included; 0 "
+        "leaves what needs none.",
+        shown="what the methods take by themselves",
+    )
     margin: float = option(
         1.0,
         "Standard errors by which auto's choice must be better than the untouched base on "
-        "validation; otherwise the base stays as it is.",
+        "validation; otherwise the base stays as it is. More, if many methods were tried.",
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "strengths", tuple(self.strengths))
-        if self.method not in get_args(PortMethod):
-            listed = ", ".join(get_args(PortMethod))
-            raise ValueError(f"method must be one of {listed}; got {self.method!r}.")
-        if not self.strengths or min(self.strengths) <= 0:
-            raise ValueError(f"strengths must be numbers above 0, got {self.strengths}.")
-        object.__setattr__(self, "rates", tuple(self.rates))
-        if not self.rates or min(self.rates) <= 0:
-            raise ValueError(f"rates must be numbers above 0, got {self.rates}.")
-        if self.labels is not None and self.labels < 1:
-            raise ValueError(f"labels must be at least 1, got {self.labels}.")
+        for name in ("strengths", "rates"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if not getattr(self, name) or min(getattr(self, name)) <= 0:
+                raise ValueError(f"{name} must be numbers above 0, got {getattr(self, name)}.")
+        if self.method != "auto":
+            for step in self.method.split("+"):
+                if step not in get_args(PortStep):
+                    listed = ", ".join(("auto", *get_args(PortStep)))
+                    raise ValueError(
+                        f"method must be one of {listed}; or several joined by +, such as "
+                        f"weights+few-shot; got {self.method!r}."
+                    )
+        for name in ("training_steps", "labels", "unlabelled", "budget"):
+            value, least = getattr(self, name), int(name != "budget")
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
         if not self.margin >= 0:
             raise ValueError(f"margin must be at least 0, got {self.margin}.")
         self.transfer()  # checks what both plans have
+
+    @property
+    def steps(self) -> tuple[PortStep, ...]:
+        """What the method is composed of; nothing of `auto`."""
+        return () if self.method == "auto" else steps_of(self.method)
+
+    @property
+    def descent(self) -> int:
+        """Steps of few-shot fine-tuning and of distillation, at each rate."""
+        return self.training_steps or _PER_STAGE * self.stages
+
+    def within_budget(self) -> "PortPlan":
+        """Return the plan with as many stages as the budget is enough for.
+
+        Returns:
+            The plan; as it is without a budget, and that of `auto`, which divides the budget.
+
+        Raises:
+            ValueError: If the budget is not enough for one stage.
+        """
+        if self.budget is None or self.method == "auto":
+            return self
+        least = replace(self, stages=1, training_steps=None).gradients([self.method])
+        if least > self.budget:
+            raise ValueError(
+                f"budget={self.budget} is less than the {least} gradients that {self.method} takes "
+                "with one stage: give a larger budget, or fewer rates."
+            )
+        return replace(self, stages=self.budget // least) if least else self
 
     def transfer(self) -> TransferPlan:
         """Return the plan of the learning transfer that `fgmt` is made of."""
@@ -110,24 +178,35 @@ class PortPlan:
             >>> PortPlan(stages=10).gradients(["identity", "fgmt", "fgmt-signed"])
             30
         """
-        parts = [parts_of(method) for method in methods]
-        matched = 2 * any(coordinates == "fgmt" for coordinates, _ in parts)
+        steps = [step for method in methods if method != "auto" for step in steps_of(method)]
+        parts = [parts_of(step) for step in steps]
+        matched = 2 * sum(any(c == kind for c, _ in parts) for kind in ("fgmt", "bico"))
         masked = any(signs == "mask" for _, signs in parts)
         signed = sum(signs == "signed" for _, signs in parts)
-        trained = 3 * len(self.rates) * ("few-shot" in methods)
-        return self.stages * (matched + masked + signed + trained)
+        trained = len(self.rates) * sum(step in ("few-shot", "distil") for step in steps)
+        return self.stages * (matched + masked + signed) + self.descent * trained
 
 
-def parts_of(method: PortMethod) -> tuple[Coordinates, Signs]:
-    """Return what a method is composed of: how coordinates are matched, and what signs do.
+def steps_of(method: PortMethod) -> tuple[PortStep, ...]:
+    """Return the steps of a method.
+
+    Example:
+        >>> steps_of("weights+few-shot")
+        ('weights', 'few-shot')
+    """
+    return tuple(method.split("+"))  # type: ignore[arg-type]
+
+
+def parts_of(step: PortStep) -> tuple[Coordinates, Signs]:
+    """Return what a step is composed of: how coordinates are matched, and what signs do.
 
     Example:
         >>> parts_of("sign-mask"), parts_of("fgmt-signed"), parts_of("few-shot")
         (('identity', 'mask'), ('fgmt', 'signed'), ('identity', 'fitted'))
     """
-    if method in ("few-shot", "output-bias"):
+    if step in FITTED:
         return "identity", "fitted"
-    name, _, suffix = method.partition("-")
+    name, _, suffix = step.partition("-")
     signs: Signs = "mask" if suffix == "mask" else "signed" if suffix == "signed" else "none"
     for coordinates in get_args(Coordinates):
         if name == coordinates:

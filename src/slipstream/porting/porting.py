@@ -7,16 +7,10 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from slipstream.evaluation import Task, takes_task
-from slipstream.porting.choosing import (
-    Choice,
-    Progress,
-    choose_by_alignment,
-    choose_by_loss,
-    regime_of,
-)
+from slipstream.porting.choosing import Chosen, Progress, choose_by_alignment, regime_of
 from slipstream.porting.labels import within_budget
 from slipstream.porting.method_inputs import MethodInputs
-from slipstream.porting.plan import PortPlan, parts_of
+from slipstream.porting.plan import PortPlan
 from slipstream.porting.problem import (
     BaseAlignment,
     FineTune,
@@ -27,6 +21,7 @@ from slipstream.porting.problem import (
     pose,
 )
 from slipstream.porting.result import PortedLayer, PortResult
+from slipstream.porting.search import choose_by_loss
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.trajectory.layout import Layout
 from slipstream.weights import Weights, inner
@@ -97,18 +92,16 @@ class Solution:
     inputs: MethodInputs
     measured: BaseAlignment
     regime: Regime
-    choice: Choice
+    chosen: Chosen
 
     def part(self, name: str) -> Part:
         """Return one tensor of the result; no other is held meanwhile."""
-        problem, choice = self.inputs.problem, self.choice
+        problem, choice = self.inputs.problem, self.chosen.choice
+        own = problem.to_base[name]
         if name not in self.measured.tensors:
-            return Part(problem.to_base[name])
+            return Part(own)
         kept, matched = self._kept(name), self._matched(name)
-        value = choice.prepared.at(name, problem.to_base[name], strength=choice.strength)
-        if name in choice.statistics:
-            value = choice.statistics[name].to(value.dtype)
-        return Part(value, kept, matched)
+        return Part(choice.at(name, own), kept, matched)
 
     def result(
         self,
@@ -127,20 +120,21 @@ class Solution:
         Returns:
             The result.
         """
-        choice, problem = self.choice, self.inputs.problem
+        problem, chosen, choice = self.inputs.problem, self.chosen, self.chosen.choice
         return PortResult(
             plan=self.inputs.plan,
-            method=choice.prepared.method,
+            method=choice.method,
             strength=choice.strength,
             regime=self.regime,
             alignment=self.measured.alignment,
             layers=_layers(self.measured, parts),
-            candidates=choice.candidates,
-            loss_before=choice.loss_before,
-            loss_identity=choice.loss_identity,
-            loss_after=choice.loss if choice.candidates else None,
-            margin=choice.margin,
-            reason=choice.reason,
+            candidates=chosen.candidates,
+            loss_before=chosen.loss_before,
+            loss_identity=chosen.loss_identity,
+            loss_after=choice.loss if chosen.candidates else None,
+            margin=chosen.margin,
+            explanation=chosen.explanation,
+            gradient_evaluations=sum(self.inputs.spent),
             excluded=problem.excluded,
             warnings=(
                 *problem.warnings,
@@ -152,17 +146,15 @@ class Solution:
         )
 
     def _kept(self, name: str) -> float:
-        choice = self.choice
-        added = choice.prepared.displacement[name]
-        if parts_of(choice.prepared.method)[1] == "none":
-            return choice.strength * inner({name: added}, {name: added})
-        moved = self.inputs.problem.displacement(name)
-        aligned = choice.prepared.aligner.apply_to(name, moved)
-        return choice.strength * inner({name: added}, {name: aligned})
+        choice, added = self.chosen.choice, self.chosen.choice.added(name)
+        if choice.moves_as_aligned:
+            return inner({name: added}, {name: added}) / choice.strength
+        aligned = choice.aligner.apply_to(name, self.inputs.problem.displacement(name))
+        return inner({name: added}, {name: aligned})
 
     def _matched(self, name: str) -> float:
         problem = self.inputs.problem
-        aligned = self.choice.prepared.aligner.apply_to(name, problem.from_base[name])
+        aligned = self.chosen.choice.aligner.apply_to(name, problem.from_base[name])
         return inner({name: aligned}, {name: problem.to_base[name]})
 
 
@@ -179,7 +171,9 @@ def find_solution(inputs: MethodInputs, *, progress: Progress | None = None) -> 
     Raises:
         ValueError: If a tensor holds a NaN, or something that a method needs is missing.
     """
-    inputs = replace(inputs, task=within_budget(inputs.task, inputs.plan.labels))
+    plan = inputs.plan.within_budget()
+    task = within_budget(inputs.task, plan.labels, plan.unlabelled)
+    inputs = replace(inputs, plan=plan, task=task)
     measured = align_bases(inputs.problem)
     regime = regime_of(inputs, measured)
     if inputs.task is None or inputs.task.validation is None:

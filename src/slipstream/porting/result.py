@@ -33,17 +33,20 @@ class PortCandidate:
     """A method at a strength, measured on the validation data."""
 
     method: PortMethod
-    strength: float
+    strength: float  # of the last step
     loss: float
     statistics: str = "carried"  # of BatchNorm: carried like weights, or estimated on the data
-    rate: float | None = None  # the learning rate of few-shot fine-tuning
+    rate: float | None = None  # the learning rate of a last step that trains
+    gradients: int = 0  # that the last step took
+    before: "PortCandidate | None" = None  # what the last step begins after
 
     @property
     def name(self) -> str:
         """What it is, in words."""
+        earlier = "" if self.before is None else f"{self.before.name}, then "
         rate = "" if self.rate is None else f" at rate {self.rate:g}"
         strength = f" at strength {self.strength:g}" if self.strength not in (0, 1) else ""
-        return f"{self.method}{rate}{strength}"
+        return f"{earlier}{self.method.rpartition('+')[2]}{rate}{strength}"
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,16 @@ class PortResult:
     loss_identity: float | None  # of the displacement as it is, at strength 1
     loss_after: float | None
     margin: float | None  # how much lower than `loss_before` auto's choice had to be
-    reason: str  # why this was chosen, in a sentence
+    explanation: tuple[str, ...]  # what was chosen, why, and what it took: a sentence each
+    gradient_evaluations: int  # that were taken in all, a stage's batches counting as one
     excluded: tuple[str, ...]
     warnings: tuple[str, ...]
     weights: dict[str, Tensor] = field(repr=False, default_factory=dict)  # empty if in a file
 
     @property
-    def gradient_evaluations(self) -> int:
-        """Gradients that were taken in all, a stage's batches counting as one."""
-        return self.plan.gradients({self.method, *(c.method for c in self.candidates)})
+    def reason(self) -> str:
+        """Why this was chosen, in a sentence."""
+        return self.explanation[1]
 
     def to_json(self) -> dict[str, Any]:
         """Return everything but the weights as plain data."""
@@ -80,7 +84,7 @@ class PortResult:
         held |= {n: None for n, v in held.items() if isinstance(v, float) and not math.isfinite(v)}
         return {
             **held,
-            "gradient_evaluations": self.gradient_evaluations,
+            "reason": self.reason,
             "plan": asdict(self.plan),
             "layers": [{**asdict(layer), "gain": layer.gain} for layer in self.layers],
             "candidates": [
@@ -125,7 +129,7 @@ class PortResult:
         lines = [
             f"{self.regime} (cosine of the bases {self.alignment:.3f}): "
             f"{self.method} at strength {self.strength:g}",
-            self.reason,
+            *self.explanation,
         ]
         if self.loss_before is not None:
             lines.append(
