@@ -117,6 +117,16 @@ def pseudo_transfer(script):
     script.CHOOSING_SEEDS = script.GENERATOR_EPOCHS = 1
 
 
+def real_networks(script):
+    from made_up_networks import made_up_molecules
+
+    script.molecules = lambda: made_up_molecules(script.Molecule)
+    script.UNLABELLED = script.TEST = 8
+    script.BUDGET = 2
+    script.PLANS = {name: replace(plan, stages=2) for name, plan in script.PLANS.items()}
+    script.RATES = {name: rates[:1] for name, rates in script.RATES.items()}
+
+
 def recording(script):
     cases, resnet18 = script.cases, script.resnet18
     script.resnet18 = lambda: resnet18(width=0.0625)

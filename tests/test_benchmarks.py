@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from made_up_networks import write_resources
+
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PARTS = {  # of others
-    *("common", "summary", "porting_cases", "training_time_cases"),
+    *("ani_networks", "common", "summary", "porting_cases", "training_time_cases"),
     *("faults_counted", "faults_hostile"),
 }
 RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables go
@@ -42,6 +44,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
         "--mnist {data} --omniglot {data} --cifar10 {data} --labels 1 --labels 5 --seeds 1"
     ),
     "random_networks": "--count 3",
+    "real_networks": "{data}/resources --ports all --labels 8",
     "recipes": "--seeds 2",
     "recording": "--quick",
     "report": "--repeats 1",
@@ -68,7 +71,7 @@ WITHOUT_OUTPUT = ("symmetry_peers", "symmetry large")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """MNIST, CIFAR-10, Omniglot and a play, in their usual layouts: noise, and little of it."""
+    """Data sets and networks in their usual layouts: noise, and little of it."""
     folder = tmp_path_factory.mktemp("data")
     drawn = np.random.default_rng(0)
     for part, count in (("train", 300), ("t10k", 60)):
@@ -94,6 +97,7 @@ def data(tmp_path_factory):
                 )
     line = "what light through yonder window breaks, it is the east\n"
     play = "ROMEO:\n" + 150 * line + "ROMEO:\n"
+    write_resources(folder / "resources", members=2)
     (folder / "text.txt").write_text(40 * line + play + 40 * line, encoding="utf-8")
     return folder
 
