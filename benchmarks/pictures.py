@@ -56,7 +56,7 @@ def main() -> None:
 def transfer(run: Path, to: Path) -> Path:
     """Transfer a run to one new start."""
     code = "from slipstream.cli import main; main()"
-    words = ["transfer", run, "--seed", "7", "--method", "fgmt-signed", "--out", to]
+    words = ["transfer", run, "--seed", "7", "--out", to]
     subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True)
     return to
 

@@ -18,7 +18,13 @@ SETUP = NamedTask("mlp", "digits", width=256, options={"hidden_layers": 2}, batc
 TRAINING = TrainingPlan(epochs=20, lr=0.05)
 GRADIENT_BATCH = 128
 FURTHER_RATES = (0.05, 0.01, 0.002)
-METHODS: tuple[Method, ...] = ("naive", "random", "fgmt", "fgmt-signed", "oracle")
+METHODS: tuple[Method, ...] = (
+    "naive",
+    "activations",
+    "activations-signed",
+    "fgmt-signed",
+    "oracle",
+)
 
 
 @dataclass(frozen=True)

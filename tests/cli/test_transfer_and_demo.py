@@ -11,7 +11,7 @@ from slipstream.evaluation import evaluate
 from slipstream.named_task import NamedTask
 from slipstream.training import TrainingPlan
 from slipstream.trajectory import Trajectory
-from slipstream.transfer import find_source, load_transfer
+from slipstream.transfer import TransferPlan, find_source, load_transfer
 from slipstream.weights import weights_of
 
 
@@ -42,6 +42,27 @@ def test_a_run_is_transferred_to_a_seed_shown_and_evaluated(run, tmp_path):
     assert not shown["problems"]
     measured = json.loads(slipstream("evaluate", out, "--json").stdout)
     assert f"{measured['accuracy']:.4f}" in told
+
+
+def test_a_budget_says_how_many_stages_and_what_is_needed(run, tmp_path):
+    told = slipstream(
+        "transfer", run, "--seed", 7, "--budget", 4, "--out", tmp_path / "four"
+    ).stdout
+    assert "4 gradients" in told
+    assert told.count("\n") > 6
+    assert "needs labels" in told
+    assert load_transfer(tmp_path / "four").plan == TransferPlan.for_budget(4)
+    told = slipstream(
+        "transfer", run, "--seed", 7, "--budget", 0, "--out", tmp_path / "none"
+    ).stdout
+    assert "0 gradients" in told
+    assert "needs unlabelled batches" in told
+    both = ("--budget", 4, "--stages", 4)
+    refused = slipstream("transfer", run, "--seed", 7, *both, "--out", tmp_path / "x", code=2)
+    assert "Give --stages or --budget" in refused.stderr
+    little = ("--method", "fgmt", "--budget", 1)
+    refused = slipstream("transfer", run, "--seed", 7, *little, "--out", tmp_path / "x", code=2)
+    assert "fgmt takes at least 2 gradients, more than the budget of 1" in refused.stderr
 
 
 def test_a_file_is_a_target_and_json_is_for_machines(run, tmp_path):
@@ -83,7 +104,7 @@ def test_the_demo_compares_and_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "SETUP", NamedTask("mlp", "digits", width=8, batch_size=64))
     monkeypatch.setattr(demo, "TRAINING", TrainingPlan(epochs=1, lr=0.05))
     told = slipstream("demo", "--targets", 2, "--out", tmp_path / "demo").stdout
-    for row in ("target start", "naive", "random", "fgmt", "fgmt-signed", "oracle"):
+    for row in ("target start", "naive", "activations", "activations-signed", "oracle"):
         assert row in told
     picture = tmp_path / "demo" / "accuracy_along_the_transfer.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
