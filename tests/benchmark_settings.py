@@ -142,6 +142,15 @@ def symmetry(script):
         configuration["num_hidden_layers"] = 1
 
 
+def transfer(script):
+    parts = importlib.import_module("transfer_cases")
+    least = {"budgets": (2, 5), "ladder": (6,), "held": 1, "test": 1}
+    found = parts.cases
+    script.cases = lambda *files: {n: replace(c, **least) for n, c in found(*files).items()}
+    script.MEMBERS, script.CARRY, script.FURTHER = 2, 2, 2
+    at_most(parts.Text, count=2)
+
+
 def training_time(script):
     script.SHARES, script.MAX_STEPS = (0.3,), 20
 

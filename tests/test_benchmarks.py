@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PARTS = {  # of others
     *("ani_networks", "common", "summary", "porting_cases", "training_time_cases"),
-    *("faults_counted", "faults_hostile"),
+    *("faults_counted", "faults_hostile", "transfer_cases", "transfer_methods"),
 }
 RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables go
     "complexity": "--seeds 2 --label-epochs 1 --frequency-seeds 2 --frequency-epochs 2",
@@ -53,7 +53,9 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "symmetry large": "--large Llama¬3¬8B",
     "symmetry_peers": "torch-pruning mlp",
     "training_time": "--case vit --case batches¬of¬30 --case cosine --seeds 1",
-    "transfer methods": "methods --case digits-2 --pairs 1 --epochs 1",
+    "transfer methods": "methods --case digits-2 --pairs 1",
+    "transfer vit": "methods --case mnist-vit --mnist {data} --pairs 1 --only adam",
+    "transfer gpt": "methods --case text-gpt --text {data}/text.txt --pairs 1 --only distillation",
     "transfer sensitivity": "sensitivity --case digits-2 --pairs 1",
     "transfer ensembles": "ensembles --case digits-2 --pairs 2",
 }
@@ -63,6 +65,8 @@ NEEDS = {
     "pictures": "playwright",
     "report": "playwright",
     "symmetry": "transformers",
+    "transfer gpt": "transformers",
+    "transfer vit": "transformers",
     "symmetry large": "transformers",
     "symmetry_peers": "torch_pruning",
 }

@@ -25,6 +25,7 @@ from slipstream.report.recorded_run import (
 )
 from slipstream.report.sections import QUESTIONS, Extras, Landscapes, build_section
 from slipstream.report.sections.gain import compared, costs, gain
+from slipstream.report.static import figure_of
 from slipstream.storage.new_run import NewRun
 from slipstream.training import TrainingPlan, record_training
 from slipstream.trajectory import Trajectory, create_run, is_being_written
@@ -351,6 +352,50 @@ def test_a_comparison_shows_stages_test_data_and_the_trained_target():
     ]  # fmt: skip
     assert list(chart.series[2].y) == [0.9, 0.9]
     assert [row[1].value for row in table.rows] == [0.1, 0.5, 0.9]
+
+
+def test_a_comparison_with_rivals_draws_all_over_gradients_and_counts_what_is_saved():
+    def one(name, accuracy, gradients=0, target=0, **others):
+        both = {"accuracy": accuracy}
+        return Outcome(name, target, both, {}, (), 0.1, gradients, both, **others)
+
+    outcomes = [
+        outcome
+        for target, plus in ((0, 0.0), (1, 0.04))
+        for outcome in (
+            one("target start", 0.1 + plus, 0, target),
+            one("naive", 0.3 + plus, 0, target),
+            one("carried", 0.8 + plus, 10, target),
+            one("carried", 0.9 + plus, 20, target),
+            one("once", 0.7 + plus, 15, target),
+            one("adam", 0.5 + plus, 10, target, without_source=True),
+            one("adam", 0.6 + plus, 20, target, without_source=True),
+            one("trained target", 0.9 + plus, 0, target),
+        )
+    ]
+    chart, table, saved = compared(Comparison(tuple(outcomes)))
+    lines = {line.name: line for line in chart.series}
+    assert list(lines) == [
+        "naive", "carried", "adam", "target start (test)", "trained target (test)",
+    ]  # fmt: skip
+    assert lines["carried"].x == [10, 20]
+    assert lines["carried"].y == pytest.approx([0.82, 0.92])
+    assert lines["carried"].high == pytest.approx([0.84, 0.94])
+    assert lines["adam"].x == [0, 10, 20]
+    assert lines["adam"].y == pytest.approx([0.12, 0.52, 0.62])
+    assert lines["adam"].dashed
+    assert not lines["carried"].dashed
+    assert lines["naive"].x == [0, 20]
+    assert lines["naive"].y[0] == lines["naive"].y[1]
+    assert [(mark.name, mark.x, round(mark.y, 3)) for mark in chart.marks] == [("once", 15, 0.72)]
+    assert len(table.rows) == 8
+    assert [row[-1].text for row in saved.rows] == ["> 1", "> 1"]
+    figure_of([chart])
+    without = compared(Comparison(tuple(o for o in outcomes if o.name != "adam")))
+    assert [item.title for item in without] == [
+        "Accuracy over gradients",
+        "Comparison on test data",
+    ]
 
 
 def test_the_line_ends_at_the_losses_of_start_and_end(trained):

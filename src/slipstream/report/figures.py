@@ -203,3 +203,22 @@ def plot_along(comparison: Comparison, path: str | Path, *, metric: str = "accur
     save_figure(
         lambda: figure_of([charts[f"transfer {metric}"]], width=7.5), Path(path), overwrite=True
     )
+
+
+def plot_gradients(comparison: Comparison, *, metric: str = "accuracy") -> "Figure":
+    """Draw what each method reaches on the test data over the gradients that it takes.
+
+    Args:
+        comparison: Of methods, some with several numbers of gradients.
+        metric: Which metric.
+
+    Returns:
+        A figure.
+
+    Raises:
+        ValueError: If no method takes a gradient.
+    """
+    chart = transfer.gradients_chart(comparison, metric)
+    if chart is None:
+        raise ValueError("No method of this comparison takes a gradient: there is nothing to draw.")
+    return figure_of([chart], width=7.5)

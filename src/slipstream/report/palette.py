@@ -6,6 +6,7 @@ Okabe and Ito's palette, which colour-blind readers can distinguish.
 BLACK, GREY = "#000000", "#999999"
 BLUE, SKY, GREEN = "#0072B2", "#56B4E9", "#009E73"
 VERMILLION, ORANGE, PURPLE = "#D55E00", "#E69F00", "#CC79A7"
+VIOLET, OLIVE = "#785EF0", "#8A8D0F"
 
 METHODS = {
     "naive": GREY,
@@ -14,8 +15,16 @@ METHODS = {
     "gmt": SKY,
     "fgmt": BLUE,
     "fgmt-signed": VERMILLION,
+    "activations": VIOLET,
     "target start": PURPLE,
     "trained target": GREEN,
+    # Without a source; drawn dashed.
+    "sgd": GREY,
+    "adam": SKY,
+    "sign-descent": ORANGE,
+    "lion": PURPLE,
+    "muon": OLIVE,
+    "distillation": BLACK,
 }
 RUNS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 SPLITS = {"train": GREY, "validation": BLUE, "test": VERMILLION}

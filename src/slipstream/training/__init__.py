@@ -6,6 +6,7 @@ from slipstream.lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from slipstream.training.loop import (
+        DivergedError,
         Loop,
         Progress,
         TrainingResult,
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
         train,
         trained_copy,
     )
+    from slipstream.training.optimizers import Lion, Muon
     from slipstream.training.plan import OptimizerName, ScheduleName, TrainingPlan
     from slipstream.training.recorded_training import (
         RecordedTraining,
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
     from slipstream.training.reinitialise import fresh_weights
 
 __all__ = [
-    "Loop", "OptimizerName", "Progress", "RecordedTraining", "RecordingOptions", "ScheduleName",
-    "TrainingPlan", "TrainingResult", "check_sized", "fresh_weights", "loss_value",
-    "record_training", "recorded", "train", "trained_copy",
+    "DivergedError", "Lion", "Loop", "Muon", "OptimizerName", "Progress", "RecordedTraining",
+    "RecordingOptions", "ScheduleName", "TrainingPlan", "TrainingResult", "check_sized",
+    "fresh_weights", "loss_value", "record_training", "recorded", "train", "trained_copy",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__)

@@ -38,6 +38,7 @@ class Loop:
         undecayed: Sequence[nn.Parameter] = (),
         rounds: int = 1,
         batch_size: Callable[[Batch], int] = size_of,
+        optimizer: Optimizer | None = None,
     ) -> None:
         """Begin at the module's weights.
 
@@ -49,6 +50,7 @@ class Loop:
             undecayed: Parameters of it that have no weight decay.
             rounds: How many times the plan is gone through.
             batch_size: What a batch weighs in the mean loss of an epoch.
+            optimizer: One that the plan does not know; it gets the plan's rates.
 
         Raises:
             ValueError: If the module has nothing to train.
@@ -60,7 +62,7 @@ class Loop:
         if not decayed:
             raise ValueError("The model has no parameter that requires a gradient.")
         self.module, self.plan, self.rounds = module, plan, rounds
-        self.optimizer = plan.build(decayed)
+        self.optimizer = plan.build(decayed) if optimizer is None else optimizer
         if undecayed:
             self.optimizer.add_param_group({"params": list(undecayed), "weight_decay": 0.0})
         self._batch_size = batch_size
@@ -183,6 +185,10 @@ class Loop:
         self.losses.append(total / count)
 
 
+class DivergedError(ValueError):
+    """The loss is no longer finite."""
+
+
 @dataclass(frozen=True)
 class TrainingResult:
     """Result of `train`."""
@@ -274,7 +280,8 @@ def loss_value(loss: Tensor, steps: int) -> float:
         The loss.
 
     Raises:
-        ValueError: If it is not 0-dim or not finite.
+        ValueError: If it is not 0-dim.
+        DivergedError: If it is not finite.
     """
     if loss.dim() > 0:
         raise ValueError(
@@ -282,7 +289,7 @@ def loss_value(loss: Tensor, steps: int) -> float:
         )
     found = loss.item()
     if not math.isfinite(found):
-        raise ValueError(f"The loss at step {steps + 1} is {found}: try a smaller lr.")
+        raise DivergedError(f"The loss at step {steps + 1} is {found}: try a smaller lr.")
     return found
 
 

@@ -5,9 +5,23 @@ from typing import TYPE_CHECKING
 from slipstream.lazy_names import lazy_names
 
 if TYPE_CHECKING:
-    from slipstream.transfer.comparison import Comparison, Outcome, compare_methods
+    from slipstream.transfer.comparison import (
+        Comparison,
+        ContinuedTransfer,
+        Outcome,
+        at_gradients,
+        compare_methods,
+    )
     from slipstream.transfer.learning_transfer import Target, transfer_to_many, transfer_trajectory
     from slipstream.transfer.plan import SignSteps, SignWeights, TransferPlan
+    from slipstream.transfer.rivals import (
+        Descent,
+        DescentPlan,
+        descend,
+        rivals,
+        shuffled_source,
+    )
+    from slipstream.transfer.savings import Reached, Saving, Savings
     from slipstream.transfer.stage_log import (
         TransferCost,
         TransferResult,
@@ -18,9 +32,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Comparison", "Outcome", "SignSteps", "SignWeights", "Target", "TransferCost", "TransferPlan",
-    "TransferResult", "TransferStage", "compare_methods", "find_source", "load_transfer",
-    "source_reference", "transfer_to_many", "transfer_trajectory",
+    "Comparison", "ContinuedTransfer", "Descent", "DescentPlan", "Outcome", "Reached", "Saving",
+    "Savings", "SignSteps", "SignWeights", "Target", "TransferCost", "TransferPlan",
+    "TransferResult", "TransferStage", "at_gradients", "compare_methods", "descend", "find_source",
+    "load_transfer", "rivals", "shuffled_source", "source_reference", "transfer_to_many",
+    "transfer_trajectory",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__)

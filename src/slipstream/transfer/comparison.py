@@ -2,7 +2,8 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, overload
 
 from slipstream.evaluation import Task, takes_task
 from slipstream.symmetry.neuron_groups import NeuronGroups
@@ -10,6 +11,8 @@ from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer.learning_transfer import Target, transfer_trajectory
 from slipstream.transfer.plan import TransferPlan
+from slipstream.transfer.rivals import DescentPlan, descend
+from slipstream.transfer.savings import Reached, Saving, Savings, goal_of
 from slipstream.weights import Weights
 
 TARGET_START, TRAINED_TARGET = "target start", "trained target"
@@ -17,21 +20,41 @@ Further = Callable[[Weights], Weights]  # weights after some more training
 
 
 @dataclass(frozen=True)
+class ContinuedTransfer:
+    """A transfer, and a short training from where it ends."""
+
+    transfer: TransferPlan
+    descent: DescentPlan
+
+    @property
+    def gradients(self) -> int:
+        """Gradient evaluations of both."""
+        return self.transfer.gradients + self.descent.gradients
+
+
+Plan = TransferPlan | DescentPlan | ContinuedTransfer
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What one method leads to from one target."""
+    """What one plan leads to from one target."""
 
     name: str  # of the plan, "target start" or "trained target"
     target: int  # its index
     metrics: Mapping[str, float]  # on the test data, without any further training
     further: Mapping[str, float]  # the same after further training; empty if there was none
     along: tuple[Mapping[str, float], ...] = ()  # on the validation data, of every stage
-    seconds: float = 0.0  # of the transfer
-    gradient_evaluations: int = 0
+    seconds: float = 0.0  # of the transfer, or of the descent at the rate that was taken
+    gradient_evaluations: int = 0  # likewise
+    validation: Mapping[str, float] = field(default_factory=dict)  # at the end; to choose by
+    without_source: bool = False  # a way to train the target's start itself
+    rate: float | None = None  # of a descent, chosen on the validation data
+    tuning_gradients: int = 0  # at the rates that were not taken
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Result of `compare_methods`: an outcome for every method and target."""
+    """Result of `compare_methods`: an outcome for every plan and target."""
 
     outcomes: tuple[Outcome, ...]
 
@@ -40,22 +63,113 @@ class Comparison:
         """The methods that were compared, in order."""
         return tuple(dict.fromkeys(outcome.name for outcome in self.outcomes))
 
-    def of(self, name: str) -> tuple[Outcome, ...]:
-        """Return the outcomes of one method, target by target."""
-        return tuple(outcome for outcome in self.outcomes if outcome.name == name)
+    @property
+    def rows(self) -> tuple[tuple[str, int], ...]:
+        """The methods with each number of gradients that they took, in order."""
+        return tuple(dict.fromkeys((o.name, o.gradient_evaluations) for o in self.outcomes))
 
-    def mean(self, name: str, read: Callable[[Outcome], float]) -> tuple[float, float]:
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """Those of the methods that need no source."""
+        return tuple(dict.fromkeys(o.name for o in self.outcomes if o.without_source))
+
+    def of(self, name: str, gradients: int | None = None) -> tuple[Outcome, ...]:
+        """Return the outcomes of one method, target by target.
+
+        Args:
+            name: One of `names`.
+            gradients: Only those that took so many; by default all.
+
+        Returns:
+            The outcomes.
+        """
+        return tuple(
+            outcome
+            for outcome in self.outcomes
+            if outcome.name == name and gradients in (None, outcome.gradient_evaluations)
+        )
+
+    def mean(
+        self, name: str, read: Callable[[Outcome], float], *, gradients: int | None = None
+    ) -> tuple[float, float]:
         """Return mean and sample standard deviation over the targets.
 
         Args:
             name: One of `names`.
             read: Takes the value from an outcome.
+            gradients: Only of the outcomes that took so many.
 
         Returns:
             Mean and standard deviation; the latter is 0 for a single target.
         """
-        values = [read(outcome) for outcome in self.of(name)]
+        values = [read(outcome) for outcome in self.of(name, gradients)]
         return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+    def savings(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        metric: str = "accuracy",
+        share: float = 0.99,
+        value: float | None = None,
+    ) -> Savings:
+        """Return what transfers save against the best way without a source, to the same metric.
+
+        Of the plans that reach the goal on the validation data the one with the fewest gradients
+        counts, transfer and further training included. So give each method and rival several
+        numbers of gradients: what lies between two of them is not known.
+
+        Args:
+            names: The methods that are credited; by default all that have a source, other than the
+                oracle.
+            metric: What has to be reached.
+            share: The goal: this part of the trained target's own metric; where training makes a
+                metric smaller, such as a loss, that metric divided by the share.
+            value: The goal itself, instead.
+
+        Returns:
+            Gradients and seconds of both, target by target.
+
+        Raises:
+            ValueError: If a name is unknown, or the metric was not measured on validation data.
+        """
+        known = [n for n in self.names if n not in (TARGET_START, TRAINED_TARGET, *self.rivals)]
+        own = list(names) if names is not None else [n for n in known if "oracle" not in n]
+        if unknown := [name for name in own if name not in known]:
+            raise ValueError(
+                f"{unknown[0]!r} is no method with a source; there are {', '.join(known)}."
+            )
+        found = []
+        for start, trained in zip(self.of(TARGET_START), self.of(TRAINED_TARGET), strict=True):
+            ends = [one.validation.get(metric) for one in (start, trained)]
+            if ends[0] is None or ends[1] is None:
+                raise ValueError(
+                    f"{metric!r} was not measured on validation data: give the task some, and name "
+                    f"one of {', '.join(start.validation) or 'its metrics'}."
+                )
+            rises = ends[1] >= ends[0]
+            goal = goal_of(ends[1], share, rises=rises) if value is None else value
+            here = [o for o in self.outcomes if o.target == start.target]
+            pick = [
+                _first([o for o in here if o.name in some], metric, goal, rises=rises)
+                for some in (own, self.rivals)
+            ]
+            most = max((o.gradient_evaluations for o in here if o.without_source), default=0)
+            found.append(Saving(start.target, goal, pick[0], pick[1], most))
+        return Savings(metric, tuple(found))
+
+
+def _first(outcomes: Sequence[Outcome], metric: str, goal: float, *, rises: bool) -> Reached | None:
+    """The outcome with the fewest gradients that reaches a goal on the validation data."""
+    sign = 1 if rises else -1
+    there = [
+        o for o in outcomes if metric in o.validation and sign * (o.validation[metric] - goal) >= 0
+    ]
+    if not there:
+        return None
+    best = min(there, key=lambda o: (o.gradient_evaluations, o.seconds))
+    test = best.metrics[metric]
+    return Reached(best.name, best.gradient_evaluations, best.seconds, test)
 
 
 @takes_task
@@ -64,7 +178,7 @@ def compare_methods(
     targets: Sequence[Target],
     task: Task,
     *,
-    plans: Mapping[str, TransferPlan],
+    plans: Mapping[str, Plan | Sequence[Plan]],
     groups: NeuronGroups | None = None,
     further: Further | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -77,13 +191,15 @@ def compare_methods(
         task: The model with its loss and metrics; gradients are taken on its data, the stages are
             measured on its validation data, and the ends on its test data, by which nothing is
             chosen.
-        plans: What to compare, by the name it has in the table.
+        plans: What to compare, by the name it has in the table: transfers, trainings of the start
+            itself (`rivals()`), a transfer with a training after it; of each one plan, or several
+            that take different numbers of gradients (`at_gradients`).
         groups: What may be permuted; found and proven, once for all, when not given.
         further: Trains weights on and returns the new ones.
         progress: Called before each piece of work with its name, its number and how many there are.
 
     Returns:
-        An outcome for every method and target, starts and trained targets included.
+        An outcome for every plan and target, starts and trained targets included.
 
     Raises:
         ValueError: If the task has no test data, or a target has no trained end.
@@ -92,21 +208,85 @@ def compare_methods(
         raise ValueError("Methods are compared on test data: give Task(..., test=...).")
     if any(target.trained is None for target in targets):
         raise ValueError("Every target needs the end of its own training: Target(start, trained).")
-    if groups is None and any(plan.matching != "naive" for plan in plans.values()):
+    if groups is None and any(_permutes(plan) for given in plans.values() for plan in _list(given)):
         groups = find_neuron_groups(task.model, task.example())
-    bench = _Bench(source, task, groups, further)
-    names = [TARGET_START, *plans, TRAINED_TARGET]
+    bench = _Bench(source, task.repeatable(), groups, further)
+    work: list[tuple[str, Plan | None]] = [(TARGET_START, None)]
+    work += [(name, plan) for name, given in plans.items() for plan in _list(given)]
+    work.append((TRAINED_TARGET, None))
     outcomes: list[Outcome] = []
     for number, target in enumerate(targets):
-        for name in names:
+        for name, plan in work:
             if progress is not None:
-                progress(name, len(outcomes), len(targets) * len(names))
-            if name in plans:
-                outcomes.append(bench.transfer(name, plans[name], target, number))
-            else:
+                progress(name, len(outcomes), len(targets) * len(work))
+            if plan is None:
                 weights = target.start if name == TARGET_START else target.trained
-                outcomes.append(bench.outcome(name, number, weights or {}))
+                outcome = bench.outcome(weights or {})
+            else:
+                outcome = bench.run(plan, target)
+            outcomes.append(replace(outcome, name=name, target=number))
     return Comparison(tuple(outcomes))
+
+
+@overload
+def at_gradients(plan: TransferPlan, gradients: Sequence[int]) -> list[TransferPlan]: ...
+
+
+@overload
+def at_gradients(plan: DescentPlan, gradients: Sequence[int]) -> list[DescentPlan]: ...
+
+
+@overload
+def at_gradients(plan: ContinuedTransfer, gradients: Sequence[int]) -> list[ContinuedTransfer]: ...
+
+
+def at_gradients(plan: Plan, gradients: Sequence[int]) -> Sequence[Plan]:
+    """Return a plan with other numbers of gradients, as `compare_methods` takes several of them.
+
+    Args:
+        plan: Of a transfer the stages are changed, so that it takes as many gradients as fit; of a
+            continued one the training after it.
+        gradients: The numbers, all that is done together. Where nothing fits, there is no plan.
+
+    Returns:
+        A plan for each; only the plan itself if it takes no gradients.
+
+    Example:
+        >>> [plan.stages for plan in at_gradients(TransferPlan("fgmt-signed"), (2, 10, 30))]
+        [3, 10]
+        >>> at_gradients(TransferPlan("naive"), (10, 30)) == [TransferPlan("naive")]
+        True
+    """
+    if isinstance(plan, DescentPlan):
+        return [replace(plan, gradients=number) for number in gradients if number > 0]
+    if isinstance(plan, ContinuedTransfer):
+        left = [number - plan.transfer.gradients for number in gradients]
+        return [
+            replace(plan, descent=replace(plan.descent, gradients=rest))
+            for rest in left
+            if rest > 0
+        ]
+    if plan.gradients == 0:
+        return [plan]
+    found = [_fitting(plan, number) for number in gradients]
+    return list(dict.fromkeys(one for one in found if one is not None))
+
+
+def _fitting(plan: TransferPlan, gradients: int) -> TransferPlan | None:
+    stages = 0
+    while replace(plan, stages=stages + 1).gradients <= gradients:
+        stages += 1
+    return replace(plan, stages=stages) if stages else None
+
+
+def _list(given: Plan | Sequence[Plan]) -> Sequence[Plan]:
+    return given if isinstance(given, Sequence) else [given]
+
+
+def _permutes(plan: Plan) -> bool:
+    if isinstance(plan, ContinuedTransfer):
+        return _permutes(plan.transfer)
+    return isinstance(plan, TransferPlan) and plan.matching != "naive"
 
 
 @dataclass(frozen=True)
@@ -118,21 +298,60 @@ class _Bench:
     groups: NeuronGroups | None
     further: Further | None
 
-    def transfer(self, name: str, plan: TransferPlan, target: Target, number: int) -> Outcome:
-        result = transfer_trajectory(self.source, target, self.task, plan=plan, groups=self.groups)
-        cost = result.cost
+    def run(self, plan: Plan, target: Target) -> Outcome:
+        """Return what a plan leads to; its name and its target's number are not known here."""
+        if isinstance(plan, TransferPlan):
+            return self._transfer(plan, target)[0]
+        if isinstance(plan, DescentPlan):
+            return self._descent(plan, target.start)
+        carried, weights = self._transfer(plan.transfer, target, measured=False)
+        after = self._descent(plan.descent, weights)
         return replace(
-            self.outcome(name, number, result.weights),
-            along=tuple(stage.metrics for stage in result.stages),
-            seconds=cost.total_seconds - cost.seconds.get("validation", 0.0),
-            gradient_evaluations=cost.gradient_evaluations,
+            after,
+            seconds=carried.seconds + after.seconds,
+            gradient_evaluations=carried.gradient_evaluations + after.gradient_evaluations,
+            without_source=False,
         )
 
-    def outcome(self, name: str, number: int, weights: Weights) -> Outcome:
+    def outcome(self, weights: Weights, **known: Any) -> Outcome:
+        """Return what weights are worth."""
         trained_on = self.further(weights) if self.further else None
+        held = self.task.validation is not None and "validation" not in known
+        measured = self.task.evaluate(weights=weights, split="validation") if held else {}
         return Outcome(
-            name,
-            number,
+            "",
+            0,
             metrics=self.task.evaluate(weights=weights, split="test"),
             further=self.task.evaluate(weights=trained_on, split="test") if trained_on else {},
+            **{"validation": measured, **known},
+        )
+
+    def _transfer(
+        self, plan: TransferPlan, target: Target, *, measured: bool = True
+    ) -> tuple[Outcome, Weights]:
+        needed = measured or plan.keep == "best"
+        task = self.task if needed else replace(self.task, validation=None)
+        result = transfer_trajectory(self.source, target, task, plan=plan, groups=self.groups)
+        cost = result.cost
+        known: dict[str, Any] = {
+            "along": tuple(stage.metrics for stage in result.stages if measured),
+            "seconds": cost.total_seconds - cost.seconds.get("validation", 0.0),
+            "gradient_evaluations": cost.gradient_evaluations,
+        }
+        if not measured:
+            return Outcome("", 0, {}, {}, **known), result.weights
+        if plan.keep == "last":
+            known["validation"] = result.stages[-1].metrics
+        return self.outcome(result.weights, **known), result.weights
+
+    def _descent(self, plan: DescentPlan, start: Weights) -> Outcome:
+        found = descend(start, self.task, plan, source=self.source[-1].weights)
+        return self.outcome(
+            found.weights,
+            validation=found.validation,
+            seconds=found.seconds,
+            gradient_evaluations=found.gradients,
+            tuning_gradients=found.gradients_of_all - found.gradients,
+            rate=found.rate,
+            without_source=plan.answers != "source",
         )

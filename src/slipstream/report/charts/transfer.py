@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from slipstream.report.content import Lines, Series
+from slipstream.report.content import Lines, Mark, Series
 from slipstream.report.palette import method_colour
 from slipstream.transfer import Comparison
 from slipstream.transfer.comparison import TARGET_START, TRAINED_TARGET
@@ -41,9 +41,13 @@ def along_charts(
 
 def comparison_charts(comparison: Comparison) -> list[Lines]:
     """Return the metrics along the stages, beside the test data of the target's own training."""
+    several = {name for name, _ in comparison.rows if _counts(comparison, name) > 1}
     transfers = [
         MeasuredTransfer(
-            o.name, [without_split(s) for s in o.along], o.gradient_evaluations, o.seconds
+            f"{o.name} ({o.gradient_evaluations} gradients)" if o.name in several else o.name,
+            [without_split(s) for s in o.along],
+            o.gradient_evaluations,
+            o.seconds,
         )
         for o in comparison.outcomes
         if o.along
@@ -51,12 +55,81 @@ def comparison_charts(comparison: Comparison) -> list[Lines]:
     levels = {
         metric: [
             _level(comparison, name, metric, max(len(transfer.along) for transfer in transfers) - 1)
-            for name in (TARGET_START, TRAINED_TARGET)
-            if name in comparison.names
+            for name in _levels(comparison)
         ]
         for metric in (comparison.outcomes[0].metrics if transfers else ())
     }
     return along_charts(transfers, levels)
+
+
+def gradients_chart(comparison: Comparison, metric: str) -> Lines | None:
+    """Return what each method reaches on the test data, over the gradients that it takes.
+
+    Args:
+        comparison: Of methods; those with several numbers of gradients become lines, the others
+            named points. A training of the start itself begins at the start.
+        metric: Which metric.
+
+    Returns:
+        A chart; None if no method takes a gradient.
+    """
+    most = max((count for _, count in comparison.rows), default=0)
+    if not most:
+        return None
+    methods = [n for n in comparison.names if n not in (TARGET_START, TRAINED_TARGET)]
+    series = [_over_gradients(comparison, name, metric, most) for name in methods]
+    words = metric.replace("_", " ")
+    return Lines(
+        f"gradients {metric}",
+        f"{words.capitalize()} over gradients",
+        f"{words.capitalize()} on test data at the end of each method, by the gradients it took. "
+        "Dashed are methods that need no source, each point a training of its own at a rate chosen "
+        "on validation data, and levels that take no gradients. A band is the range over several "
+        "targets.",
+        "gradient evaluations",
+        f"{words} on test data",
+        [
+            *(one for one in series if len(one.x) > 1),
+            *(_level(comparison, name, metric, most) for name in _levels(comparison)),
+        ],
+        marks=[
+            Mark(one.name, float(one.x[0] or 0), float(one.y[0] or 0))
+            for one in series
+            if len(one.x) == 1
+        ],
+    )
+
+
+def _over_gradients(comparison: Comparison, name: str, metric: str, most: int) -> Series:
+    """One method: a level if it takes no gradients; from the start on if it trains the start."""
+    points = {
+        count: [outcome.metrics[metric] for outcome in comparison.of(name, count)]
+        for other, count in sorted(comparison.rows)
+        if other == name
+    }
+    alone, level = name in comparison.rivals, list(points) == [0]
+    if alone and TARGET_START in comparison.names:
+        points = {0: [o.metrics[metric] for o in comparison.of(TARGET_START)], **points}
+    if level:
+        points[most] = points[0]
+    several = any(len(values) > 1 for values in points.values()) and not level
+    return Series(
+        name,
+        [float(count) for count in points],
+        [sum(values) / len(values) for values in points.values()],
+        method_colour(name),
+        [min(values) for values in points.values()] if several else (),
+        [max(values) for values in points.values()] if several else (),
+        dashed=alone or level,
+    )
+
+
+def _levels(comparison: Comparison) -> list[str]:
+    return [name for name in (TARGET_START, TRAINED_TARGET) if name in comparison.names]
+
+
+def _counts(comparison: Comparison, name: str) -> int:
+    return sum(1 for other, _ in comparison.rows if other == name)
 
 
 def by_name(transfers: Sequence[MeasuredTransfer]) -> dict[str, list[MeasuredTransfer]]:
