@@ -44,18 +44,21 @@ def test_the_permutation_is_that_of_the_activations(run, observed):
 
 
 def test_sign_steps_by_their_formula(run):
-    signs = SignSteps(size=0.3, smoothing=0.25)
+    signs = SignSteps(size=0.3, smoothing=0.25, momentum=0.75)
     plan = TransferPlan("naive-signed", stages=2, signs=signs)
     result = transfer_trajectory(run, target(), task(), plan=plan)
     move = {n: run[-1].weights[n] - run[0].weights[n] for n in target()}
     weights = {n: value + move[n] for n, value in target().items()}
     for name, value in weights.items():
         torch.testing.assert_close(result.trajectory[1].weights[name], value)
+    direction = dict.fromkeys(move, 0.0)
     for number, size in ((0, 0.3 * 0.75), (1, 0.3 * 0.25)):
         slopes = plain_gradient(network(1, batchnorm=False), weights, [batches()[number]])
         for name, value in move.items():
             each = 0.75 * value.abs() + 0.25 * value.abs().mean()
-            weights[name] = weights[name] - size * each * slopes[name].sign()
+            slope = slopes[name] / slopes[name].abs().mean()
+            direction[name] = 0.75 * direction[name] + slope
+            weights[name] = weights[name] - size * each * direction[name].sign()
     for name, value in weights.items():
         torch.testing.assert_close(result.weights[name], value)
     assert [stage.stage for stage in result.stages] == [0, 1, 2, 3]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from slipstream.evaluation import Batch
@@ -145,11 +146,16 @@ def sign_steps(
     sizes = {name: value.abs() for name, value in moved.items()}
     for size in sizes.values():
         size.lerp_(size.mean(), signs.smoothing)
+    directions = {name: torch.zeros_like(size) for name, size in sizes.items()}
     for step in range(1, steps + 1):
         gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
         share = signs.size_at(step, steps)
         for name, size in sizes.items():
-            moved[name].addcmul_(size, dense(gradient[name]).sign().to(size), value=-share)
+            slope = dense(gradient[name]).to(size)
+            # Gradients shrink along the way: as they are, the first ones decide all directions.
+            slope = slope / slope.abs().mean().clamp_min(torch.finfo(slope.dtype).tiny)
+            direction = directions[name].mul_(signs.momentum).add_(slope)
+            moved[name].addcmul_(size, direction.sign(), value=-share)
         weights = state.displaced(start, moved)  # low precision would lose small steps
         yield Step(weights, permutation)
 

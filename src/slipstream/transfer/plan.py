@@ -63,15 +63,17 @@ class SignWeights:
 
 @dataclass(frozen=True)
 class SignSteps:
-    """How the signed methods go on after the carry: `w - size * |D| * sign(gradient)`.
+    """How the signed methods go on after the carry: `w - size * |D| * sign(direction)`.
 
-    `D` is the displacement of the whole path, permuted to the target's neurons, |D| is moved
-    towards its mean over the tensor by `smoothing`, and the gradient is the target's own. The size
-    falls linearly to zero. How far the source moved a weight decides how far a step moves it.
+    `D` is the displacement of the whole path, permuted to the target's neurons, and |D| is moved
+    towards its mean over the tensor by `smoothing`. The direction is the target's own gradient plus
+    `momentum` times the direction before, each tensor's gradient divided by its mean magnitude. The
+    size falls linearly to zero. How far the source moved a weight decides how far a step moves it.
     """
 
-    size: float = 0.1  # of the first step, as a share of the source's displacement
+    size: float = 0.08  # of the first step, as a share of the source's displacement
     smoothing: float = 0.5  # 0: each entry its own size; 1: all entries of a tensor the same
+    momentum: float = 0.5  # 0: the sign of each gradient by itself
 
     def size_at(self, step: int, steps: int) -> float:
         """Return the size of a step, counted from 1.
