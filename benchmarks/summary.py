@@ -6,10 +6,13 @@ python benchmarks/summary.py README.md  puts it between the marks of a page
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
+from typing import Any
 
 from common import table
+from transfer_methods import DEFAULT, WITHOUT_SOURCE
 
 RESULTS = Path(__file__).parent / "results"
 CASES = {
@@ -18,39 +21,59 @@ CASES = {
     "mnist-mlp": "MNIST, MLP 1 x 1024",
     "mnist-conv": "MNIST, conv 64-128-256",
     "mnist-conv-bn": "MNIST, conv 32-64-128, BatchNorm",
+    "mnist-vit": "MNIST, ViT",
     "cifar10-conv8": "CIFAR-10, narrow Conv8, BatchNorm",
     "cifar10-resnet18": "CIFAR-10, narrow ResNet-18",
+    "text-gpt": "characters, GPT (loss)",
+    "text-gpt-large": "characters, larger GPT (loss)",
 }
-ROWS = {
-    "naive": "naive",
-    "fgmt": "FGMT",
-    "fgmt-signed": "FGMT + signs",
-    "naive-signed": "signs, no permutation",
-    "adam": "Adam, as many gradients",
-    "oracle": "oracle",
-    "trained target": "trained target",
-}
+HEADER = (
+    *("", "pairs", "naive", "activations", "gradients", "default", "best rival"),
+    *("shuffled source", "trained target"),
+)
 
 
 def summary() -> str:
-    """Return the table: a row for each case that has results."""
+    """Return the table: rows for each case that has results, at two numbers of gradients."""
     rows = []
     for case, title in CASES.items():
         path = RESULTS / f"transfer_{case}.json"
         if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))["rows"]
-            pairs = len(next(iter(found.values())))
-            cells = [_cell(found, name) for name in ROWS]
-            rows.append([f"{title} ({pairs} pair{'s' * (pairs > 1)})", *cells])
-    return table(["", *ROWS.values()], rows)
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(found["rows"], list):  # results of 0.1 have other rows
+                rows += _rows(title, found)
+    return table(HEADER, rows)
 
 
-def _cell(found: dict[str, list[dict[str, float]]], name: str) -> str:
-    if name == "adam":
-        gradients = found["fgmt-signed"][0]["gradients"]
-        name = f"adam, {gradients} steps"
-    values = [row["test"] for row in found[name]]
-    return f"{sum(values) / len(values):.3f}"
+def _rows(title: str, found: dict[str, Any]) -> list[list[str]]:
+    budgets, sign = found["case"]["budgets"], 1 if found["case"]["metric"] == "accuracy" else -1
+    rows = []
+    for gradients in (budgets[1], budgets[-1]):
+        own = _values(found, DEFAULT, gradients, "test")
+        rivals = {n: _values(found, n, gradients, "validation") for n in WITHOUT_SOURCE}
+        rivals = {n: values for n, values in rivals.items() if len(values) >= len(own)}
+        if not own or not rivals:
+            continue
+        best = max(rivals, key=lambda name: sign * statistics.fmean(rivals[name]))
+        cells = [
+            *(_values(found, name, 0, "test") for name in ("naive", "activations")),
+            own,
+            _values(found, best, gradients, "test"),
+            _values(found, "shuffled-signed", gradients, "test"),
+            _values(found, "trained target", 0, "test"),
+        ]
+        naive, unsigned, default, rival, shuffled, trained = (_mean(values) for values in cells)
+        start = ["", "", "", ""] if rows else [title, str(len(own)), naive, unsigned]
+        rows.append([*start, str(gradients), default, f"{rival} ({best})", shuffled, trained])
+    return rows
+
+
+def _values(found: dict[str, Any], name: str, budget: int, split: str) -> list[float]:
+    return [r[split] for r in found["rows"] if (r["name"], r["budget"]) == (name, budget)]
+
+
+def _mean(values: list[float]) -> str:
+    return f"{statistics.fmean(values):.3f}" if values else ""
 
 
 def main() -> None:
