@@ -10,7 +10,7 @@ from slipstream.report.figures import plot_along
 from slipstream.storage.new_run import NewRun
 from slipstream.training import TrainingPlan, record_training, train
 from slipstream.trajectory import Trajectory
-from slipstream.transfer import Comparison, Target, TransferPlan, compare_methods
+from slipstream.transfer import Comparison, Target, TransferPlan, compare_methods, rivals
 from slipstream.transfer.plan import Method
 from slipstream.weights import Weights, clone, load_weights_, weights_of
 
@@ -25,6 +25,7 @@ METHODS: tuple[Method, ...] = (
     "fgmt-signed",
     "oracle",
 )
+RIVALS = ("sign-descent", "muon")  # that know no source, with as many gradients as the default
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run_demo(
     """
     report = progress or (lambda *_: None)
     folder = Path(folder)
-    rows = len(METHODS) + 2
+    rows = len(METHODS) + len(RIVALS) + 2
     pieces = 1 + targets + targets * rows
     report("training the source", 0, pieces)
     setup = replace(SETUP, seed=seed)
@@ -77,7 +78,10 @@ def run_demo(
         Trajectory.open(folder / "source"),
         starts,
         replace(experiment, data=replace(setup, batch_size=GRADIENT_BATCH).build().data),
-        plans={method: TransferPlan(method, seed=seed) for method in METHODS},
+        plans={
+            **{method: TransferPlan(method, seed=seed) for method in METHODS},
+            **{name: rivals(TransferPlan().gradients)[name] for name in RIVALS},
+        },
         further=lambda weights: _best_epoch(experiment, weights),
         progress=lambda name, done, _: report(name, 1 + targets + done, pieces),
     )

@@ -104,7 +104,7 @@ def test_the_demo_compares_and_draws(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "SETUP", NamedTask("mlp", "digits", width=8, batch_size=64))
     monkeypatch.setattr(demo, "TRAINING", TrainingPlan(epochs=1, lr=0.05))
     told = slipstream("demo", "--targets", 2, "--out", tmp_path / "demo").stdout
-    for row in ("target start", "naive", "activations", "activations-signed", "oracle"):
+    for row in ("target start", "naive", "activations", "activations-signed", "oracle", "muon"):
         assert row in told
     picture = tmp_path / "demo" / "accuracy_along_the_transfer.png"
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -112,7 +112,9 @@ def test_the_demo_compares_and_draws(tmp_path, monkeypatch):
     told = json.loads(
         slipstream("demo", "--targets", 1, "--json", "--out", tmp_path / "demo").stdout
     )
-    assert len(told["outcomes"]) == 7
+    assert len(told["outcomes"]) == 9
+    rivals = {o["name"] for o in told["outcomes"] if o["without_source"]}
+    assert rivals == set(demo.RIVALS)
     (own,) = (o for o in told["outcomes"] if o["name"] == "target start")
     source = Trajectory.open(tmp_path / "demo" / "source")
     experiment = demo.SETUP.build()

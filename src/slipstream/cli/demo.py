@@ -24,7 +24,7 @@ def demo(
     Example: slipstream demo --out demo
     """
     with pieces_bar("starting", hidden=json) as bar:
-        from slipstream.demo import run_demo
+        from slipstream.demo import RIVALS, run_demo
         from slipstream.report.tables import comparison_rows
 
         result = run_demo(out, targets=targets, seed=seed, progress=bar)
@@ -37,5 +37,6 @@ def demo(
         f"and transferred to {targets} new initialisations. Test accuracy, mean ± deviation:"
     )
     write_table(header, rows)
+    typer.echo("without a source, at a rate chosen on validation data: " + ", ".join(RIVALS))
     typer.echo("further training: one epoch, at the best of three rates by validation loss")
     typer.echo(f"run: {result.run}  figure: {result.figure}")
