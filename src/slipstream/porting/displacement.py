@@ -16,7 +16,7 @@ from slipstream.porting.fitting import (
     fit_output_biases,
 )
 from slipstream.porting.method_inputs import Aligner, MethodInputs
-from slipstream.porting.plan import PortStep, parts_of
+from slipstream.porting.plan import DISTILLED, FUNCTION, PortStep, parts_of
 from slipstream.porting.problem import LazyWeights, Problem, wide_copy
 from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import Weights
@@ -88,10 +88,10 @@ def _fitted(
                 "The method 'output-bias' needs a bias behind the model's last weights, which the "
                 "plan does not exclude and an adapter can hold: there is none."
             )
-    elif method == "function":
-        moved = fit_function(inputs)
-    elif method == "distil":
-        moved, rate = distil(inputs)
+    elif method in FUNCTION:
+        moved = fit_function(inputs, method)
+    elif method in DISTILLED:
+        moved, rate = distil(inputs, method)
     else:
         first, *others = inputs.plan.rates
         if rate is None and others:

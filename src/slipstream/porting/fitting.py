@@ -13,6 +13,7 @@ from slipstream.evaluation import Batch, Task, eval_mode
 from slipstream.porting.last_layers import NoLastLayerError, fit_last_layers
 from slipstream.porting.method_inputs import MethodInputs
 from slipstream.porting.outputs import TargetFunction, last_parameters, outputs_of
+from slipstream.porting.plan import PortStep
 from slipstream.porting.problem import wide_copy
 from slipstream.training import Loop, TrainingPlan
 from slipstream.transfer.transfer_state import BatchStream, complete_weights
@@ -45,11 +46,12 @@ def few_shot(inputs: MethodInputs, rate: float) -> dict[str, Tensor]:
     return _moved(inputs, task.model)
 
 
-def distil(inputs: MethodInputs) -> tuple[dict[str, Tensor], float]:
-    """Train the other base on the outputs `B(x) + A*(x) - A(x)`, with Adam, without labels.
+def distil(inputs: MethodInputs, step: PortStep) -> tuple[dict[str, Tensor], float]:
+    """Train the other base on outputs of the fine-tune, with Adam, without labels.
 
     Args:
         inputs: The problem and its task.
+        step: Says on which: `B(x) + A*(x) - A(x)`, or `A*(x)`.
 
     Returns:
         How far each tensor of the model moves, and the learning rate: the one of the plan with the
@@ -58,7 +60,7 @@ def distil(inputs: MethodInputs) -> tuple[dict[str, Tensor], float]:
     Raises:
         FloatingPointError: If the loss diverges at every rate.
     """
-    target = inputs.target
+    target = inputs.target(step)
     numbered = list(enumerate(target.batches))
     held = numbered[_EVERY - 1 :: _EVERY] or numbered[-1:]
     fitted = [pair for pair in numbered if pair[0] not in dict(held)] or held
@@ -66,7 +68,7 @@ def distil(inputs: MethodInputs) -> tuple[dict[str, Tensor], float]:
     for rate in inputs.plan.rates:
         task = _at_base(inputs, inputs.with_inputs)
         numbers = replace(task, batch_size=lambda pair: inputs.with_model.batch_size(pair[1]))
-        loss = _distance(task, target)
+        loss = _distance(task, target, logits=inputs.has_logits)
         try:
             _descend(inputs, numbers, loss, fitted, rate)
         except FloatingPointError as error:
@@ -81,18 +83,19 @@ def distil(inputs: MethodInputs) -> tuple[dict[str, Tensor], float]:
     return _moved(inputs, best[2]), best[1]
 
 
-def fit_function(inputs: MethodInputs) -> dict[str, Tensor]:
-    """Fit the last layers to the outputs `B(x) + A*(x) - A(x)`, in closed form, without labels.
+def fit_function(inputs: MethodInputs, step: PortStep) -> dict[str, Tensor]:
+    """Fit the last layers to outputs of the fine-tune, in closed form, without labels.
 
     Args:
         inputs: The problem and its task.
+        step: Says to which: `B(x) + A*(x) - A(x)`, or `A*(x)`.
 
     Returns:
         How far each tensor of the model moves.
     """
     task = _at_base(inputs, inputs.with_inputs)
     names = _trained(inputs, task.model)
-    moved = fit_last_layers(task, inputs.target, names)
+    moved = fit_last_layers(task, inputs.target(step), names)
     return {name: wide_copy(value) for name, value in moved.items()}
 
 
@@ -150,14 +153,19 @@ def output_biases(task: Task, batch: Batch, names: Collection[str]) -> list[str]
     return last_parameters(task.model, behind, lambda: task.loss(task.model, batch))
 
 
-def _distance(task: Task, target: TargetFunction) -> Callable[[tuple[int, Batch]], Tensor]:
-    """The squared distance of the outputs from the target's, over that of the fine-tune's."""
+def _distance(
+    task: Task, target: TargetFunction, *, logits: bool
+) -> Callable[[tuple[int, Batch]], Tensor]:
+    """How far outputs are from the target's: squared, or of logits the cross entropy."""
     # The scale of outputs decides nothing: neither how rates fit, nor which output counts.
     sizes = [float(change.square().mean()) or 1.0 for change in target.change(0)]
 
     def loss(numbered: tuple[int, Batch]) -> Tensor:
         number, batch = numbered
         found = outputs_of(task.forward(task.model, batch))
+        if logits:
+            pairs = zip(found, target.of(number), strict=True)
+            return torch.stack([_cross_entropy(own, there) for own, there in pairs]).mean()
         apart = [
             (own - there.to(own)).square().mean() / size
             for own, there, size in zip(found, target.of(number), sizes, strict=True)
@@ -165,6 +173,12 @@ def _distance(task: Task, target: TargetFunction) -> Callable[[tuple[int, Batch]
         return torch.stack(apart).mean()
 
     return loss
+
+
+def _cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
+    classes = outputs.shape[-1]
+    wanted = target.to(outputs).softmax(-1).view(-1, classes)
+    return nn.functional.cross_entropy(outputs.reshape(-1, classes), wanted)
 
 
 def _descend(

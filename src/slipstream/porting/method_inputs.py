@@ -12,8 +12,8 @@ from slipstream.evaluation import Batch, Task
 from slipstream.matching import match_activations, match_rotations, match_weights
 from slipstream.matching.gradients import Gradient
 from slipstream.porting.last_layers import NoLastLayerError
-from slipstream.porting.outputs import TargetFunction
-from slipstream.porting.plan import Coordinates, PortPlan
+from slipstream.porting.outputs import TargetFunction, are_logits
+from slipstream.porting.plan import Coordinates, PortPlan, PortStep
 from slipstream.porting.problem import Problem, wide_copy
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -234,12 +234,18 @@ class MethodInputs:
             return list(task.unlabelled)
         return BatchStream(task.data).take(self.plan.stages * self.plan.batches_per_gradient)
 
-    @property
-    def target(self) -> TargetFunction:
-        """The function that a port should compute, whatever step it is at."""
+    def target(self, step: PortStep) -> TargetFunction:
+        """Return the function that a port should compute, whatever step it is at."""
         if not self._targets:
             self._targets.append(self._target())
-        return self._targets[0]
+        return replace(self._targets[0], itself=step.endswith("-outputs"))
+
+    @cached_property
+    def has_logits(self) -> bool:
+        """Whether outputs are compared as logits, as far as labelled data shows."""
+        task = self.with_model
+        first = next(iter((task.data if self.has_data else task.validation) or ()), None)
+        return first is not None and are_logits(task, first)
 
     def _target(self) -> TargetFunction:
         problem, model = self.problem, self.with_inputs.model

@@ -1,5 +1,6 @@
 """What networks compute: the outputs that a port should have, on inputs without labels."""
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +13,7 @@ from slipstream.storage.fingerprints import tensors_in
 from slipstream.weights import Weights
 
 Outputs = tuple[Tensor, ...]
-_KEPT = 1 << 26  # values of targets that are kept; of more batches they are computed again
+_KEPT = 1 << 24  # outputs that are kept; of more batches they are computed again
 
 
 def outputs_of(found: object) -> Outputs:
@@ -47,7 +48,7 @@ def computed(task: Task, weights: Weights, batch: Batch) -> Outputs:
 
 @dataclass
 class TargetFunction:
-    """The function that a port should compute: `B(x) + A*(x) - A(x)`.
+    """The function that a port should compute: `B(x) + A*(x) - A(x)`, or `A*(x)`.
 
     Source: "Tuning Language Models by Proxy" (Liu, Han, Wang, Tsvetkov, Choi, Smith, 2024).
     """
@@ -57,18 +58,18 @@ class TargetFunction:
     from_base: Weights
     fine_tuned: Weights
     to_base: Weights
-    _kept: dict[int, tuple[Outputs, Outputs]] = field(default_factory=dict)
-    _values: int = 0
+    itself: bool = False  # A*'s outputs themselves
+    _kept: dict[int, tuple[Outputs, ...]] = field(default_factory=dict)
 
     def of(self, number: int) -> Outputs:
         """Return the outputs that the port should have on a batch."""
-        return self._both(number)[0]
+        return self._known(number)[int(self.itself)]
 
     def change(self, number: int) -> Outputs:
         """Return `A*(x) - A(x)`: how the fine-tune changed the outputs of its own base."""
-        return self._both(number)[1]
+        return self._known(number)[2]
 
-    def _both(self, number: int) -> tuple[Outputs, Outputs]:
+    def _known(self, number: int) -> tuple[Outputs, ...]:
         if number in self._kept:
             return self._kept[number]
         base, tuned, own = (
@@ -76,11 +77,40 @@ class TargetFunction:
             for weights in (self.from_base, self.fine_tuned, self.to_base)
         )
         change = tuple(last - first for last, first in zip(tuned, base, strict=True))
-        found = tuple(mine + moved for mine, moved in zip(own, change, strict=True)), change
-        self._values += 2 * sum(t.numel() for t in change)
-        if self._values <= _KEPT:
-            self._kept[number] = found
-        return found
+        moved = tuple(mine + step for mine, step in zip(own, change, strict=True))
+        if (len(self._kept) + 1) * sum(t.numel() for t in change) <= _KEPT:
+            self._kept[number] = (moved, tuned, change)
+        return moved, tuned, change
+
+
+class _Changed(nn.Module):
+    """A model whose outputs are multiplied, or raised by a constant."""
+
+    def __init__(self, model: nn.Module, *, factor: float = 1.0, more: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.factor, self.more = model, factor, more
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs) * self.factor + self.more
+
+
+def are_logits(task: Task, batch: Batch) -> bool:
+    """Return whether the loss sees the outputs as logits: not a constant added to all of them.
+
+    Args:
+        task: The model with its loss.
+        batch: A labelled batch.
+
+    Returns:
+        Whether that is so; False of losses that need more than a call of the model.
+    """
+    models = [_Changed(task.model), _Changed(task.model, more=1.0), _Changed(task.model, factor=2)]
+    try:
+        with eval_mode(task.model), torch.no_grad():
+            first, raised, doubled = (float(task.loss(m, task.to(batch))) for m in models)
+    except (TypeError, AttributeError):
+        return False
+    return math.isclose(first, raised, rel_tol=1e-4) and not math.isclose(first, doubled)
 
 
 def last_parameters(

@@ -14,7 +14,9 @@ PortStep = Literal[
     "output-bias",
     "few-shot",
     "function",
+    "function-outputs",
     "distil",
+    "distil-outputs",
     "identity",
     "weights",
     "activations",
@@ -32,10 +34,14 @@ PortStep = Literal[
     "fgmt-signed",
 ]
 PortMethod = str  # `auto`, or steps joined by +, such as `weights+few-shot`
-FITTED: tuple[PortStep, ...] = ("output-bias", "few-shot", "function", "distil")
-# What needs no labels: unlabelled inputs at most.
+FUNCTION: tuple[PortStep, ...] = ("function", "function-outputs")  # of the last layers
+DISTILLED: tuple[PortStep, ...] = ("distil", "distil-outputs")
+TRAINED: tuple[PortStep, ...] = ("few-shot", *DISTILLED)
+FITTED: tuple[PortStep, ...] = ("output-bias", *TRAINED, *FUNCTION)
+# What learns from no labels: unlabelled inputs at most.
 UNLABELLED: tuple[PortStep, ...] = (
-    *("untouched", "identity", "weights", "activations", "procrustes", "function", "distil"),
+    *("untouched", "identity", "weights", "activations", "procrustes"),
+    *(*FUNCTION, *DISTILLED),
 )
 _PER_STAGE = 3  # steps of few-shot fine-tuning and of distillation, as `fgmt-signed` has gradients
 
@@ -49,7 +55,8 @@ class PortPlan:
     neurons, and may then use the other base's gradient: `-mask` keeps the entries that step against
     it, `-signed` carries the displacement in stages, each beside a step against the gradient's
     sign. Or it carries the change of the outputs: `function` by the last layers alone, in closed
-    form, `distil` by gradients, both on unlabelled inputs. `few-shot` and `output-bias` fit the
+    form, `distil` by gradients, both on unlabelled inputs; with `-outputs`, the fine-tune's outputs
+    themselves. `few-shot` and `output-bias` fit the
     labels alone, and `untouched` leaves the base as it is.
     """
 
@@ -59,8 +66,8 @@ class PortPlan:
         "the base untouched. identity, weights, activations, procrustes, fgmt and bico align the "
         "displacement; -mask keeps what the other base's gradient agrees with, -signed steps "
         "beside that gradient. function and distil carry the change of the outputs by unlabelled "
-        "inputs; few-shot and output-bias learn from labels alone. Steps are joined by +: "
-        "weights+few-shot.",
+        "inputs, with -outputs those of the fine-tune themselves; few-shot and output-bias learn "
+        "from labels alone. Steps are joined by +: weights+few-shot.",
     )
     strengths: tuple[float, ...] = option(
         (0.01, 0.03, 0.1, 0.2, 0.35, 0.6, 1.0, 1.4, 2.0, 3.0),
@@ -183,7 +190,7 @@ class PortPlan:
         matched = 2 * sum(any(c == kind for c, _ in parts) for kind in ("fgmt", "bico"))
         masked = any(signs == "mask" for _, signs in parts)
         signed = sum(signs == "signed" for _, signs in parts)
-        trained = len(self.rates) * sum(step in ("few-shot", "distil") for step in steps)
+        trained = len(self.rates) * sum(step in TRAINED for step in steps)
         return self.stages * (matched + masked + signed) + self.descent * trained
 
 

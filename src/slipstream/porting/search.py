@@ -1,7 +1,7 @@
 """Which steps, at which strengths: by the loss on validation data, within a budget of gradients."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -11,7 +11,14 @@ from slipstream.porting.displacement import Prepared, prepare
 from slipstream.porting.fitting import CannotFit
 from slipstream.porting.judge import Judge
 from slipstream.porting.method_inputs import NOT_POSSIBLE, MethodInputs
-from slipstream.porting.plan import UNLABELLED, PortPlan, PortStep, parts_of
+from slipstream.porting.plan import (
+    DISTILLED,
+    FUNCTION,
+    UNLABELLED,
+    PortPlan,
+    PortStep,
+    parts_of,
+)
 from slipstream.porting.problem import Regime
 
 _STARTS = 2  # of what needs no gradient, so many are built on
@@ -22,6 +29,7 @@ _SIGNED: dict[str, PortStep] = {
     "activations": "activations-signed",
     "procrustes": "activations-signed",  # signed steps need neurons, not rotations
 }
+_LARGE = 60  # a budget of gradients that is enough for signed steps too
 _STEPS = 20  # of training, that a learning rate should have
 
 
@@ -90,37 +98,52 @@ class Search:
         """Try what needs no gradient, then build on the best of it within the budget."""
         inputs = self.inputs
         matched = (regime == "independent" or not inputs.has_data) and inputs.can_match
-        free: list[PortStep] = ["weights"] if matched else []
-        if inputs.has_inputs:
-            free += ["activations", "procrustes", "function"] if matched else ["function"]
+        aligned: list[PortStep] = ["weights"] if matched else []
+        if matched and inputs.has_inputs:
+            aligned += ["activations", "procrustes"]
+        fitted: list[PortStep] = [*FUNCTION] if inputs.has_inputs else []
         if inputs.has_data:
-            free.append("output-bias")
-        for step in free:
+            fitted.append("output-bias")
+        for step in (*aligned, *fitted):
             self.extend(step)
-        starts = self._best(_STARTS)
-        for start in starts:
-            for step in ("function", "output-bias"):
-                if step in free and step not in start.steps:
-                    self.extend(step, start)
-        self._descend(self._best(_STARTS))
+        for start in self._best(_STARTS, among=("identity", *aligned)):
+            for step in fitted:
+                self.extend(step, start)
+        self._descend(aligned)
+        best = self._best(1)[0]
+        if inputs.has_data and best.steps[-1] in (*DISTILLED, *FUNCTION):
+            self.extend("output-bias", best)
 
-    def _descend(self, starts: list[Choice]) -> None:
+    def _descend(self, aligned: list[PortStep]) -> None:
         """Spend the budget of gradients: on inputs first, then on labels, from the best so far."""
         plan, inputs = self.inputs.plan, self.inputs
         budget = _DEFAULT * plan.stages if plan.budget is None else plan.budget
-        steps: list[PortStep] = ["distil"] if inputs.has_inputs else []
+        steps: list[PortStep] = [self._distillation()] if inputs.has_inputs else []
         if inputs.has_data:
-            steps += ["few-shot", _SIGNED[parts_of(starts[0].steps[0])[0]]]
+            steps.append("few-shot")
+            if budget >= _LARGE or not steps[1:]:
+                (likely,) = self._best(1, among=("identity", *aligned))
+                steps.append(_SIGNED[likely.method])
         for number, step in enumerate(steps):
             share = (budget - sum(inputs.spent)) // (len(steps) - number)
             if share > 0:
                 signed = step.endswith("-signed")
                 self.extend(step, None if signed else self._best(1)[0], _spending(plan, share))
 
-    def _best(self, count: int) -> list[Choice]:
-        """The best choices so far, of different steps."""
+    def _distillation(self) -> PortStep:
+        """What to distil: the change, unless the last layers do better with A*'s outputs."""
+        losses = {
+            step: min((_score(c) for c in self.tried if c.steps[-1] == step), default=math.inf)
+            for step in FUNCTION
+        }
+        return DISTILLED[int(losses[FUNCTION[1]] < losses[FUNCTION[0]])]
+
+    def _best(self, count: int, *, among: Collection[str] = ()) -> list[Choice]:
+        """The best choices so far, of different methods."""
         found: dict[str, Choice] = {}
         for choice in sorted(self.tried, key=_score):
+            if among and choice.method not in among:
+                continue
             found.setdefault(choice.method, choice)
         return list(found.values())[:count]
 
