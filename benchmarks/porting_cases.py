@@ -1,6 +1,8 @@
 """The networks and tasks of the porting benchmark: small ones, on real data."""
 
-from collections.abc import Callable, Iterator
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from slipstream.testbed.datasets import DataSpec, Examples
 from slipstream.training import OptimizerName, TrainingPlan, train
 
 CONTEXT = 64  # characters
+UNSEEN = 512  # inputs without labels
 FEW = 4  # batches of labelled data
 
 
@@ -60,6 +63,7 @@ class Case:
     tuning: Examples
     validation: Examples
     test: Examples
+    unseen: Tensor  # inputs of the fine-tune's task, without labels
     batch: int = 64
     loss: Loss = classification_loss
     metric: str = "accuracy"
@@ -72,9 +76,51 @@ class Case:
             self.tuning.inputs[FEW * self.batch :], self.tuning.labels[FEW * self.batch :]
         )
 
+    @property
+    def unlabelled(self) -> list[Tensor]:
+        """Batches of inputs for what needs no labels."""
+        return list(torch.split(self.unseen, self.batch))
+
     def labelled(self, seed: int) -> Shuffled:
         """The few labelled examples that every method may use."""
         return Shuffled(self.tuning.take(FEW * self.batch), self.batch, seed)
+
+
+def descent(
+    model: nn.Module,
+    batches: Sequence[Batch],
+    loss: Loss,
+    *,
+    optimizer: str,
+    rate: float,
+    steps: int,
+) -> nn.Module:
+    """Return a copy of a model after some steps, at a rate that falls along a cosine.
+
+    Args:
+        model: Where to begin.
+        batches: From the start again when they end.
+        loss: Maps the model and a batch to the batch's mean loss.
+        optimizer: `adam`, `sgd` with momentum, or `sign`, of the gradient.
+        rate: The highest one.
+        steps: How many.
+
+    Returns:
+        The copy.
+    """
+    trained = copy.deepcopy(model).train()
+    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "sign": torch.optim.SGD}
+    options = {"momentum": 0.9} if optimizer == "sgd" else {}
+    stepping = kinds[optimizer](trained.parameters(), lr=rate, **options)
+    for step in range(steps):
+        stepping.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * (step + 0.5) / steps)) / 2
+        stepping.zero_grad()
+        loss(trained, batches[step % len(batches)]).backward()
+        if optimizer == "sign":
+            for parameter in trained.parameters():
+                parameter.grad = None if parameter.grad is None else parameter.grad.sign()
+        stepping.step()
+    return trained
 
 
 def cases(mnist: str, text: str) -> dict[str, Callable[[], Case]]:
@@ -114,6 +160,7 @@ def _images(mnist: str, network: str, task: str) -> Case:
         tuning=train_part.take(8000),
         validation=validation.take(256),
         test=test.take(4000),
+        unseen=train_part.inputs[8000:][:UNSEEN],
     )
 
 
@@ -147,6 +194,7 @@ def _play(text: str) -> Case:
         tuning=mixed.take(cut),
         validation=held.take(128),
         test=Examples(held.inputs[128:], held.labels[128:]),
+        unseen=mixed.inputs[:cut][-UNSEEN:],  # the play is short: the fine-tune knows these
         batch=32,
         loss=next_letter_loss,
         metric="loss",

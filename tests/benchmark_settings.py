@@ -108,6 +108,7 @@ def modes_accuracy(script):
 def porting(script):
     networks = importlib.import_module("porting_cases")
     networks.FEW, networks.CONTEXT = 1, 16
+    script.BUDGET = 2
     script.PLANS = {name: replace(plan, stages=2) for name, plan in script.PLANS.items()}
     script.RATES = {name: rates[:1] for name, rates in script.RATES.items()}
 

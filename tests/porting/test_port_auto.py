@@ -64,7 +64,7 @@ def test_a_base_that_is_a_little_off_everywhere_is_fine_tuned():
         "bias": TRUE["bias"] - 0.06,
     }
     result = ported(off)
-    assert result.method == "output-bias+few-shot"
+    assert result.method.endswith("output-bias+few-shot")
     assert "few-shot at rate 0.003 has the lowest" in result.reason
     assert result.loss_after < 0.5 * result.loss_before
 
@@ -78,8 +78,8 @@ def test_a_fine_tune_that_fits_is_carried():
 
 def test_what_needs_no_matching_is_tried_first():
     tried = [c.method for c in ported(TRUE).candidates]
-    order = ["untouched", "identity", "function", "output-bias"]
-    assert list(dict.fromkeys(tried))[:4] == order
+    order = ["untouched", "identity", "function", "function-outputs", "output-bias"]
+    assert list(dict.fromkeys(tried))[:5] == order
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -199,7 +199,7 @@ def sentences(seed):
 def test_ragged_batches_are_weighted_by_tokens_and_neurons_are_left_alone():
     weights = [clone(weights_of(Tagger())) for _ in range(3)]
     task = Task(Tagger(), sentences(0), tagging_loss, validation=sentences(1), batch_size=tokens)
-    result = port_fine_tune(FineTune(*weights), task, plan=PortPlan(stages=2))
+    result = port_fine_tune(FineTune(*weights), task, plan=PortPlan(stages=4))
     losses = [
         (tokens(batch), evaluate(task.model, {"": tagging_loss}, weights=weights[2], data=[batch]))
         for batch in task.validation

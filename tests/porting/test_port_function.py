@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.evaluation import Task, squared_loss
+from slipstream.evaluation import Task, classification_loss, squared_loss
 from slipstream.porting import FineTune, PortPlan, port_fine_tune
+from slipstream.porting.outputs import are_logits
 from slipstream.weights import clone, weights_of
 
 
@@ -191,6 +192,44 @@ def test_distillation_follows_the_function_further_than_the_last_layers():
     }  # fmt: skip
     assert found["distil"] < found["function"] < 1 < found["identity"]
     assert found["function+distil"] < found["function"]
+
+
+@pytest.mark.parametrize("method", ["function-outputs", "distil-outputs"])
+def test_the_outputs_of_the_fine_tune_themselves_can_be_carried(method):
+    given, x = three(mlp), torch.cat(inputs(1))
+    result = ported(mlp, given, method, training_steps=100, rates=(0.03,))
+    wanted = outputs(mlp, given.fine_tuned, x)[0]
+    before, after = (
+        float((outputs(mlp, weights, x)[0] - wanted).square().sum())
+        for weights in (given.to_base, result.weights)
+    )
+    assert after < 0.2 * before
+
+
+def test_logits_are_told_by_the_loss():
+    def needs_more(model, batch):
+        return model(batch[0]).sum() * model.weight.sum()
+
+    x, labels = inputs(0)[0], torch.arange(16) % 2
+    for loss, batch, expected in (
+        (classification_loss, (x, labels), True),
+        (squared_loss, (x, torch.ones(16, 2)), False),
+        (needs_more, (x, labels), False),
+    ):
+        assert are_logits(Task(mlp(), [batch], loss), batch) is expected
+
+
+def test_logits_are_compared_as_probabilities():
+    given, x = three(mlp), inputs(0)
+    data = [(part, torch.arange(16) % 2) for part in inputs(5)]
+    model = mlp()
+    plan = PortPlan("distil-outputs", rates=(0.03,), training_steps=150)
+    result = port_fine_tune(given, Task(model, data, unlabelled=x), plan=plan)
+    mine, wanted = (
+        outputs(mlp, weights, torch.cat(x))[0].log_softmax(-1)
+        for weights in (result.weights, given.fine_tuned)
+    )
+    assert torch.nn.functional.kl_div(mine, wanted, log_target=True, reduction="batchmean") < 0.01
 
 
 def test_distillation_takes_the_rate_that_does_best_on_inputs_left_out():
