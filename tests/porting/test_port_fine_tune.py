@@ -13,7 +13,7 @@ from slipstream.porting.plan import UNLABELLED
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
-from slipstream.transfer import TransferPlan, transfer_trajectory
+from slipstream.transfer import SignWeights, TransferPlan, transfer_trajectory
 from slipstream.weights import clone, difference, displace, inner, norm, parameter_names, weights_of
 from transfer.small_runs import batches, network, trained
 
@@ -113,7 +113,7 @@ def test_signed_is_the_learning_transfer_along_the_line(known):
     ported = ports(known, plan, loss=classification_loss, data=batches())
     transferred = transfer_trajectory(
         Trajectory.from_weights([base, tuned]), other, Task(model, batches()),
-        plan=TransferPlan("fgmt-signed", stages=4),
+        plan=TransferPlan("fgmt-signed", stages=4, signs=SignWeights()),
     )  # fmt: skip
     parameters = parameter_names(model)
     # The second pass goes on in the data where the first one ended, in both.
