@@ -130,12 +130,12 @@ def main() -> None:
     facts = machine()
     known = given.output.with_suffix(".json") if given.output else None
     blocks = json.loads(known.read_text("utf-8"))["blocks"] if known and known.exists() else []
-    first = 1 + max((block["seeds"][1] for block in blocks), default=-1)
-    while first < given.count:
-        last = min(first - first % BLOCK + BLOCK, given.count) - 1
-        blocks.append(measure_block(first, last))
-        write(given.output, blocks, facts)
-        first = last + 1
+    done = {seed for block in blocks for seed in range(block["seeds"][0], block["seeds"][1] + 1)}
+    for first in range(0, given.count, BLOCK):
+        missing = [s for s in range(first, min(first + BLOCK, given.count)) if s not in done]
+        if missing:
+            blocks.append(measure_block(missing[0], missing[-1]))
+            write(given.output, blocks, facts)
     if not blocks:
         parser.error(f"--count must be at least 1, got {given.count}")
 

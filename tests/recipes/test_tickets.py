@@ -200,6 +200,11 @@ def test_damaged_files_say_so(tmp_path):
         file.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"ticket.safetensors holds no ticket"):
             load_ticket(file)
+    for before, after in ((b"[8, 3]", b"[8, 9]"), (b"[8, 3]", b"[9e9]"), (b"float32", b"float99")):
+        assert before in content
+        file.write_bytes(content.replace(before, after))
+        with pytest.raises(ValueError, match=r"ticket.safetensors holds no ticket"):
+            load_ticket(file)
     file.write_bytes(content.replace(b'seed\\": 4', b'seed\\": 5'))
     with pytest.raises(ValueError, match="the seed gave other values than here"):
         load_ticket(file)

@@ -10,6 +10,7 @@ from slipstream.cli.task_options import TaskOptions, build, read_task_file
 from slipstream.evaluation import Task
 from slipstream.named_task import NamedTask
 from slipstream.pretrained import example_input_for, model_from_config, timm_model
+from slipstream.storage.reading import parsing
 from slipstream.storage.tensor_file import map_tensors
 from slipstream.trajectory import Snapshot, Trajectory
 from slipstream.weights import check_same_layout, weights_of
@@ -48,13 +49,9 @@ def open_comparison(file: Path) -> "Comparison":
     """
     from slipstream.transfer import Comparison, Outcome
 
-    try:
+    with parsing(file, "comparison as `slipstream demo --json` prints it"):
         outcomes = json.loads(file.read_text(encoding="utf-8"))["outcomes"]
         return Comparison(tuple(Outcome(**{**o, "along": tuple(o["along"])}) for o in outcomes))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{file} holds no comparison as `slipstream demo --json` prints it: {error!r}."
-        ) from error
 
 
 def open_model(name: str, task: TaskOptions) -> tuple[nn.Module, Any]:

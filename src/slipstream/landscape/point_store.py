@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from slipstream.storage.reading import parsing
 from slipstream.storage.writing import write_whole
 
 FORMAT = "slipstream landscape 1"
@@ -51,19 +52,21 @@ class PointStore:
         self._written = time.monotonic()
 
     def _read(self, path: Path) -> None:
-        try:
+        with parsing(path, "computed points"):
             with safe_open(path, framework="pt") as file:
                 facts = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-        except SafetensorError as error:
-            raise ValueError(f"{path} holds no computed points: {error}. Name another.") from error
-        if facts.get("format") != FORMAT:
-            raise ValueError(f"{path} holds no computed points: give another path to resume from.")
-        before = json.loads(facts["inputs"])
+            if facts.get("format") != FORMAT:
+                raise ValueError("give another path to resume from")
+            before, done = dict(json.loads(facts["inputs"])), int(facts["done"])
         if changed := [name for name in self._inputs if before.get(name) != self._inputs[name]]:
             raise ValueError(
                 f"The points in {path} were computed with other {' and other '.join(changed)}: "
                 "resume with the same, or give another path."
             )
-        self.done = int(facts["done"])
-        self.values = {name: tensors[name] for name in self.values}
+        for name, empty in self.values.items():
+            value = tensors.get(name, torch.empty(0))
+            fits = (value.shape, value.dtype) == (empty.shape, empty.dtype)
+            if not fits or not 0 <= done <= len(value):
+                raise ValueError(f"{path} is damaged: its {name} are missing, or not all there.")
+        self.done, self.values = done, {name: tensors[name] for name in self.values}

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from slipstream.storage.reading import parsing
+from slipstream.storage.strict_json import read_json
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.storage.writing import write_whole
 from slipstream.symmetry.gather import take
@@ -183,24 +185,47 @@ class Modes:
             FileNotFoundError: If there is no such file.
             ValueError: If the file holds no modes, is of a newer format, or is damaged.
         """
-        try:
+        with parsing(path, "modes"):
             with safe_open(path, framework="pt") as file:
                 described = _described(file.metadata(), path)
             tensors = load_file(path)
             layout = Layout.from_json(described["layout"])
             fields: dict[str, Any] = {kind: _named(kind, tensors, layout) for kind in _BY_NAME}
             fields |= {name: tensors[name] for name in _SINGLE}
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} is damaged: {error}.") from error
-        if missing := [n for n in layout.tensors if n not in fields["kept"] | fields["b"]]:
-            raise ValueError(f"{path} is damaged: it lacks the tensor {missing[0]!r}.")
-        return cls(layout=layout, steps=tuple(described["steps"]), **fields)
+            found = cls(layout=layout, steps=tuple(described["steps"]), **fields)
+            found._check()
+        return found
 
     def __repr__(self) -> str:
         return (
             f"Modes({len(self.references)} modes of {len(self.names)} tensors over "
             f"{len(self.steps)} steps, {self.share:.1%} of the motion explained)"
         )
+
+    def _check(self) -> None:
+        """Raise unless the parts fit each other, as those of a damaged file may not."""
+        modes, steps, names = len(self.references), len(self.steps), len(self.names)
+        if any(type(step) is not int for step in self.steps) or not steps:
+            raise ValueError(f"its steps are {str(self.steps)[:80]}")
+        shapes = {
+            "references": (modes, steps),
+            "motion": (names, modes),
+            "explained": (names, modes),
+            "samples": (len(self.sample_modes), steps),
+            "sample_modes": (len(self.sample_modes),),
+        }
+        for name, shape in shapes.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise ValueError(f"{name} has shape {tuple(getattr(self, name).shape)}")
+        for name, form in self.layout.tensors.items():
+            if name in self.kept:
+                fits = tuple(self.kept[name].shape) in ((1, *form.shape), (steps, *form.shape))
+            else:
+                parts = [kind.get(name) for kind in (self.assignment, self.a, self.b)]
+                fits = all(v is not None and tuple(v.shape) == form.shape for v in parts)
+                fits = fits and _below(modes, self.assignment[name])
+            if not fits:
+                raise ValueError(f"the tensor {name!r} is missing, or of another shape")
 
     def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for name in _SINGLE:
@@ -243,6 +268,11 @@ class _Reconstructed:
         out.view(-1).copy_(self.modes._part(name, references, self.position, at))
 
 
+def _below(modes: int, assignment: Tensor) -> bool:
+    values = assignment.int()  # there is no maximum of some kinds of whole numbers
+    return not values.numel() or 0 <= int(values.min()) <= int(values.max()) < modes
+
+
 def _named(kind: str, tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     names = [name for name in layout.tensors if f"{kind}:{name}" in tensors]
     return {name: tensors[f"{kind}:{name}"] for name in names}
@@ -252,7 +282,7 @@ def _described(metadata: Mapping[str, str] | None, path: str | Path) -> dict[str
     text = (metadata or {}).get("slipstream.modes")
     if text is None:
         raise ValueError(f"{path} holds no modes.")
-    described: dict[str, Any] = json.loads(text)
+    described: dict[str, Any] = read_json(text.encode())
     if described["format"] > FORMAT:
         raise ValueError(f"{path} is of format {described['format']}, newer than {FORMAT}.")
     return described

@@ -48,7 +48,8 @@ class ResumableState:
             kept = torch.load(self.path, map_location="cpu", weights_only=True)
             identity, state = kept["identity"], kept["state"]
         except Exception as error:
-            raise ValueError(f"{self.path} holds no state to resume from: {error}") from error
+            said, *_ = str(error).splitlines() or [type(error).__name__]
+            raise ValueError(f"{self.path} holds no state to resume from: {said}") from error
         unknown = object()
         for name, value in self._identity.items():
             earlier = self._before.get(name.rpartition(".")[2], unknown)

@@ -2,12 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from slipstream.storage.reading import parsing
+from slipstream.storage.strict_json import read_json
 from slipstream.storage.writing import write_whole
 
 FORMAT = 2  # 1 had no signs
@@ -183,7 +185,7 @@ class NeuronGroups:
             ValueError: If the text is not such JSON, or is of a newer format.
         """
         try:
-            data = json.loads(text)
+            data = read_json(text.encode())
             if data["format"] > FORMAT:
                 raise ValueError(
                     f"Neuron groups of format {data['format']} are newer than {FORMAT}."
@@ -191,12 +193,12 @@ class NeuronGroups:
             return cls(
                 groups=tuple(_group_from(g) for g in data["groups"]),
                 blocks=tuple(_block_from(b) for b in data["blocks"]),
-                shapes={name: tuple(shape) for name, shape in data["shapes"].items()},
+                shapes={n: tuple(map(_whole, shape)) for n, shape in data["shapes"].items()},
                 pins=tuple(_pin_from(p) for p in data["pins"]),
                 dropped=tuple(_pin_from(p) for p in data["dropped"]),
-                caveats=tuple(data.get("caveats", ())),
+                caveats=_texts(data.get("caveats", ())),
             )
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"This is not the JSON of neuron groups: {error!r}.") from error
 
     def save(self, path: str | Path) -> None:
@@ -212,8 +214,13 @@ class NeuronGroups:
 
         Returns:
             The groups, checked for consistency.
+
+        Raises:
+            OSError: If the file is missing.
+            ValueError: If it holds something else, or is of a newer format.
         """
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        with parsing(path, "neuron groups"):
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
 
     @cached_property
     def _by_name(self) -> dict[str, NeuronGroup]:
@@ -276,23 +283,33 @@ def _check_parents(groups: tuple[NeuronGroup, ...]) -> None:
 
 
 def _group_from(data: Mapping[str, Any]) -> NeuronGroup:
-    return NeuronGroup(
-        data["name"], data["size"], tuple(data["parents"]), data.get("signed", False)
-    )
+    signed = bool(data.get("signed", False))
+    (name,) = _texts([data["name"]])
+    return NeuronGroup(name, _whole(data["size"]), _texts(data["parents"]), signed)
 
 
 def _block_from(data: Mapping[str, Any]) -> Block:
-    return Block(
-        data["tensor"],
-        data["axis"],
-        data["offset"],
-        tuple(data["factors"]),
-        tuple(data.get("signs", ())),
-    )
+    (tensor,) = _texts([data["tensor"]])
+    factors = tuple(f if isinstance(f, str) else _whole(f) for f in data["factors"])
+    signs = _texts(data.get("signs", ()))
+    return Block(tensor, _whole(data["axis"]), _whole(data["offset"]), factors, signs)
 
 
 def _pin_from(data: Mapping[str, Any]) -> Pin:
-    return Pin(data["operator"], data["where"], data["reason"], tuple(data["tensors"]))
+    operator, where, reason = _texts([data["operator"], data["where"], data["reason"]])
+    return Pin(operator, where, reason, _texts(data["tensors"]))
+
+
+def _texts(values: Sequence[Any]) -> tuple[str, ...]:
+    if isinstance(values, str) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"texts are expected, not {str(values)[:80]}")
+    return tuple(values)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 48:
+        raise TypeError(f"a whole number from 0 on is expected, not {str(value)[:80]}")
+    return value
 
 
 def _table(groups: NeuronGroups) -> str:

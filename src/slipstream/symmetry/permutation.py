@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from slipstream.storage.reading import parsing
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.storage.writing import write_whole
 from slipstream.symmetry.gather import multiply, sign_factors, source_places, take
@@ -239,9 +240,10 @@ class Permutation:
             The permutation, with its groups.
 
         Raises:
-            ValueError: If the file holds no permutation.
+            OSError: If the file is missing.
+            ValueError: If it holds no permutation, or is damaged.
         """
-        with safe_open(path, framework="pt") as file:
+        with parsing(path, "permutation"), safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "neuron_groups" not in metadata:
                 raise ValueError(f"{path} holds no permutation of neurons.")

@@ -3,12 +3,14 @@
 import json
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from slipstream.storage.reading import parsing
 from slipstream.testbed.conditional_diffusion import ConditionalDiffusion
 from slipstream.testbed.conditional_vae import ConditionalVAE
-from slipstream.weights import load_weights_, weights_of
+from slipstream.weights import check_same_layout, load_weights_, weights_of
 
 TestbedGenerator = ConditionalVAE | ConditionalDiffusion
 KINDS: dict[str, type[TestbedGenerator]] = {
@@ -51,15 +53,16 @@ def load_generator(file: str | Path) -> TestbedGenerator:
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"There is no file {file}.")
-    try:
+    with parsing(file, "generator"):
         with safe_open(file, framework="pt") as opened:
             about = opened.metadata() or {}
             weights = {name: opened.get_tensor(name) for name in opened.offset_keys()}
-    except SafetensorError as error:
-        raise ValueError(f"{file} is not a safetensors file, or is cut short: {error}.") from error
-    if about.get("generator") not in KINDS:
-        raise ValueError(f"{file} holds no generator: it was not written by save_generator.")
-    generator = KINDS[about["generator"]](**json.loads(about["configuration"]))
-    load_weights_(generator, weights)
+        if about.get("generator") not in KINDS:
+            raise ValueError("it was not written by save_generator")
+        with torch.device("meta"):  # sizes from anywhere are compared before memory is taken
+            planned = KINDS[about["generator"]](**json.loads(about["configuration"]))
+        check_same_layout(weights_of(planned), weights, names=("its configuration", "the file"))
+        generator = KINDS[about["generator"]](**json.loads(about["configuration"]))
+        load_weights_(generator, weights)
     generator.eval()
     return generator

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slipstream.storage.packed_file import unpack_tensors
 from slipstream.storage.packed_header import SUFFIX as PACKED
+from slipstream.storage.reading import parsing
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors", PACKED)
@@ -81,16 +82,18 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
 
 def trainer_state(checkpoint: Checkpoint) -> tuple[float | None, dict[str, float]]:
     """Return the epoch and the metrics that Hugging Face's trainer noted beside a checkpoint."""
-    try:
-        text = (checkpoint.files[0].parent / "trainer_state.json").read_text(encoding="utf-8")
-    except OSError:
+    path = checkpoint.files[0].parent / "trainer_state.json"
+    if not path.is_file():
         return None, {}
-    state = json.loads(text)
-    metrics: dict[str, float] = {}
-    for entry in state.get("log_history", []):
-        if entry.get("step") == state.get("global_step"):
-            metrics |= {k: v for k, v in entry.items() if isinstance(v, int | float)}
-    return state.get("epoch"), {k: v for k, v in metrics.items() if k not in ("step", "epoch")}
+    with parsing(path, "state of a trainer"):
+        state = json.loads(path.read_text(encoding="utf-8"))
+        metrics: dict[str, float] = {}
+        for entry in state.get("log_history", []):
+            if entry.get("step") == state.get("global_step"):
+                metrics |= {k: float(v) for k, v in entry.items() if isinstance(v, int | float)}
+        epoch = state.get("epoch")
+        epoch = None if epoch is None else float(epoch)
+    return epoch, {k: v for k, v in metrics.items() if k not in ("step", "epoch")}
 
 
 def read_pickled(path: Path, *, key: str | None = None) -> PickledCheckpoint:
@@ -104,8 +107,11 @@ def read_pickled(path: Path, *, key: str | None = None) -> PickledCheckpoint:
         Weights, mapped into memory where the file allows it, and Lightning's step and epoch.
 
     Raises:
+        OSError: If the file cannot be read.
         ValueError: If the file holds code, is damaged, or no weights are found in it.
     """
+    if not path.is_file():  # a pipe would wait for ever
+        raise ValueError(f"{path} is not a regular file.")
     if path.suffix == PACKED:
         return PickledCheckpoint(unpack_tensors(path))
     try:
@@ -119,8 +125,11 @@ def read_pickled(path: Path, *, key: str | None = None) -> PickledCheckpoint:
                 "run code. Where you trust the file, save its state dict alone and import that."
             ) from error
         raise ValueError(f"{path} is not a file of torch.save, or is damaged.") from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    except OSError:
+        raise
+    except Exception as error:  # what comes from anywhere can go wrong anywhere
+        said, *_ = str(error).splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} cannot be read: {said}") from error
     weights = _weights_in(held, path, key)
     step, epoch = (held.get(name) for name in ("global_step", "epoch"))
     return PickledCheckpoint(
@@ -169,7 +178,10 @@ def model_files(folder: Path) -> tuple[Path, ...]:
             return (folder / name,)
         index = folder / f"{name}.index.json"
         if index.is_file():
-            shards = dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values())
+            with parsing(index, "index of shards"):
+                shards = dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values())
+                if not shards or not all(isinstance(shard, str) for shard in shards):
+                    raise ValueError("weight_map must name files")
             return tuple(_shard(folder, shard) for shard in sorted(shards))
     return ()
 

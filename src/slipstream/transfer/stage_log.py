@@ -14,6 +14,7 @@ from torch import Tensor
 from slipstream.evaluation import Task
 from slipstream.evaluation.processes import from_main_process, on_main_process
 from slipstream.storage.new_run import NewRun
+from slipstream.storage.reading import parsing
 from slipstream.storage.writing import whole_file
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import (
@@ -263,23 +264,27 @@ def load_transfer(path: str | Path) -> TransferResult:
 
     Raises:
         FileNotFoundError: If the folder holds no finished transfer.
+        ValueError: If it is damaged.
     """
     folder = Path(path)
     if not (folder / SUMMARY).is_file():
         raise FileNotFoundError(f"{folder} holds no finished transfer: it has no {SUMMARY}.")
-    data = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    data["cost"].pop("total_seconds")
+    with parsing(folder / SUMMARY, "transfer"):
+        data = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        data["cost"].pop("total_seconds")
+        stages = tuple(TransferStage(**stage) for stage in data["stages"])
+        # In 0.1 the plan did not say which stage is kept, only the result did.
+        keep = "last" if data["chosen"] == stages[-1].stage else "best"
+        plan = TransferPlan.from_json({"keep": keep, **data["plan"]})
+        cost = TransferCost(**data["cost"])
     files = sorted((folder / PERMUTATIONS).glob("*.safetensors"))
-    stages = tuple(TransferStage(**stage) for stage in data["stages"])
-    # In 0.1 the plan did not say which stage is kept, only the result did.
-    keep = "last" if data["chosen"] == stages[-1].stage else "best"
     return TransferResult(
-        plan=TransferPlan.from_json({"keep": keep, **data["plan"]}),
+        plan=plan,
         trajectory=Trajectory.open(folder),
         stages=stages,
         permutations={int(file.stem): Permutation.load(file) for file in files},
         chosen=data["chosen"],
-        cost=TransferCost(**data["cost"]),
+        cost=cost,
     )
 
 

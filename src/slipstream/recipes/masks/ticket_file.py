@@ -5,6 +5,7 @@ their value was drawn in, if there were rounds; tensors that are neither masked 
 """
 
 import json
+import math
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,16 +16,17 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from slipstream.recipes.masks.random_weights import values_of_round
 from slipstream.recipes.masks.ticket import Ticket
+from slipstream.storage.reading import parsing
 from slipstream.storage.tensor_file import bytes_of
 from slipstream.storage.tensor_form import dtype_name
 from slipstream.storage.writing import write_whole
 
 FORMAT = 1
+MOST = 1 << 28  # values of a tensor
 _MASK, _BIRTHS, _OTHER = "mask", "births", "other."
 TICKET, SCORES = "ticket.safetensors", "scores.safetensors"  # in a run folder
 
@@ -83,19 +85,18 @@ def load_ticket(path: str | Path) -> Ticket:
     file = given / TICKET if given.is_dir() else given
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: there is no finished ticket.")
-    content = file.read_bytes()
-    try:
-        ticket, digest = _unpacked(content)
-    except (SafetensorError, zlib.error, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} holds no ticket: {error}.") from error
-    if _digest(ticket) != digest:
+    with parsing(file, "ticket"):
+        ticket, digest = _unpacked(file.read_bytes())
+        same = _digest(ticket) == digest
+    if not same:
         raise ValueError(
             f"{file} was written where the seed gave other values than here, with PyTorch "
             f"{torch.__version__}, or it is damaged. Load it with the version it was written with."
         )
     if given.is_dir() and (given / SCORES).is_file():
-        scores = safetensors.torch.load_file(given / SCORES)
-        ticket = replace(ticket, scores={name: scores[name] for name in ticket.masks})
+        with parsing(given / SCORES, "scores"):
+            scores = safetensors.torch.load_file(given / SCORES)
+            ticket = replace(ticket, scores={name: scores[name] for name in ticket.masks})
     return ticket
 
 
@@ -139,13 +140,17 @@ def _unpacked(content: bytes) -> tuple[Ticket, str]:
     if described["format"] != FORMAT:
         raise ValueError(f"its format is {described['format']}, this version reads {FORMAT}")
     tensors = safetensors.torch.load(content)
-    shapes = {name: tuple(shape) for name, (shape, _) in described["masked"].items()}
-    sizes = {name: int(np.prod(shape)) for name, shape in shapes.items()}
+    shapes = {name: _checked(shape) for name, (shape, _) in described["masked"].items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    if len(tensors[_MASK]) != -(-sum(sizes.values()) // 8):  # before memory is taken
+        raise ValueError("the mask has not one bit for each weight")
     bits = np.unpackbits(tensors[_MASK].numpy(), count=sum(sizes.values())).astype(bool)
     births = np.zeros(len(bits), dtype=np.int32)
     if _BIRTHS in tensors:
-        rounds = zlib.decompress(tensors[_BIRTHS].numpy().tobytes())
-        births[bits] = np.frombuffer(rounds, dtype=described["births"])
+        kind = np.dtype(described["births"])
+        packed = tensors[_BIRTHS].numpy().tobytes()
+        rounds = zlib.decompressobj().decompress(packed, int(bits.sum()) * kind.itemsize + 1)
+        births[bits] = np.frombuffer(rounds, dtype=kind)
     ends = np.cumsum(list(sizes.values()))[:-1]
     masks, born = (
         {n: torch.from_numpy(p.copy()).view(shapes[n]) for n, p in zip(sizes, parts, strict=True)}
@@ -156,7 +161,7 @@ def _unpacked(content: bytes) -> tuple[Ticket, str]:
         for number, name in enumerate(shapes)
     }
     others = {
-        name: torch.full(shape, value, dtype=getattr(torch, dtype))
+        name: torch.full(_checked(shape), value, dtype=getattr(torch, dtype))
         for name, (shape, dtype, value) in described["constants"].items()
     } | {n.removeprefix(_OTHER): v for n, v in tensors.items() if n.startswith(_OTHER)}
     ticket = Ticket(
@@ -164,6 +169,13 @@ def _unpacked(content: bytes) -> tuple[Ticket, str]:
         others,
     )  # fmt: skip
     return ticket, described["digest"]
+
+
+def _checked(shape: list[Any]) -> tuple[int, ...]:
+    """A shape that takes no more memory than any ticket needs: it may come from anywhere."""
+    if not all(type(n) is int and n >= 0 for n in shape) or math.prod(shape) > MOST:
+        raise ValueError(f"it has the shape {str(shape)[:80]}")
+    return tuple(shape)
 
 
 def _drawn(described: Mapping[str, Any], number: int, births: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from slipstream.evaluation import Task, takes_task
 from slipstream.landscape.span import Span
 from slipstream.recipes.subspaces.plan import SubspacePlan
 from slipstream.recipes.subspaces.subspace import Subspace
+from slipstream.storage.reading import parsing
 from slipstream.storage.tensor_file import map_tensors, tensor_chunks
 from slipstream.storage.writing import write_whole
 from slipstream.training.plan import TrainingPlan
@@ -66,7 +67,7 @@ def load_subspace(path: str | Path, task: Task | None = None) -> Subspace:
 
 def read(folder: Path, task: Task | None = None) -> Subspace:
     """Read a finished subspace, whose points the task calibrates."""
-    try:
+    with parsing(folder / DESCRIPTION, "subspace"):
         described = json.loads((folder / DESCRIPTION).read_bytes())
         given = described["plan"]
         plan = SubspacePlan(**{**given, "descent": TrainingPlan.from_dict(given["descent"])})
@@ -79,8 +80,6 @@ def read(folder: Path, task: Task | None = None) -> Subspace:
             described["steps"],
             described["seconds"],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"The subspace in {folder} cannot be read: {error}.") from error
 
 
 def is_finished(folder: Path) -> bool:
