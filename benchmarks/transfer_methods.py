@@ -276,7 +276,13 @@ def methods_text(found: dict[str, Any], case: Case) -> str:
             [line for count in case.budgets if (line := _beside(held, count, case))],
         ),
     ]
-    saved = _saved(rows, metric)
+    pairs = {row["pair"] for row in rows if row["name"] == TRAINED_TARGET}
+    complete = all(
+        {row["pair"] for row in held.get((name, count), [])} >= pairs
+        for name in (DEFAULT, *WITHOUT_SOURCE)
+        for count in case.budgets
+    )
+    saved = _saved(rows, metric) if complete else ""
     if saved:
         parts += [
             "Gradients to 99 % of the trained target on validation data, of the numbers that were "
@@ -291,14 +297,18 @@ def _beside(held: dict[tuple[str, int], list[Row]], count: int, case: Case) -> l
     sign = 1 if case.metric == "accuracy" else -1
     own = {row["pair"]: row for row in held.get((DEFAULT, count), [])}
     others = {n: {r["pair"]: r for r in held.get((n, count), [])} for n in WITHOUT_SOURCE}
-    others = {name: found for name, found in others.items() if found.keys() >= own.keys()}
+    others = {name: found for name, found in others.items() if found}
+    # Of a study that was stopped: the pairs on which all of them were measured.
+    own = {p: row for p, row in own.items() if all(p in found for found in others.values())}
     if not own or not others:
         return None
     best = max(
         others, key=lambda n: sign * statistics.fmean(others[n][p]["validation"] for p in own)
     )
     apart = [sign * (own[pair]["test"] - others[best][pair]["test"]) for pair in own]
-    error = 2 * statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
+    error = "(one pair)"
+    if len(apart) > 1:
+        error = f"± {2 * statistics.stdev(apart) / len(apart) ** 0.5:.3f}"
     seconds = [statistics.fmean(found[p]["seconds"] for p in own) for found in (own, others[best])]
     means = {n: statistics.fmean(found[p]["test"] for p in own) for n, found in others.items()}
     highest = max(means, key=lambda name: sign * means[name])
@@ -307,7 +317,7 @@ def _beside(held: dict[tuple[str, int], list[Row]], count: int, case: Case) -> l
         _spread([row["test"] for row in own.values()]),
         _spread([others[best][pair]["test"] for pair in own]),
         best,
-        f"{statistics.fmean(apart):+.3f} ± {error:.3f}",
+        f"{statistics.fmean(apart):+.3f} {error}",
         f"{means[highest]:.3f} ({highest})",
         f"{seconds[0]:.2f}, {seconds[1]:.2f}",
     ]
@@ -335,8 +345,10 @@ def _saved(rows: list[Row], metric: str) -> str:
     if not names or not comparison.rivals:
         return ""
     savings = comparison.savings(names, metric=metric)
-    median = f"Median: {savings.least_ratio:.3g} times fewer gradients, at least."
-    return f"{markdown(savings_rows(savings))}\n\n{median}"
+    written = markdown(savings_rows(savings))
+    if "not reached" not in written:
+        written += f"\n\nMedian: {savings.least_ratio:.3g} times fewer gradients, at least."
+    return written
 
 
 def _spread(values: list[float]) -> str:
