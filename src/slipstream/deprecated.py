@@ -237,6 +237,10 @@ NAMES = {
         "Networks": "slipstream.transfer.transfer_state:TransferState",
         "fingerprint": "slipstream.storage.fingerprints",
     },
+    "slipstream.transfer.porting.choosing": {
+        "Judge": "slipstream.porting.judge",
+        "choose_by_loss": "slipstream.porting.search",
+    },
     "slipstream.transfer.porting.problem": {
         "without": "slipstream.porting.problem:fine_tune_without",
     },
