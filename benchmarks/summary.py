@@ -49,27 +49,44 @@ def _rows(title: str, found: dict[str, Any]) -> list[list[str]]:
     budgets, sign = found["case"]["budgets"], 1 if found["case"]["metric"] == "accuracy" else -1
     rows = []
     for gradients in (budgets[1], budgets[-1]):
-        own = _values(found, DEFAULT, gradients, "test")
-        rivals = {n: _values(found, n, gradients, "validation") for n in WITHOUT_SOURCE}
-        rivals = {n: values for n, values in rivals.items() if len(values) >= len(own)}
-        if not own or not rivals:
+        known = _complete(found, gradients)
+        if not known:
             continue
+        own = _values(found, DEFAULT, gradients, "test", known)
+        rivals = {n: _values(found, n, gradients, "validation", known) for n in WITHOUT_SOURCE}
         best = max(rivals, key=lambda name: sign * statistics.fmean(rivals[name]))
         cells = [
-            *(_values(found, name, 0, "test") for name in ("naive", "activations")),
+            *(_values(found, name, 0, "test", known) for name in ("naive", "activations")),
             own,
-            _values(found, best, gradients, "test"),
-            _values(found, "shuffled-signed", gradients, "test"),
-            _values(found, "trained target", 0, "test"),
+            _values(found, best, gradients, "test", known),
+            _values(found, "shuffled-signed", gradients, "test", known),
+            _values(found, "trained target", 0, "test", known),
         ]
         naive, unsigned, default, rival, shuffled, trained = (_mean(values) for values in cells)
-        start = ["", "", "", ""] if rows else [title, str(len(own)), naive, unsigned]
+        start = [title if not rows else "", str(len(own)), naive, unsigned]
         rows.append([*start, str(gradients), default, f"{rival} ({best})", shuffled, trained])
     return rows
 
 
-def _values(found: dict[str, Any], name: str, budget: int, split: str) -> list[float]:
-    return [r[split] for r in found["rows"] if (r["name"], r["budget"]) == (name, budget)]
+def _complete(found: dict[str, Any], budget: int) -> set[int]:
+    """The pairs on which the default and every rival are known: the best may be the last."""
+    names = (DEFAULT, *WITHOUT_SOURCE)
+    return set.intersection(
+        *(
+            {r["pair"] for r in found["rows"] if (r["name"], r["budget"]) == (name, budget)}
+            for name in names
+        )
+    )
+
+
+def _values(
+    found: dict[str, Any], name: str, budget: int, split: str, pairs: set[int]
+) -> list[float]:
+    return [
+        row[split]
+        for row in found["rows"]
+        if (row["name"], row["budget"]) == (name, budget) and row["pair"] in pairs
+    ]
 
 
 def _mean(values: list[float]) -> str:

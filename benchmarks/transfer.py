@@ -280,7 +280,10 @@ NOTES = {
     "methods": (
         "Rates of rivals are tuned on validation data for each number of gradients, on the first "
         "pair, or on each (`tune_all`), and fall along a cosine. Validation and test data are as "
-        "many batches of 500 images (128 texts) as the case says."
+        "many batches of 500 images (128 texts) as the case says. Networks 0 to 2 were also used "
+        "in development, by their validation data. Seconds are without the search for a rate, and "
+        "at the load of the moment: rows of a resumed study may differ in it. Rows that were not "
+        "measured, for want of time, are empty, and so are pairs beside which a rival is missing."
     ),
     "sensitivity": "One thing is changed at a time.",
     "ensembles": "Test data are all there are.",

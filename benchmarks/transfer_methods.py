@@ -272,17 +272,20 @@ def methods_text(found: dict[str, Any], case: Case) -> str:
         "method without a source that happened to be the best on test data. Seconds are those of "
         "the default and of the best rival at its rate.",
         table(
-            ["gradients", "default", "best rival", "", "difference", "best on test", "seconds"],
+            [
+                "gradients",
+                "pairs",
+                "default",
+                "best rival",
+                "",
+                "difference",
+                "best on test",
+                "seconds",
+            ],
             [line for count in case.budgets if (line := _beside(held, count, case))],
         ),
     ]
-    pairs = {row["pair"] for row in rows if row["name"] == TRAINED_TARGET}
-    complete = all(
-        {row["pair"] for row in held.get((name, count), [])} >= pairs
-        for name in (DEFAULT, *WITHOUT_SOURCE)
-        for count in case.budgets
-    )
-    saved = _saved(rows, metric) if complete else ""
+    saved = _saved(rows, case)
     if saved:
         parts += [
             "Gradients to 99 % of the trained target on validation data, of the numbers that were "
@@ -297,35 +300,41 @@ def _beside(held: dict[tuple[str, int], list[Row]], count: int, case: Case) -> l
     sign = 1 if case.metric == "accuracy" else -1
     own = {row["pair"]: row for row in held.get((DEFAULT, count), [])}
     others = {n: {r["pair"]: r for r in held.get((n, count), [])} for n in WITHOUT_SOURCE}
-    others = {name: found for name, found in others.items() if found}
-    # Of a study that was stopped: the pairs on which all of them were measured.
+    # Only where every rival is known: the best one may be the last to be measured.
     own = {p: row for p, row in own.items() if all(p in found for found in others.values())}
-    if not own or not others:
+    if not own:
         return None
     best = max(
         others, key=lambda n: sign * statistics.fmean(others[n][p]["validation"] for p in own)
     )
     apart = [sign * (own[pair]["test"] - others[best][pair]["test"]) for pair in own]
-    error = "(one pair)"
-    if len(apart) > 1:
-        error = f"± {2 * statistics.stdev(apart) / len(apart) ** 0.5:.3f}"
+    error = 2 * statistics.stdev(apart) / len(apart) ** 0.5 if len(apart) > 1 else float("nan")
     seconds = [statistics.fmean(found[p]["seconds"] for p in own) for found in (own, others[best])]
     means = {n: statistics.fmean(found[p]["test"] for p in own) for n, found in others.items()}
     highest = max(means, key=lambda name: sign * means[name])
     return [
         str(count),
+        str(len(own)),
         _spread([row["test"] for row in own.values()]),
         _spread([others[best][pair]["test"] for pair in own]),
         best,
-        f"{statistics.fmean(apart):+.3f} {error}",
+        f"{statistics.fmean(apart):+.3f}" + (f" ± {error:.3f}" if len(apart) > 1 else ""),
         f"{means[highest]:.3f} ({highest})",
         f"{seconds[0]:.2f}, {seconds[1]:.2f}",
     ]
 
 
-def _saved(rows: list[Row], metric: str) -> str:
-    """The table of what is saved, of the pairs whose levels are known."""
-    known = {row["pair"] for row in rows if row["name"] == TRAINED_TARGET}
+def _saved(rows: list[Row], case: Case) -> str:
+    """The table of what is saved, of the pairs on which all rivals are known."""
+    metric, there = case.metric, {(row["pair"], row["name"], row["budget"]) for row in rows}
+    needed = [(name, budget) for name in (DEFAULT, *WITHOUT_SOURCE) for budget in case.budgets]
+    known = {
+        pair
+        for pair in {row["pair"] for row in rows}
+        if all((pair, *one) in there for one in [(TRAINED_TARGET, 0), *needed])
+    }
+    if not known:
+        return ""
     outcomes = [
         Outcome(
             row["name"],
