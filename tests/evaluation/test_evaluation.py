@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from slipstream.evaluation import (
+    Task,
     accuracy,
     batch_size,
     classification_loss,
@@ -429,3 +430,16 @@ def test_everything_runs_where_the_model_is(dtype):
     torch.testing.assert_close(new["1.running_var"].cpu(), old["1.running_var"], rtol=2e-2, atol=0)
     metrics = {"accuracy": accuracy}
     assert evaluate(there, metrics, weights=weights_of(here), data=data)["accuracy"] <= 1
+
+
+def test_calibration_alone_is_fed_by_the_loss_and_unlabelled_batches_by_the_model():
+    model = nn.BatchNorm1d(2)
+    first, second = torch.randn(8, 2), torch.randn(8, 2)
+
+    def loss(module, batch):
+        return module(batch[0] + batch[1]).mean() + batch[2]
+
+    fed = Task(model, loss=loss, calibration=[(first, second, 0.0)]).recalibrated()
+    torch.testing.assert_close(fed["running_mean"], (first + second).mean(0))
+    alone = Task(model, loss=loss, unlabelled=[first]).recalibrated()
+    torch.testing.assert_close(alone["running_mean"], first.mean(0))

@@ -202,4 +202,5 @@ class Task:
     @property
     def feed(self) -> Callable[[nn.Module, Batch], object]:
         """What runs the model on a batch: `forward` if one was given, else the loss of labels."""
-        return self.loss if self.forward is forward_inputs and self.has_data else self.forward
+        labelled = self.has_data or self.unlabelled is None
+        return self.loss if self.forward is forward_inputs and labelled else self.forward
