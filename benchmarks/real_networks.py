@@ -51,7 +51,7 @@ from slipstream.weights import Weights, clone, inner, load_weights_, norm, weigh
 
 LABELS = (32, 128, 512)
 UNLABELLED = 500
-TEST = 500
+TEST = 1000
 JITTER = 0.05  # angstrom
 BATCH = 32
 VALIDATION = 4  # of so many labels, one is kept to choose by
@@ -59,26 +59,36 @@ PARTS = 16  # of the validation geometries
 NEW = 5  # of so many molecules, one is only seen in a test of its own
 BUDGET = 30  # gradients of descent
 PORTS = {"development": range(4), "test": range(4, 8), "all": range(8)}
-PLANS = {
-    method: PortPlan(method)
-    for method in (
-        *("identity", "weights", "activations", "procrustes"),
-        *("activations-signed", "fgmt-signed", "output-bias", "auto"),
-    )
-}
 RATES = {
     "Adam": (0.003, 0.001, 0.0003, 0.0001),
     "SGD": (1e-5, 3e-6, 1e-6, 3e-7),
     "sign descent": (0.001, 0.0003, 0.0001, 0.00003),
 }
+AUTO, AUTO_FEW = "auto", f"auto, {BUDGET} gradients in all"
+PLANS = {
+    **{
+        method: PortPlan(method)
+        for method in (
+            *("identity", "weights", "activations", "procrustes", "bico"),
+            *("fgmt-signed", "output-bias", "function", "distil"),
+            *("weights+function", "weights+few-shot", "function+few-shot"),
+        )
+    },
+    "activations-signed": PortPlan("activations-signed", stages=BUDGET),
+    # With the rates that few-shot fine-tuning has.
+    AUTO_FEW: PortPlan(budget=BUDGET, rates=RATES["Adam"]),
+    # As many gradients as few-shot fine-tuning takes to find its rate.
+    AUTO: PortPlan(budget=BUDGET * len(RATES["Adam"]), rates=RATES["Adam"]),
+}
 UNTOUCHED, OWN, SOURCE = "untouched", "its own fine-tune", "the source's fine-tune"
 FEW_SHOT = "few-shot"
-ERROR = "rmse"
+ERROR, COST = "rmse", "cost"
 SHUFFLED, RANDOM = "displacement shuffled", "random permutation"
 CONTROLS = (
     *((SHUFFLED, method) for method in ("identity", "activations-signed", "auto")),
     *((RANDOM, method) for method in ("identity", "identity-signed")),
 )
+CARRIED = (*PLANS, *(f"{method}, {control}" for control, method in CONTROLS))
 Row = dict[str, Any]
 
 
@@ -88,18 +98,25 @@ def main() -> None:
     parser.add_argument("networks", type=Path, help="the wheel torchani 2.0, or its resources")
     parser.add_argument("--ports", choices=PORTS, default="test", help="between which networks")
     parser.add_argument("--labels", type=int, nargs="*", default=LABELS)
-    parser.add_argument("--limit", type=int, help="at most so many ports")
+    parser.add_argument("--rows", nargs="*", choices=CARRIED, default=CARRIED)
+    parser.add_argument("--again", action="store_true", help="measure these rows again")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     facts = machine()
     found = _before(arguments.output)
     ports = Ports(Resources(arguments.networks))
     members = [m for m in PORTS[arguments.ports] if m < len(ports.bases)]
-    for key, measure in itertools.islice(_work(ports, members, arguments.labels), arguments.limit):
-        if key not in found:
+    for key, measure in _work(ports, members, arguments.labels):
+        known = found.get(key, {})
+        if arguments.again and key.startswith("port"):
+            known = {name: row for name, row in known.items() if name not in arguments.rows}
+        wanted = arguments.rows if key.startswith("port") else ()
+        if not known or set(wanted) - known.keys():
             began = time.process_time()
-            found[key] = {**measure(), "cost": {"seconds": time.process_time() - began}}
-            minutes = sum(part["cost"]["seconds"] for part in found.values()) / 60
+            more = measure([name for name in wanted if name not in known])
+            seconds = time.process_time() - began + known.get(COST, {}).get("seconds", 0.0)
+            found[key] = {**known, **more, COST: {"seconds": seconds}}
+            minutes = sum(part[COST]["seconds"] for part in found.values()) / 60
             note = f"{machine_line(facts)} {minutes:.0f} minutes of processor time in all."
             text = f"{_report(found, arguments.labels)}\n\n{note}"
             write(arguments.output, text, {"machine": facts, "results": found})
@@ -115,16 +132,16 @@ def _before(output: Path | None) -> dict[str, Row]:
 
 def _work(
     ports: "Ports", members: Sequence[int], labels: Iterable[int]
-) -> Iterator[tuple[str, Callable[[], Row]]]:
+) -> Iterator[tuple[str, Callable[[Sequence[str]], Row]]]:
     """What there is to measure: pairs of bases, bases with their labels, and ports."""
     for source, target in itertools.combinations(members, 2):
-        yield f"bases {source} {target}", lambda s=source, t=target: ports.apart(s, t)
+        yield f"bases {source} {target}", lambda _, s=source, t=target: ports.apart(s, t)
     for count in labels:
         for target in members:
-            yield f"labels {target} {count}", lambda t=target, k=count: ports.alone(t, k)
+            yield f"labels {target} {count}", lambda _, t=target, k=count: ports.alone(t, k)
         for source, target in itertools.permutations(members, 2):
             key = f"port {source} {target} {count}"
-            yield key, lambda s=source, t=target, k=count: ports.carried(s, t, k)
+            yield key, lambda rows, s=source, t=target, k=count: ports.carried(s, t, k, rows)
 
 
 class Ports:
@@ -145,19 +162,20 @@ class Ports:
         example = inputs_of(self._drawn(BATCH, 1002, self._known))
         self._groups = find_neuron_groups(self.model, example)
 
-    def carried(self, source: int, target: int, labels: int) -> dict[str, Row]:
-        """Port the fine-tune of one network to another, in all ways."""
+    def carried(self, source: int, target: int, labels: int, rows: Sequence[str]) -> dict[str, Row]:
+        """Port the fine-tune of one network to another, in several ways."""
         base, tuned = self.bases[source], self.fine_tunes[source]
         order = Permutation.random(self._groups, seed=10 * source + target)
         given = {
+            "": FineTune(base, tuned, self.bases[target]),
             SHUFFLED: FineTune(base, _shuffled(base, tuned, seed=source), self.bases[target]),
             RANDOM: FineTune(order.apply(base), order.apply(tuned), self.bases[target]),
         }
         task = self._task(target, labels)
-        plain = FineTune(base, tuned, self.bases[target])
-        found = {name: self._ported(plain, task, plan) for name, plan in PLANS.items()}
+        work = {name: ("", plan) for name, plan in PLANS.items()}
         for control, method in CONTROLS:
-            found[f"{method}, {control}"] = self._ported(given[control], task, PortPlan(method))
+            work[f"{method}, {control}"] = control, PLANS.get(method, PortPlan(method))
+        found = {name: self._ported(given[work[name][0]], task, work[name][1]) for name in rows}
         return {**found, SOURCE: self._tested(tuned)}
 
     def alone(self, target: int, labels: int) -> dict[str, Row]:
@@ -348,14 +366,17 @@ def _methods(found: dict[str, Row], labels: Sequence[int]) -> str:
     ports = {count: rows for count in labels if (rows := _rows_of(found, count))}
     if not ports:
         return ""
-    names = [UNTOUCHED, *PLANS, *(f"{FEW_SHOT}, {name}" for name in RATES), FEW_SHOT]
-    names += [f"{method}, {control}" for control, method in CONTROLS] + [SOURCE, OWN]
+    names = [UNTOUCHED, *CARRIED, *(f"{FEW_SHOT}, {name}" for name in RATES), FEW_SHOT, SOURCE, OWN]
+    names = [
+        name for name in names if any(name in rows for rows in itertools.chain(*ports.values()))
+    ]
     new = f"{ERROR}, new molecules"
     columns = [(ERROR, count) for count in ports] + [(new, count) for count in ports]
 
     def row(name: str) -> list[str]:
-        cells = [_spread([rows[name][kind] for rows in ports[k]]) for kind, k in columns]
-        last = [rows[name] for rows in ports[max(ports)] if "gradients" in rows[name]]
+        known = {k: [rows[name] for rows in ports[k] if name in rows] for k in ports}
+        cells = [_spread([found[kind] for found in known[k]]) for kind, k in columns]
+        last = [found for found in known[max(ports)] if "gradients" in found]
         costs = (
             [_mean([r[cost] for r in last]) for cost in ("gradients", "seconds")] if last else []
         )
@@ -369,12 +390,12 @@ def _sentences(found: dict[str, Row], labels: Sequence[int]) -> str:
     """What auto chose, and how it fares beside few-shot fine-tuning and doing nothing."""
     lines = []
     for count in labels:
-        ports = _rows_of(found, count)
+        ports = [rows for rows in _rows_of(found, count) if AUTO in rows]
         beside = {
-            other: [rows["auto"][ERROR] / rows[other][ERROR] for rows in ports]
+            other: [rows[AUTO][ERROR] / rows[other][ERROR] for rows in ports]
             for other in (FEW_SHOT, UNTOUCHED)
         }
-        chosen = Counter(rows["auto"]["chosen"].partition(" at ")[0] for rows in ports)
+        chosen = Counter(rows[AUTO]["chosen"].partition(" at ")[0] for rows in ports)
         listed = ", ".join(f"{name} {times}" for name, times in chosen.most_common())
         if ports:
             lines.append(
@@ -388,7 +409,7 @@ def _sentences(found: dict[str, Row], labels: Sequence[int]) -> str:
 
 def _bases(pairs: Sequence[dict[str, Row]]) -> str:
     kinds = ("cosine", "correlation", "barrier")
-    orders = [name for name in (pairs[0] if pairs else {}) if name != "cost"]
+    orders = [name for name in (pairs[0] if pairs else {}) if name != COST]
     rows = [[o, *(_spread([p[o][kind] for p in pairs]) for kind in kinds)] for o in orders]
     return table(["matched by", *kinds], rows)
 
