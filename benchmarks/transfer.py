@@ -2,6 +2,7 @@
 
     python benchmarks/transfer.py methods --case digits-3 --output transfer_digits-3
     python benchmarks/transfer.py methods --case mnist-conv --mnist DIR --networks DIR
+    python benchmarks/transfer.py steps --case digits-3
     python benchmarks/transfer.py sensitivity --case digits-3
     python benchmarks/transfer.py ensembles --case digits-3
 
@@ -24,13 +25,17 @@ from torch import nn
 from common import machine, machine_line, table, write
 from slipstream.evaluation import evaluate, weights_in
 from slipstream.named_task import NamedTask
+from slipstream.trajectory import Trajectory
 from slipstream.transfer import (
     DescentPlan,
+    SignSteps,
+    SignWeights,
     Target,
     TransferPlan,
     TransferResult,
     at_gradients,
     descend,
+    shuffled_source,
     transfer_trajectory,
 )
 from slipstream.weights import Weights
@@ -39,6 +44,27 @@ from transfer_methods import Methods, methods_text, read_rows
 
 MEMBERS, CARRY, FURTHER = 5, 20, 40  # of an ensemble; gradients of each member, and after it
 BINS = 15  # of the calibration error
+STEPS = (6, 20)  # gradients of the study of the same name
+SHUFFLED, HALVES = "source's displacement shuffled", "matched again half way"
+FGMT: dict[str, Any] = {"method": "fgmt-signed"}
+CHANGES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "neurons as they are": {"method": "naive-signed"},
+    "random permutation": {"method": "random-signed"},
+    "matched with the trained target": {"method": "oracle-signed"},
+    SHUFFLED: {"method": "naive-signed"},
+    "starts matched": {"observed": "start"},
+    HALVES: {"segments": 2},
+    "3 sign steps before matching": {"descent_steps": 3},
+    "matched by gradients": FGMT,
+    "matched by gradients and activations": {**FGMT, "activation_weight": 1.0},
+    "steps half as large": {"signs": SignSteps(size=SignSteps().size / 2)},
+    "steps twice as large": {"signs": SignSteps(size=SignSteps().size * 2)},
+    "each weight its own size": {"signs": SignSteps(smoothing=0.0)},
+    "one size per tensor": {"signs": SignSteps(smoothing=1.0)},
+    "no momentum": {"signs": SignSteps(momentum=0.0)},
+    "steps beside the carry, as in 0.1": {"signs": SignWeights()},
+}
 
 
 def transferred(pair: Pair, plan: TransferPlan) -> TransferResult:
@@ -105,6 +131,36 @@ def sensitivity_text(found: dict[str, Any], _: Case) -> str:
     names = list(next(iter(found["rows"].values())))
     rows = [[name, *(spread(cells[n]) for n in names)] for name, cells in found["rows"].items()]
     return table(["changed", *names], rows)
+
+
+def steps(case: Case, pairs: int, folder: Path | None) -> Iterator[dict[str, Any]]:
+    """Change one thing of the default at a time, at equal gradients: what is it that helps?"""
+    networks = Networks(case, folder)
+    rows: dict[str, dict[str, list[float]]] = {}
+    for number in range(pairs):
+        pair = networks.pair(number, pairs)
+        ends = pair.source[0], pair.source[-1]
+        halves = Trajectory.line(*ends, stages=2, schedule="uniform")
+        others = {SHUFFLED: shuffled_source(pair.source, seed=number), HALVES: halves}
+        metrics = {case.metric: pair.task.measured[case.metric]}
+        for budget in STEPS:
+            for name, changes in CHANGES.items():
+                plan = TransferPlan.for_budget(budget, **{"seed": number, **changes})
+                there = replace(pair, source=others.get(name, pair.source))
+                weights = transferred(there, plan).weights
+                data = pair.task.part("test")
+                found = evaluate(pair.task.model, metrics, weights=weights, data=data)
+                rows.setdefault(name, {}).setdefault(str(budget), []).append(found[case.metric])
+        yield {"rows": rows, "pairs": number + 1, "metric": case.metric}
+
+
+def steps_text(found: dict[str, Any], _: Case) -> str:
+    """Return the table of `steps`."""
+    header = [f"test {found['metric']}, by gradients", *map(str, STEPS)]
+    rows = [
+        [name, *(spread(cells[str(n)]) for n in STEPS)] for name, cells in found["rows"].items()
+    ]
+    return table(header, rows)
 
 
 def ensembles(case: Case, pairs: int, folder: Path | None) -> Iterator[dict[str, Any]]:
@@ -240,7 +296,7 @@ def ensembles_text(found: dict[str, Any], _: Case) -> str:
 def main() -> None:
     """Run one study of one case."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=("methods", "sensitivity", "ensembles"))
+    parser.add_argument("study", choices=("methods", "steps", "sensitivity", "ensembles"))
     parser.add_argument("--case", required=True, choices=list(cases("", "")))
     parser.add_argument("--mnist", default="", help="folder of MNIST")
     parser.add_argument("--cifar10", default="", help="folder of CIFAR-10")
@@ -262,6 +318,7 @@ def main() -> None:
             ).study(),
             methods_text,
         ),
+        "steps": (lambda: steps(case, pairs, folder), steps_text),
         "sensitivity": (lambda: sensitivity(case, pairs, folder), sensitivity_text),
         "ensembles": (lambda: ensembles(case, pairs, folder), ensembles_text),
     }
@@ -285,6 +342,7 @@ NOTES = {
         "at the load of the moment: rows of a resumed study may differ in it. Rows that were not "
         "measured, for want of time, are empty, and so are pairs beside which a rival is missing."
     ),
+    "steps": "One thing of the default is changed at a time, at as many gradients or fewer.",
     "sensitivity": "One thing is changed at a time.",
     "ensembles": "Test data are all there are.",
 }

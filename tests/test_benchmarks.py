@@ -56,6 +56,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "transfer methods": "methods --case digits-2 --pairs 1",
     "transfer vit": "methods --case mnist-vit --mnist {data} --pairs 1 --only adam",
     "transfer gpt": "methods --case text-gpt --text {data}/text.txt --pairs 1 --only distillation",
+    "transfer steps": "steps --case digits-2 --pairs 1",
     "transfer sensitivity": "sensitivity --case digits-2 --pairs 1",
     "transfer ensembles": "ensembles --case digits-2 --pairs 2",
 }

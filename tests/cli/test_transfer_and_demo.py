@@ -57,9 +57,13 @@ def test_a_budget_says_how_many_stages_and_what_is_needed(run, tmp_path):
     ).stdout
     assert "0 gradients" in told
     assert "needs unlabelled batches" in told
-    both = ("--budget", 4, "--stages", 4)
-    refused = slipstream("transfer", run, "--seed", 7, *both, "--out", tmp_path / "x", code=2)
-    assert "Give --stages or --budget" in refused.stderr
+    for stages in (4, TransferPlan().stages):
+        both = ("--budget", 4, "--stages", stages)
+        refused = slipstream("transfer", run, "--seed", 7, *both, "--out", tmp_path / "x", code=2)
+        assert "Give --stages or --budget" in refused.stderr
+    none = ("--method", "activations-signed", "--budget", 0)
+    refused = slipstream("transfer", run, "--seed", 7, *none, "--out", tmp_path / "x", code=2)
+    assert "activations-signed takes at least 1 gradients" in refused.stderr
     little = ("--method", "fgmt", "--budget", 1)
     refused = slipstream("transfer", run, "--seed", 7, *little, "--out", tmp_path / "x", code=2)
     assert "fgmt takes at least 2 gradients, more than the budget of 1" in refused.stderr

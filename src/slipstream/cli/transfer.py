@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click import get_current_context
+from click.core import ParameterSource
 
 from slipstream.cli import options
 from slipstream.cli.command import old_flags
@@ -81,13 +83,16 @@ def transfer(
 def _within(plan: TransferPlan, budget: int | None) -> TransferPlan:
     if budget is None:
         return plan
-    today = TransferPlan()
-    if plan.stages != today.stages:
+    if _typed("stages"):
         raise ValueError("Give --stages or --budget: the budget says how many stages there are.")
-    given = {one.name: getattr(plan, one.name) for one in fields(plan) if one.name != "stages"}
-    if plan.method == today.method:
-        del given["method"]
+    skipped = {"stages"} if _typed("method") else {"stages", "method"}
+    given = {one.name: getattr(plan, one.name) for one in fields(plan) if one.name not in skipped}
     return TransferPlan.for_budget(budget, **given)
+
+
+def _typed(option: str) -> bool:
+    """Whether the user gave an option, also where it is the default."""
+    return get_current_context().get_parameter_source(option) == ParameterSource.COMMANDLINE
 
 
 def _check(

@@ -266,17 +266,8 @@ def at_gradients(plan: Plan, gradients: Sequence[int]) -> Sequence[Plan]:
             for rest in left
             if rest > 0
         ]
-    if plan.gradients == 0:
-        return [plan]
-    found = [_fitting(plan, number) for number in gradients]
+    found = [plan.within(number) for number in gradients]
     return list(dict.fromkeys(one for one in found if one is not None))
-
-
-def _fitting(plan: TransferPlan, gradients: int) -> TransferPlan | None:
-    stages = 0
-    while replace(plan, stages=stages + 1).gradients <= gradients:
-        stages += 1
-    return replace(plan, stages=stages) if stages else None
 
 
 def _list(given: Plan | Sequence[Plan]) -> Sequence[Plan]:

@@ -228,18 +228,31 @@ class TransferPlan:
             raise ValueError(f"budget must be at least 0 gradients, got {gradients}.")
         if "method" not in given and not gradients:
             given["method"] = "activations"
-        least = cls(**given, stages=1)
-        if least.gradients > gradients:
+        plan = cls(**given)
+        found = plan.within(gradients)
+        if found is None:
             raise ValueError(
-                f"The method {least.method} takes at least {least.gradients} gradients, more than "
-                f"the budget of {gradients}: raise it, or use activations-signed."
+                f"The method {plan.method} takes at least {replace(plan, stages=1).gradients} "
+                f"gradients, more than the budget of {gradients}: raise it, or use a method that "
+                "takes fewer."
             )
-        if not least.gradients:
-            return cls(**given)
-        stages = 1
-        while cls(**given, stages=stages + 1).gradients <= gradients:
+        return found
+
+    def within(self, gradients: int) -> "TransferPlan | None":
+        """Return this plan with as many stages as some gradients are enough for.
+
+        Args:
+            gradients: What it may take, of source and target together.
+
+        Returns:
+            The plan; as it is if it takes no gradients, None if they are too few for one stage.
+        """
+        if not self.gradients:
+            return self
+        stages = 0
+        while replace(self, stages=stages + 1).gradients <= gradients:
             stages += 1
-        return cls(**given, stages=stages)
+        return replace(self, stages=stages) if stages else None
 
     @property
     def total_stages(self) -> int:
