@@ -13,9 +13,10 @@ METHODS = {
     "random": ORANGE,
     "oracle": BLACK,
     "gmt": SKY,
-    "fgmt": BLUE,
-    "fgmt-signed": VERMILLION,
-    "activations": VIOLET,
+    "fgmt": VIOLET,
+    "fgmt-signed": OLIVE,
+    "activations": BLUE,
+    "activations-signed": VERMILLION,
     "target start": PURPLE,
     "trained target": GREEN,
     # Without a source; drawn dashed.
@@ -23,7 +24,7 @@ METHODS = {
     "adam": SKY,
     "sign-descent": ORANGE,
     "lion": PURPLE,
-    "muon": OLIVE,
+    "muon": VIOLET,
     "distillation": BLACK,
 }
 RUNS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)

@@ -174,7 +174,7 @@ def _along(metric: str, transfers: Sequence[MeasuredTransfer], levels: Sequence[
         )
     words = metric.replace("_", " ")
     reading = (
-        f"{words.capitalize()} on validation data along the transfer, without training; dashed are "
+        f"{words.capitalize()} on validation data along the transfer; dashed are "
         "the simple baselines. A band is the range over several targets."
     )
     if without:

@@ -47,7 +47,7 @@ def _summary(shown: Shown) -> Note:
     known = flat_settings(run.configuration)
     network = known.get("model", (run.folder.layout.model or "network").rpartition(".")[2])
     data = f" on {known['data']}" if "data" in known else ""
-    made = ", transferred to another start without training" if run.is_transfer else ""
+    made = ", transferred to another start" if run.is_transfer else ""
     state = ", being recorded" if run.growing else ""
     text = f"{shown.name}: {network}{data}, {parameters(shown):,} parameters{made}{state}."
     return Note(f"{text} {_reached(shown)}", lead=True, run=shown.number)
