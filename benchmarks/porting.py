@@ -6,11 +6,11 @@ Two bases of different seeds (and, for the language model, different texts) are 
 task that neither has seen; every method then gives the first one's fine-tune to the second, with
 the same few labelled examples and the same inputs without labels. A continued lineage is the same
 with a second base that goes on from the first one. The rivals take 30 gradients at rates that fall
-along a cosine: descent on the labels, distillation of the first base's fine-tune, and signed
-steps with the displacement shuffled within each tensor. All that is chosen (strength, method, rate
-of the rivals) is chosen on validation data; the gradients of the rivals' other rates are not
-counted, those of `auto`'s other candidates are. Results are written after every pair, and a run
-with the same output goes on after the last.
+along a cosine: descent on the labels and distillation of the first base's fine-tune, each by SGD,
+Adam, sign descent, Lion or Muon, and signed steps with the displacement shuffled within each
+tensor. All that is chosen (strength, method, rate of the rivals) is chosen on validation data; the
+gradients of the rivals' other rates are not counted, those of `auto`'s other candidates are.
+Results are written after every pair, and a run with the same output goes on after the last.
 """
 
 import argparse
@@ -19,19 +19,20 @@ import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from common import machine, machine_line, table, write
-from porting_cases import Case, Shuffled, cases, descent
-from slipstream.evaluation import Batch, Loss, Task, evaluate
+from porting_cases import Case, Shuffled, cases
+from slipstream.evaluation import Task, evaluate
 from slipstream.porting import FineTune, PortPlan, port_fine_tune
-from slipstream.porting.outputs import computed
 from slipstream.symmetry.tracing import find_neuron_groups
-from slipstream.transfer import SignWeights
+from slipstream.trajectory import Trajectory
+from slipstream.transfer import Descent, SignWeights, descend, rivals, shuffled_source
 from slipstream.weights import Weights, weights_of
 
 BUDGET = 30  # gradients
@@ -45,11 +46,6 @@ PLANS = {
     "auto, 0": PortPlan(budget=0),
     "auto, 30": PortPlan(budget=BUDGET),
     "auto": PortPlan(),
-}
-RATES = {
-    "sgd": (0.3, 0.1, 0.03, 0.01),
-    "adam": (0.01, 0.003, 0.001, 0.0003),
-    "sign": (0.003, 0.001, 0.0003),
 }
 ZERO_SHOT, FULL, SOURCE = "zero-shot", "full fine-tuning", "the first base's fine-tune"
 FEW_SHOT, DISTILLED = "few-shot fine-tuning, 30", "distillation, 30"
@@ -113,15 +109,12 @@ def _run(case: Case, pair: int, earlier: dict[bool, Any]) -> Iterator[dict[str, 
         yield earlier[True]
         return
     found = _ported(case, first, tuned, second, list(PLANS), seed=pair)
-    teacher = [
-        (x, computed(Task(first), weights_of(tuned), x)[0].softmax(-1)) for x in case.unlabelled
-    ]
-    labelled = [batch for _, batch in zip(range(BUDGET), case.labelled(pair), strict=False)]
+    rivals_of = partial(_descended, case, second, seed=pair)
     found["test"] |= {
         FULL: _test(case, second, weights_of(_tuned(case, second, seed=pair))),
         SOURCE: _test(case, first, weights_of(tuned)),
-        FEW_SHOT: _descended(case, second, labelled, case.loss),
-        DISTILLED: _descended(case, second, teacher, _soft_loss),
+        FEW_SHOT: rivals_of(),
+        DISTILLED: rivals_of(source=weights_of(tuned)),
         SHUFFLED: _shuffled(case, first, tuned, second, seed=pair),
     }
     yield {"lineage": False, **found}
@@ -171,39 +164,31 @@ def _tuned(case: Case, base: nn.Module, *, seed: int) -> nn.Module:
     return model
 
 
-def _descended(case: Case, model: nn.Module, batches: Sequence[Batch], loss: Loss) -> float:
-    """What 30 gradients reach without a port, at the optimiser and rate best on validation."""
-    best = (float("inf"), float("nan"))
-    for name, rates in RATES.items():
-        for rate in rates:
-            trained = descent(model, batches, loss, optimizer=name, rate=rate, steps=BUDGET)
-            validation = case.validation.batches(256)
-            left = evaluate(trained, {"loss": case.loss}, data=validation)["loss"]
-            if left < best[0]:
-                best = left, _test(case, trained, weights_of(trained))
-    return best[1]
+def _descended(case: Case, model: nn.Module, *, seed: int, source: Weights | None = None) -> float:
+    """What 30 gradients reach without a port, at the optimiser and rate best on validation.
 
-
-def _soft_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Return the cross entropy with the teacher's probabilities."""
-    inputs, wanted = batch
-    outputs = model(inputs)
-    classes = outputs.shape[-1]
-    return nn.functional.cross_entropy(outputs.reshape(-1, classes), wanted.reshape(-1, classes))
+    With a source its outputs are learned instead of labels.
+    """
+    task = _task(case, model, seed)
+    best: Descent | None = None
+    for plan in rivals(BUDGET).values():
+        if plan.answers == "source":
+            continue
+        if source is not None:
+            plan = replace(plan, answers="source", distance="divergence")
+        found = descend(weights_of(model), task, plan, source=source)
+        if best is None or found.validation["loss"] < best.validation["loss"]:
+            best = found
+    assert best is not None  # there are optimisers
+    return _test(case, model, best.weights)
 
 
 def _shuffled(
     case: Case, first: nn.Module, tuned: nn.Module, second: nn.Module, *, seed: int
 ) -> float:
     """Signed steps whose sizes are those of the displacement, in another order."""
-    generator = torch.Generator().manual_seed(seed)
-    mixed = {}
-    for (name, base), last in zip(
-        weights_of(first).items(), weights_of(tuned).values(), strict=True
-    ):
-        order = torch.randperm(base.numel(), generator=generator)
-        moved = (last - base).flatten()[order].view(base.shape)
-        mixed[name] = base + moved if name in dict(first.named_parameters()) else last
+    run = Trajectory.from_weights([weights_of(first), weights_of(tuned)])
+    mixed = shuffled_source(run, seed=seed)[-1].weights | dict(tuned.named_buffers())
     given = FineTune(weights_of(first), mixed, weights_of(second))
     groups = find_neuron_groups(second, case.tuning.inputs[:2])
     plan = PLANS["activations-signed, 30"]
@@ -221,6 +206,7 @@ def _report(results: list[dict[str, Any]], known: dict[str, Any]) -> str:
     rows = [ZERO_SHOT, *PLANS, *RIVALS, FULL, SOURCE]
     shares = [_kept(results, name) for name in names]
     lines = [
+        "# Porting a fine-tune\n",
         "Test accuracy (for gpt the loss, in nats a letter) of the second base: mean and standard "
         "deviation over the pairs. A number behind a method is its gradients in all; auto without "
         "one takes 160 at most. The fine-tunes saw 8000 examples, the ports 256 labels and 512 "

@@ -1,8 +1,6 @@
 """The networks and tasks of the porting benchmark: small ones, on real data."""
 
-import copy
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from slipstream.training import OptimizerName, TrainingPlan, train
 
 CONTEXT = 64  # characters
 UNSEEN = 512  # inputs without labels
+SEEN = 8000  # examples of a training
 FEW = 4  # batches of labelled data
 
 
@@ -86,43 +85,6 @@ class Case:
         return Shuffled(self.tuning.take(FEW * self.batch), self.batch, seed)
 
 
-def descent(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    loss: Loss,
-    *,
-    optimizer: str,
-    rate: float,
-    steps: int,
-) -> nn.Module:
-    """Return a copy of a model after some steps, at a rate that falls along a cosine.
-
-    Args:
-        model: Where to begin.
-        batches: From the start again when they end.
-        loss: Maps the model and a batch to the batch's mean loss.
-        optimizer: `adam`, `sgd` with momentum, or `sign`, of the gradient.
-        rate: The highest one.
-        steps: How many.
-
-    Returns:
-        The copy.
-    """
-    trained = copy.deepcopy(model).train()
-    kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "sign": torch.optim.SGD}
-    options = {"momentum": 0.9} if optimizer == "sgd" else {}
-    stepping = kinds[optimizer](trained.parameters(), lr=rate, **options)
-    for step in range(steps):
-        stepping.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * (step + 0.5) / steps)) / 2
-        stepping.zero_grad()
-        loss(trained, batches[step % len(batches)]).backward()
-        if optimizer == "sign":
-            for parameter in trained.parameters():
-                parameter.grad = None if parameter.grad is None else parameter.grad.sign()
-        stepping.step()
-    return trained
-
-
 def cases(mnist: str, text: str) -> dict[str, Callable[[], Case]]:
     """Return the cases by name; each reads its data when it is called."""
     return {
@@ -147,7 +109,7 @@ def _images(mnist: str, network: str, task: str) -> Case:
     else:
         first, (train_part, validation, test) = parts, [_inverted(part) for part in parts]
     spec = DataSpec("mnist", tuple(train_part.inputs.shape[1:]), int(test.labels.max()) + 1)
-    base = first[0].take(8000)
+    base = first[0].take(SEEN)
     training = {
         "mlp": Training(3, 0.05),
         "resnet18": Training(2, 0.1),
@@ -157,10 +119,10 @@ def _images(mnist: str, network: str, task: str) -> Case:
         build=lambda seed: _network(network, spec, seed),
         training=training,
         pretraining=(base, base),
-        tuning=train_part.take(8000),
+        tuning=train_part.take(SEEN),
         validation=validation.take(256),
         test=test.take(4000),
-        unseen=train_part.inputs[8000:][:UNSEEN],
+        unseen=train_part.inputs[SEEN:][:UNSEEN],
     )
 
 

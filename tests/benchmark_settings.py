@@ -107,10 +107,11 @@ def modes_accuracy(script):
 
 def porting(script):
     networks = importlib.import_module("porting_cases")
-    networks.FEW, networks.CONTEXT = 1, 16
+    networks.FEW, networks.CONTEXT, networks.SEEN = 1, 16, 100
     script.BUDGET = 2
     script.PLANS = {name: replace(plan, stages=2) for name, plan in script.PLANS.items()}
-    script.RATES = {name: rates[:1] for name, rates in script.RATES.items()}
+    found = script.rivals
+    script.rivals = lambda count: {n: replace(p, rates=(1e-3,)) for n, p in found(count).items()}
 
 
 def pseudo_transfer(script):

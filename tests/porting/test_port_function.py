@@ -299,3 +299,12 @@ def test_a_sequence_is_checked_and_named():
             PortPlan(**{name: value})
     with pytest.raises(ValueError, match="unlabelled=3 is less than the first batch, 16"):
         ported(mlp, three(mlp), unlabelled=3)
+
+
+@pytest.mark.parametrize("method", ["function", "distil"])
+def test_an_empty_batch_is_named(method):
+    model = nn.Linear(2, 2)
+    weights = weights_of(model)
+    task = Task(model, unlabelled=[torch.zeros(4, 2), torch.zeros(0, 2)])
+    with pytest.raises(ValueError, match="An unlabelled batch holds no example"):
+        port_fine_tune(FineTune(weights, weights, weights), task, plan=PortPlan(method))

@@ -16,6 +16,7 @@ from slipstream.porting.outputs import TargetFunction, last_parameters, outputs_
 from slipstream.porting.plan import PortStep
 from slipstream.porting.problem import wide_copy
 from slipstream.training import Loop, TrainingPlan
+from slipstream.transfer.rivals import divergence
 from slipstream.transfer.transfer_state import BatchStream, complete_weights
 from slipstream.weights import load_weights_, unwrapped, weights_of
 
@@ -156,7 +157,7 @@ def output_biases(task: Task, batch: Batch, names: Collection[str]) -> list[str]
 def _distance(
     task: Task, target: TargetFunction, *, logits: bool
 ) -> Callable[[tuple[int, Batch]], Tensor]:
-    """How far outputs are from the target's: squared, or of logits the cross entropy."""
+    """How far outputs are from the target's: squared, or of logits the divergence."""
     # The scale of outputs decides nothing: neither how rates fit, nor which output counts.
     sizes = [float(change.square().mean()) or 1.0 for change in target.change(0)]
 
@@ -165,7 +166,7 @@ def _distance(
         found = outputs_of(task.forward(task.model, batch))
         if logits:
             pairs = zip(found, target.of(number), strict=True)
-            return torch.stack([_cross_entropy(own, there) for own, there in pairs]).mean()
+            return torch.stack([divergence(own, there) for own, there in pairs]).mean()
         apart = [
             (own - there.to(own)).square().mean() / size
             for own, there, size in zip(found, target.of(number), sizes, strict=True)
@@ -173,12 +174,6 @@ def _distance(
         return torch.stack(apart).mean()
 
     return loss
-
-
-def _cross_entropy(outputs: Tensor, target: Tensor) -> Tensor:
-    classes = outputs.shape[-1]
-    wanted = target.to(outputs).softmax(-1).view(-1, classes)
-    return nn.functional.cross_entropy(outputs.reshape(-1, classes), wanted)
 
 
 def _descend(

@@ -261,6 +261,8 @@ class MethodInputs:
                     f"The function of {argument} cannot be carried to to_base: their {torn[0]!r} "
                     "differ, so that their outputs do too."
                 )
+        if any(self.with_inputs.batch_size(batch) == 0 for batch in self.unlabelled):
+            raise ValueError("An unlabelled batch holds no example: leave empty batches out.")
         return TargetFunction(
             self.with_inputs,
             self.unlabelled,

@@ -330,12 +330,29 @@ def _classifies(task: Task) -> bool:
     )
 
 
-def _distance(given: Tensor, wanted: Tensor, classes: bool) -> Tensor:
-    """The mean Kullback-Leibler divergence of class probabilities, or half the squared distance."""
-    if not classes:
-        return (given - wanted).square().sum() / (2 * len(given))
-    own, other = (value.flatten(0, -2).log_softmax(-1) for value in (given, wanted))
+def divergence(given: Tensor, wanted: Tensor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence of the class probabilities of logits.
+
+    Args:
+        given: (..., classes) logits that are trained.
+        wanted: (..., classes) those to come near to.
+
+    Returns:
+        The mean over all but the classes, a 0-dim tensor.
+
+    Example:
+        >>> divergence(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log())
+        tensor(0.1308)
+    """
+    own, other = (v.reshape(-1, v.shape[-1]).log_softmax(-1) for v in (given, wanted.to(given)))
     return nn.functional.kl_div(own, other, reduction="batchmean", log_target=True)
+
+
+def _distance(given: Tensor, wanted: Tensor, classes: bool) -> Tensor:
+    """The divergence of class probabilities, or half the squared distance."""
+    if classes:
+        return divergence(given, wanted)
+    return (given - wanted).square().sum() / (2 * len(given))
 
 
 def _optimizer(plan: DescentPlan, model: nn.Module, rate: float) -> Optimizer:
