@@ -209,3 +209,17 @@ def test_the_loss_of_the_default_falls(run):
     losses = [stage.metrics["loss"] for stage in result.stages]
     assert losses[-1] < losses[1] < losses[0]
     assert classification_loss is given.loss
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"size": -1}, "size must be a number from 0 on, got -1"),
+        ({"size": float("nan")}, "size must be a number from 0 on, got nan"),
+        ({"smoothing": 1.5}, "smoothing must be from 0 to 1, got 1.5"),
+        ({"momentum": 1}, "momentum must be at least 0 and below 1, got 1"),
+    ],
+)
+def test_sign_steps_of_no_sense_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        SignSteps(**given)

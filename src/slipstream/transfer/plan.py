@@ -1,6 +1,7 @@
 """What a transfer will do, as plain data: printed, saved with the result, compared on resuming."""
 
 import fnmatch
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -74,6 +75,14 @@ class SignSteps:
     size: float = 0.08  # of the first step, as a share of the source's displacement
     smoothing: float = 0.5  # 0: each entry its own size; 1: all entries of a tensor the same
     momentum: float = 0.5  # 0: the sign of each gradient by itself
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.size < math.inf:
+            raise ValueError(f"size must be a number from 0 on, got {self.size}.")
+        if not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing must be from 0 to 1, got {self.smoothing}.")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be at least 0 and below 1, got {self.momentum}.")
 
     def size_at(self, step: int, steps: int) -> float:
         """Return the size of a step, counted from 1.

@@ -219,7 +219,7 @@ class StageLog:
             return {entry.step: _unprefixed(entry.metrics) for entry in before.entries}
         if there and not self.run.overwrite:
             raise FileExistsError(
-                f"{folder} already holds a run: give another run_folder, or resume=True to "
+                f"{folder} already holds a run: give another path, or resume=True to "
                 "continue an unfinished transfer."
             )
         self._writer = create_run(
