@@ -154,7 +154,7 @@ def test_a_finished_transfer_is_only_given_back_where_it_was_asked_for(run, tmp_
     with pytest.raises(ValueError, match="another plan"):
         transfer(run, tmp_path / "run", plan=TransferPlan("naive", stages=3), resume=True)
     own = Trajectory.open(tmp_path / "run")
-    with pytest.raises(FileExistsError, match="another run_folder, or resume=True"):
+    with pytest.raises(FileExistsError, match="another path, or resume=True"):
         transfer(own, tmp_path / "run", plan=plan)
     with pytest.raises(ValueError, match="another target"):
         transfer(run, tmp_path / "run", seed=3, plan=plan, resume=True)

@@ -16,7 +16,7 @@ from slipstream.storage.plan_fields import check_choices, option
 from slipstream.symmetry.outputs import output_tensors
 from slipstream.training import DivergedError, Lion, Loop, Muon, TrainingPlan
 from slipstream.trajectory import Trajectory
-from slipstream.transfer.transfer_state import BatchStream, complete_weights
+from slipstream.transfer.transfer_state import BatchStream, calibration_of, complete_weights
 from slipstream.weights import Weights, clone, is_continuous, load_weights_, weights_of
 
 ShortOptimizer = Literal["sgd", "adam", "sign-descent", "lion", "muon"]
@@ -256,10 +256,7 @@ class _Runner:
         batches = stream.take(plan.gradients * plan.batches_per_gradient)
         size = plan.batches_per_gradient
         self.groups = [batches[at : at + size] for at in range(0, len(batches), size)]
-        calibration = task.calibration_batches
-        unwanted = isinstance(calibration, tuple) and not calibration
-        kept = () if unwanted else BatchStream(calibration).take(plan.batchnorm_batches)
-        self.calibrated = replace(task, calibration=kept)
+        self.calibrated = replace(task, calibration=calibration_of(task, plan.batchnorm_batches))
         self.loss = self._from(source) if taught else task.loss
 
     def worth(self, rate: float) -> tuple[float, ...]:

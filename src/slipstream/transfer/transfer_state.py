@@ -86,6 +86,13 @@ class BatchStream:
         return taken
 
 
+def calibration_of(task: Task, count: int) -> tuple[Batch, ...]:
+    """Return the first batches for BatchNorm's statistics; none if these stay as they are."""
+    given = task.calibration_batches
+    unwanted = isinstance(given, tuple) and not given
+    return () if unwanted else tuple(BatchStream(given).take(count))
+
+
 class GradientStore:
     """A folder of gradients in the order they were taken; without a folder it only computes.
 
@@ -171,9 +178,7 @@ class TransferState:
         )
         self.data = BatchStream(task.data)
         self.unlabelled = BatchStream(task.unlabelled_batches)
-        given = task.calibration_batches
-        unwanted = isinstance(given, tuple) and not given
-        self.calibration = [] if unwanted else BatchStream(given).take(self.batchnorm_batches)
+        self.calibration = calibration_of(task, self.batchnorm_batches)
         self.first = self.calibration[0] if task.calibration is None else task.first_batch()
 
     def check_loss(self) -> None:
