@@ -43,6 +43,11 @@ MOVES = {
         x * functional.one_hot(x.topk(2, 1).indices, UNITS).sum(1).transpose(1, 2)
     ),
     "put back": lambda x: torch.zeros_like(x).scatter(1, x.topk(2, 1).indices, 1.0) * x,
+    "largest of clipped values": lambda x: x + x.relu().max(1, keepdim=True).values,
+    "best of clipped values and others": lambda x: (
+        x * functional.one_hot((x.relu() + x).argmax(1), UNITS).transpose(1, 2)
+    ),
+    "the best of those that are left": lambda x: x * _best(x.masked_fill(_best(x).bool(), -9.0)),
     "order undone": lambda x: x.sort(1).values.mean(1, keepdim=True) + x,
     "gathered": lambda x: x.gather(1, x.topk(2, 1).indices).sum(1, keepdim=True) + x,
     "gathered elsewhere": lambda x: x.relu().gather(1, x.argmax(1, keepdim=True)) + x,
@@ -68,6 +73,21 @@ PINNED = {
     "weights by number": lambda x: x * torch.arange(UNITS)[:, None],
     "a constant": lambda x: x + torch.tensor([1.0, 2, 3, 4, 5, 6])[:, None],
     "largest unit": lambda x: x * x.argmax(1, keepdim=True),
+    "first of the units that are zero": lambda x: (
+        x * functional.one_hot(x.relu().argmax(1), UNITS).transpose(1, 2)
+    ),
+    "first of the units that a mask makes zero": lambda x: (
+        x * functional.one_hot(x.masked_fill(x < 0, 0.0).argmax(1), UNITS).transpose(1, 2)
+    ),
+    "first of the units that are not above": lambda x: (
+        x * functional.one_hot((x * (x > 0)).argmax(1), UNITS).transpose(1, 2)
+    ),
+    "first of the units at a bound": lambda x: (
+        x * functional.one_hot(x.clamp(-0.1, 0.1).max(1).indices, UNITS).transpose(1, 2)
+    ),
+    "units in the order of rounded values": lambda x: (
+        x.gather(1, (10 * x.tanh().round()).topk(2, 1).indices).sum(1, keepdim=True) + x
+    ),
     "looked up": lambda x: x[:, torch.tensor([0, 2, 1, 3, 4, 5])],
     "neighbours": lambda x: functional.pad(x[:, None], (0, 0, 1, 1), mode="circular")[:, 0, 1:-1],
     "number of the largest unit": lambda x: x * (1 + x.argmax(1, keepdim=True)),
@@ -82,6 +102,11 @@ PINNED = {
     ),
     "spectrum": lambda x: torch.fft.rfft(x, UNITS * 2 - 2, dim=1).abs(),
 }
+
+
+def _best(x):
+    """One where the largest unit is."""
+    return functional.one_hot(x.argmax(1), UNITS).transpose(1, 2)
 
 
 def _written(x):

@@ -16,6 +16,7 @@ from slipstream.symmetry.axis_rules.table import find_rule
 from slipstream.symmetry.capture import Capture
 from slipstream.symmetry.parents import Independence
 from slipstream.symmetry.signs import Equation, pin_new
+from slipstream.symmetry.ties import may_tie, number_is_used
 
 INPUT = Cause("input", "", "the order of the model's inputs is given")
 OUTPUT = Cause("output", "", "the order of the model's outputs is given")
@@ -141,6 +142,8 @@ def _apply_rule(node: torch.fx.Node, arguments: Any, outputs: Any, flow: Flow) -
     bound |= dict(zip(bound, arguments[0], strict=False)) | arguments[1]
     given: list[Any] = [bound.pop(a.name) for a in target._schema.arguments if a.is_out]
     call = Call(_operator_of(node), _where(node), bound, shapes, flow.independences, flow.equations)
+    if rule.ranks and number_is_used(node):
+        call = replace(call, ties=may_tie(node.all_input_nodes[0], _operator_of))
     kept = _settle_numbers(call, rule)
     try:
         found: Any = rule.apply(call)

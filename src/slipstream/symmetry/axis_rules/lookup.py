@@ -10,9 +10,10 @@ from slipstream.symmetry.axis_rules.reduction import dims_of, without
 from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Value, rule
 
 LOOKED_UP = "positions on this axis are looked up by number"
+TIES = "of equal values, the position decides which one is the largest"
 
 
-@rule("max.dim", "min.dim", "median.dim", "mode", "argmax", "argmin", "kthvalue")
+@rule("max.dim", "min.dim", "median.dim", "mode", "argmax", "argmin", "kthvalue", ranks=True)
 def choice(call: Call) -> list[Value] | Value:
     """One position along an axis, and its number."""
     axes = call.axes("self")
@@ -20,11 +21,13 @@ def choice(call: Call) -> list[Value] | Value:
         raise UnsupportedError("it tells the position of an element among all")
     (chosen,) = dims_of(call["dim"], len(axes))
     result = without(axes, [chosen], keep=bool(call["keepdim"]))
+    if call.ties:
+        call.pin(axes[chosen], TIES)
     number = Value(result, points_to=axes[chosen])
     return number if len(call.shapes) == 1 else [Value(result), number]
 
 
-@rule("topk", "sort", "argsort", "msort")
+@rule("topk", "sort", "argsort", "msort", ranks=True)
 def ranking(call: Call) -> list[Value] | Value:
     """Positions in the order of what they hold, and their numbers."""
     axes = call.axes("self")
@@ -33,6 +36,8 @@ def ranking(call: Call) -> list[Value] | Value:
         dim = 0
     (ranks,) = call.places([call.shapes[0][dim]])
     result = (*axes[:dim], ranks, *axes[dim + 1 :])
+    if call.ties:
+        call.pin(axes[dim], TIES)
     number = Value(result, points_to=axes[dim])
     if call.operator == "msort":
         return Value(result)

@@ -40,6 +40,7 @@ class Call:
     shapes: tuple[tuple[int, ...], ...]  # of the results
     independences: list[Independence] = field(default_factory=list)
     equations: list[Equation] | None = None  # while signs are followed, not orders
+    ties: bool = False  # of a ranking: whether entries may be equal, and their numbers are used
 
     def __getitem__(self, argument: str) -> Any:
         return self.arguments.get(argument)
@@ -130,6 +131,7 @@ class Rule:
     signs: bool = False  # whether it holds for signs too
     keeps: bool = False  # whether it passes on the numbers of its one tensor
     reads: str = ""  # the argument whose numbers it looks after itself
+    ranks: bool = False  # whether it tells positions by the order of what they hold
 
 
 RULES: dict[str, Rule] = {}
@@ -137,7 +139,11 @@ _Function = TypeVar("_Function", bound=Callable[[Call], Found])
 
 
 def rule(
-    *operators: str, signs: bool = False, keeps: bool = False, reads: str = ""
+    *operators: str,
+    signs: bool = False,
+    keeps: bool = False,
+    reads: str = "",
+    ranks: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Register a rule for ATen operators, by name ("sum") or by name and overload ("max.dim").
 
@@ -158,13 +164,15 @@ def rule(
         keeps: Whether it passes on the numbers of its one tensor: where they tell positions on an
             axis, those of the result do too. Otherwise that axis is pinned.
         reads: The argument of which the rule itself says what follows from the positions it tells.
+        ranks: Whether it tells positions by the order of what they hold; then `call.ties` says
+            whether equal entries are told apart by their position alone.
 
     Returns:
         A decorator that registers a rule and passes it on.
     """
 
     def register(function: _Function) -> _Function:
-        found = Rule(function, signs, keeps, reads)
+        found = Rule(function, signs, keeps, reads, ranks)
         RULES.update(dict.fromkeys(" ".join(operators).split(), found))
         return function
 
