@@ -59,6 +59,10 @@ def complexity(script):
     script.FREQUENCIES, script.SHARES = (0.25, 1.0), (0.0, 0.6)
 
 
+def compare(script):
+    script.STEPS = 16
+
+
 def compression(script):
     script.TURNS = 1
 

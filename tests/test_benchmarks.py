@@ -17,11 +17,12 @@ from made_up_networks import write_resources
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PARTS = {  # of others
-    *("ani_networks", "common", "summary", "porting_cases", "training_time_cases"),
+    *("ani_networks", "common", "compare_cases", "summary", "porting_cases", "training_time_cases"),
     *("faults_counted", "faults_hostile", "transfer_cases", "transfer_methods"),
 }
 RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables go
     "complexity": "--seeds 2 --label-epochs 1 --frequency-seeds 2 --frequency-epochs 2",
+    "compare mlp": "--only mlp",
     "compression": "",
     "cost": "--mnist {data} --cifar10 {data} --repeats 1",
     "embedded": "--mnist {data} --seeds 1",

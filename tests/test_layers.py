@@ -26,6 +26,7 @@ LAYERS = {
     "testbed": 3,
     "recipes": 4,
     "integrations": 4,
+    "comparison": 5,
     "named_task": 5,
     "federated": 6,
     "report": 6,

@@ -8,7 +8,9 @@ from typer.core import TyperGroup
 
 from slipstream.cli.average import average
 from slipstream.cli.check import check
+from slipstream.cli.choose_start import choose_start
 from slipstream.cli.command import add_command
+from slipstream.cli.compare import compare
 from slipstream.cli.complexity import complexity
 from slipstream.cli.compress import compress
 from slipstream.cli.curvature import curvature
@@ -90,7 +92,7 @@ def slipstream(
 
 for command in (
     *(demo, train, import_, show, check, groups, match, transfer, port),
-    *(evaluate, modes, average, compress, federate, predict),
+    *(compare, choose_start, evaluate, modes, average, compress, federate, predict),
     *(motion, curvature, complexity, report, view, plot),
 ):
     add_command(app, command)

@@ -1,0 +1,82 @@
+"""The rank of a difference of weights, above what rounding alone would add to it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_EXACT = 512  # rows or columns, up to which all singular values are taken
+_ROWS = 256  # held in float64 at a time
+_LOOKED_FOR = 128  # directions that are looked for in larger ones
+
+
+@dataclass(frozen=True)
+class Rank:
+    """How many directions a difference has."""
+
+    rank: int
+    limit: int  # the most that it could be, or that was looked for
+
+    @property
+    def is_low(self) -> bool:
+        """Whether it has far fewer directions than it could have."""
+        return 0 < self.rank <= self.limit // 4
+
+
+def rank_of(first: Tensor, second: Tensor) -> Rank | None:
+    """Return the rank of `second - first`, of matrices (rows, all else).
+
+    Singular values count that are above the largest one of a matrix of rounding errors, which is
+    their size times sqrt(rows) + sqrt(columns). In large matrices 128 random directions are looked
+    at, and a rank of 128 means: at least.
+
+    Args:
+        first: A tensor.
+        second: The same shape.
+
+    Returns:
+        The rank; None if they have fewer than two axes.
+
+    Source: "Finding Structure with Randomness" (Halko, Martinsson, Tropp, 2011), Algorithm 4.1.
+
+    Example:
+        >>> torch.manual_seed(0)
+        <torch...
+        >>> weight = torch.randn(40, 30)
+        >>> rank_of(weight, weight + torch.randn(40, 2) @ torch.randn(2, 30))
+        Rank(rank=2, limit=30)
+    """
+    if first.dim() < 2:
+        return None
+    small = min(len(first), first[0].numel()) <= _EXACT and first.numel() <= 1 << 22
+    rows, columns = len(first), first[0].numel()
+    limit = min(rows, columns) if small else min(rows, columns, _LOOKED_FOR)
+    matrix = _difference(first, second) if small else _sketch(first, second, limit)
+    error = rounding_error(first) + rounding_error(second)
+    edge = error * (math.sqrt(rows) + math.sqrt(columns))
+    return Rank(int((torch.linalg.svdvals(matrix) > edge).sum()), limit)
+
+
+def _difference(first: Tensor, second: Tensor) -> Tensor:
+    return second.flatten(1).double() - first.flatten(1).double()
+
+
+def rounding_error(value: Tensor) -> float:
+    """Return the size of the errors that storing a tensor made: half of the last digit."""
+    size = torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
+    return torch.finfo(value.dtype).eps / 2 * float(size) / math.sqrt(max(value.numel(), 1))
+
+
+def _sketch(first: Tensor, second: Tensor, directions: int) -> Tensor:
+    """The part of a large difference that lies in some random directions of its columns."""
+    columns = first[0].numel()
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(columns, directions, generator=generator, dtype=torch.float64)
+    parts = [slice(n, n + _ROWS) for n in range(0, len(first), _ROWS)]  # all of it would be wide
+    seen = torch.cat([_difference(first[part], second[part]) @ probes for part in parts])
+    basis = torch.linalg.qr(seen).Q
+    found = torch.zeros(directions, columns, dtype=torch.float64)
+    for part in parts:
+        found += basis[part].T @ _difference(first[part], second[part])
+    return found
