@@ -19,6 +19,7 @@ BENCHMARKS = ROOT / "benchmarks"
 PARTS = {  # of others
     *("ani_networks", "common", "compare_cases", "summary", "porting_cases", "training_time_cases"),
     *("faults_counted", "faults_hostile", "transfer_cases", "transfer_methods"),
+    "vision_families",
 }
 RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables go
     "complexity": "--seeds 2 --label-epochs 1 --frequency-seeds 2 --frequency-epochs 2",
@@ -52,6 +53,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "subspace": "--case noisy --case clean-batchnorm --seeds 1",
     "symmetry": "--only mlp",
     "symmetry large": "--large Llama¬3¬8B",
+    "symmetry families": "--families torchvision¬squeezenet1_0",
     "symmetry_peers": "torch-pruning mlp",
     "training_time": "--case vit --case batches¬of¬30 --case cosine --seeds 1",
     "transfer methods": "methods --case digits-2 --pairs 1",
@@ -70,6 +72,7 @@ NEEDS = {
     "transfer gpt": "transformers",
     "transfer vit": "transformers",
     "symmetry large": "transformers",
+    "symmetry families": "torchvision",
     "symmetry_peers": "torch_pruning",
 }
 WITHOUT_OUTPUT = ("symmetry_peers", "symmetry large")

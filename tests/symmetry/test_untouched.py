@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from slipstream.symmetry.tracing import find_neuron_groups
+from slipstream.symmetry.untouched import Memory, left_as_it_was
 
 INPUTS = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 TABLES = {}
@@ -191,3 +192,51 @@ def test_a_model_that_refuses_to_be_copied_keeps_its_weights_and_buffers():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(model.plain, torch.zeros(3))
     assert type(model.seen) is torch.Tensor
+
+
+def test_one_memory_puts_everything_back_every_time():
+    model = InHelper()
+    model.listed, model.named = [1, 2], {"a": INPUTS, "b": 2.0}
+    before = (list(model.listed), dict(model.named))
+    memory = Memory(model)
+    for spoil in (
+        lambda: model.named.update(a=INPUTS.clone()),
+        lambda: model.named.update(c=1),
+        lambda: model.named.pop("a"),
+        lambda: model.listed.append(3),
+        lambda: model.listed.__setitem__(0, 5),
+        lambda: model.helper.tables.update({3: 4}),
+    ):
+        with left_as_it_was(memory):
+            spoil()
+        assert model.listed == before[0]
+        assert model.named.keys() == before[1].keys()
+        assert all(model.named[name] is value for name, value in before[1].items())
+        assert not model.helper.tables
+
+
+def test_the_trace_of_training_begins_like_the_one_of_evaluation():
+    class Filled(Layers):
+        def __init__(self):
+            super().__init__()
+            self.seen = []
+
+        def table(self, count):
+            if self.seen:
+                raise AssertionError("a trace has left something")
+            self.seen.append(count)
+            return torch.zeros(count)
+
+    groups = find_neuron_groups(Filled(), INPUTS)
+    assert not groups.caveats
+
+
+def test_modules_at_any_depth_are_put_back():
+    inner = InHelper()
+    model = inner
+    for _ in range(6):
+        model = nn.Sequential(model)
+    with left_as_it_was(model):
+        model(INPUTS)
+        assert inner.helper.tables
+    assert not inner.helper.tables

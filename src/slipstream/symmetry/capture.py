@@ -4,8 +4,9 @@ import inspect
 import logging
 from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import StringIO
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from slipstream.symmetry.eval_copy import in_mode, traceable
 from slipstream.symmetry.outputs import OutputError, left_out, output_tensors
-from slipstream.symmetry.selections import drop_unused_, is_writing, take_early_
+from slipstream.symmetry.selections import MANY, drop_unused_, is_writing, skip_idle_, take_early_
 from slipstream.weights import weights_of
 
 ExampleInput = Any  # a tensor, a tuple of arguments, or a dictionary of keyword arguments
@@ -31,6 +32,9 @@ class Capture:
     weights: Mapping[torch.fx.Node, str]  # the placeholders that are weights, by name
     constants: Mapping[torch.fx.Node, str]  # those that are buffers outside of the state dict
     held: tuple[Tensor, ...] = ()  # the values of constants, and of tensors that are attributes
+    # Of constants, the lengths of the runs of equal positions along every axis: a bias of zeros
+    # that is no parameter, or a factor for each part of a fused projection
+    runs: Mapping[torch.fx.Node, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     not_counted: tuple[str, ...] = ()  # what the model returned besides its outputs
 
 
@@ -83,6 +87,7 @@ def capture(model: nn.Module, example_input: ExampleInput, *, training: bool = F
                 failures.append(error)
         else:
             raise ValueError(_refusal(model, example_input, failures[0])) from failures[0]
+    skip_idle_(captured.graph)
     take_early_(captured.graph)
     _return_what_is_stored_(captured)
     drop_unused_(captured.graph)
@@ -172,13 +177,31 @@ def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
     with torch.no_grad(), _noting_modules(model):
         graph = trace(*tensors.values(), *(leaves[place] for place in places)).graph
     own = dict(zip(graph.find_nodes(op="placeholder"), tensors, strict=False))
-    held = [tensors[name] for node, name in own.items() if name not in names and node.users]
+    constants = {node: tensors[name] for node, name in own.items() if name not in names}
+    held = [value for node, value in constants.items() if node.users]
     attributes = [getattr(graph.owning_module, n.target) for n in graph.find_nodes(op="get_attr")]
     held += [value for value in attributes if isinstance(value, Tensor)]
     if any(map(_was_computed, attributes)):
         raise ValueError("an operator hides from the tracer what its result depends on.")
     found = _captured(graph, own, names)
-    return replace(found, held=tuple(held), not_counted=tuple(not_counted))
+    runs = {
+        node: tuple(_runs(value, dim) for dim in range(value.dim()))
+        for node, value in constants.items()
+        if node.users and not value.is_meta and not isinstance(value, FakeTensor)
+    }
+    return replace(found, held=tuple(held), runs=runs, not_counted=tuple(not_counted))
+
+
+def _runs(value: Tensor, dim: int) -> tuple[int, ...]:
+    """The lengths of the runs of equal positions along an axis; of one each if there are many."""
+    size = value.shape[dim]
+    if size < 2 or not value.numel():
+        return (1,) * size
+    changes = (value.narrow(dim, 1, size - 1) != value.narrow(dim, 0, size - 1)).movedim(dim, 0)
+    starts = [0, *(changes.reshape(size - 1, -1).any(1).nonzero().flatten() + 1).tolist(), size]
+    if len(starts) > MANY:
+        return (1,) * size
+    return tuple(end - start for start, end in pairwise(starts))
 
 
 def _was_computed(value: Any) -> bool:

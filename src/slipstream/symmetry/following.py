@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ class Flow:
     unsupported: dict[Cause, None] = field(default_factory=dict)
     equations: list[Equation] | None = None  # while signs are followed, not orders
     written: set[torch.fx.Node] = field(default_factory=set)  # nodes that may be written to
+    changing: set[str] = field(default_factory=set)  # constants that some call writes to
 
 
 def new_axes(weights: Mapping[str, Tensor]) -> dict[str, Layout]:
@@ -46,8 +48,11 @@ def new_axes(weights: Mapping[str, Tensor]) -> dict[str, Layout]:
 
 def follow(captures: Iterable[Capture], flow: Flow) -> None:
     """Run the rules over the graphs, then pin the weights that none of them uses."""
+    captures = list(captures)
     for captured in captures:
         flow.written.update(_written_to(captured.graph))
+        flow.changing.update(c for node, c in captured.constants.items() if node in flow.written)
+    for captured in captures:
         for node in captured.graph.nodes:
             _follow_node(node, captured, flow)
     for name, layout in flow.weights.items():
@@ -65,10 +70,26 @@ def _follow_node(node: torch.fx.Node, captured: Capture, flow: Flow) -> None:
     elif node in captured.weights:
         flow.values[node] = Value(flow.weights[captured.weights[node]])
     else:
-        module = captured.constants.get(node, "").rpartition(".")[0]
+        name = captured.constants.get(node, "")
         given = node.op == "placeholder" and node not in captured.constants
-        cause = INPUT if given else replace(CONSTANT, where=module)
-        flow.values[node] = _fixed_values(node.meta.get("val", MISSING), cause)
+        cause = INPUT if given else replace(CONSTANT, where=name.rpartition(".")[0])
+        value = _fixed_values(node.meta.get("val", MISSING), cause)
+        # What is added or multiplied everywhere alike leaves the order free, but not the signs.
+        if flow.equations is None and node in captured.runs and name not in flow.changing:
+            value = Value(tuple(_equal(runs, cause) for runs in captured.runs[node]))
+        flow.values[node] = value
+
+
+def _equal(runs: Iterable[int], cause: Cause) -> Axis:
+    """An axis of runs of equal positions, and of single positions that stay."""
+    axis: Axis = ()
+    for size, equally_long in groupby(runs):
+        number = len(list(equally_long))
+        if size == 1:
+            axis += atoms.fixed(number, cause)
+        else:
+            axis += tuple(product for _ in range(number) for product in atoms.uniform(size))
+    return axis
 
 
 def _weight_axes(value: Tensor) -> Layout:

@@ -1,20 +1,24 @@
 """A model with disturbed weights, and what it computes from them, in float64."""
 
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from slipstream.symmetry.capture import ExampleInput, call_with
-from slipstream.symmetry.disturbance import disturbed_weights, is_constant, raised_weights
+from slipstream.symmetry.disturbance import (
+    disturbed_weights,
+    measured_statistics,
+    raised_weights,
+    random_signs,
+)
+from slipstream.symmetry.double_precision import double_precision, to_double
 from slipstream.symmetry.eval_copy import in_mode
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.outputs import output_tensors
@@ -26,10 +30,6 @@ EXAMPLES = 8  # of a batch are enough, two if they are large, one if it is very 
 LARGE = 2**14  # values of all of them together
 LAST_BIT = 2.0**-52
 FLAT = 1e-12  # of the largest value: an output that varies less is constant
-WIDER = {
-    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float64),
-    **dict.fromkeys((torch.complex64, torch.complex32), torch.complex128),
-}
 MODES = (False, True)  # evaluation, training without chance
 
 
@@ -88,13 +88,13 @@ class PerturbedModel:
         training: bool,
     ) -> "PerturbedModel":
         own = dict(model.named_parameters()) | dict(model.named_buffers())
-        tensors = {name: _to_double(tensor.detach(), copy=True) for name, tensor in own.items()}
-        perturbed = cls(model, memory, groups, tree_map(_to_double, example_input), tensors)
+        wide = tree_map(to_double, example_input)
         with torch.no_grad():
-            tensors |= (raised := raised_weights(tensors, weights_of(model)))
-            _measure_statistics_(perturbed, trained=bool(raised))
+            own |= (raised := raised_weights(own, weights_of(model)))
+            own |= measured_statistics(model, memory, own, example_input, trained=bool(raised))
+            tensors = {name: to_double(tensor.detach(), copy=True) for name, tensor in own.items()}
             tensors = disturbed_weights(tensors, weights_of(model), seed)
-        perturbed = replace(perturbed, tensors=tensors)
+        perturbed = cls(model, memory, groups, wide, tensors)
         if training:
             perturbed = replace(perturbed, modes=perturbed._modes())
         return perturbed._with_effects()
@@ -112,7 +112,7 @@ class PerturbedModel:
         # A model may write to its buffers: each evaluation begins with the same.
         given = {n: value.clone() if n in buffers else value for n, value in tensors.items()}
         try:
-            with _double_precision(), in_mode(self.model, training=training):
+            with double_precision(), in_mode(self.model, training=training):
                 result = call_with(self.model, given, self.example_input)
             outputs = output_tensors(result).values()
             return [v if v.layout is torch.strided else v.to_dense() for v in outputs]
@@ -136,7 +136,7 @@ class PerturbedModel:
         generator = torch.Generator().manual_seed(0)
         return self.change(
             {
-                name: value * (1 + LAST_BIT * _signs(value.shape, generator).to(value))
+                name: value * (1 + LAST_BIT * random_signs(value.shape, generator).to(value))
                 for name, value in self.tensors.items()
                 if value.is_floating_point() or value.is_complex()
             }
@@ -252,31 +252,6 @@ def _derivatives(outputs: Iterable[Tensor], weights: list[Tensor]) -> list[Tenso
     return [None] * len(weights)
 
 
-def _measure_statistics_(perturbed: PerturbedModel, *, trained: bool) -> None:
-    """Give untrained BatchNorm the statistics of the input; with 0 and 1 deep networks fade.
-
-    Those of trained layers are of other weights once some are raised: then they are measured too.
-    """
-    untrained = [
-        module
-        for module in perturbed.model.modules()
-        if isinstance(module, _NormBase)
-        if (module.running_var is not None and trained) or is_constant(module.running_var)
-    ]
-    if not untrained:
-        return
-    momenta = [module.momentum for module in untrained]
-    perturbed.model.eval()
-    for module in untrained:
-        module.train().momentum = 1.0
-    # One value per channel has no variance: then the statistics stay 0 and 1.
-    with suppress(ValueError), _double_precision():
-        call_with(perturbed.model, perturbed.tensors, perturbed.example_input)
-    perturbed.memory.restore()
-    for module, momentum in zip(untrained, momenta, strict=True):
-        module.eval().momentum = momentum
-
-
 def _relative(output: Tensor, reference: Tensor) -> float:
     """The largest change, as a share of the spread; what is infinite must stay as it is."""
     if output.shape != reference.shape:
@@ -313,10 +288,6 @@ def _wide(value: Tensor) -> Tensor:
     return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
-def _signs(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    return torch.randint(2, tuple(shape), generator=generator) * 2 - 1
-
-
 def _identity(order: Tensor) -> Tensor:
     return torch.arange(order.shape[-1]).expand(order.shape)
 
@@ -330,38 +301,3 @@ def _never_identity(order: Tensor) -> Tensor:
 def _both(signs: Tensor) -> Tensor:
     """The signs, the first one opposite to the last, so that not all are equal."""
     return torch.cat([-signs[..., -1:], signs[..., 1:]], -1)
-
-
-def _to_double(value: Any, *, copy: bool = False) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(WIDER.get(value.dtype, value.dtype), copy=copy)
-
-
-class _InDoublePrecision(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Lets `x.float()` inside a model keep float64."""
-
-    def __torch_dispatch__(
-        self,
-        func: torch._ops.OpOverload,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        wide = {key: _wider(value) for key, value in (kwargs or {}).items()}
-        return func(*args, **wide)
-
-
-def _wider(value: Any) -> Any:
-    return WIDER.get(value, value) if isinstance(value, torch.dtype) else value
-
-
-@contextmanager
-def _double_precision() -> Generator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        with _InDoublePrecision():  # type: ignore[no-untyped-call]
-            yield
-    finally:
-        torch.set_default_dtype(before)

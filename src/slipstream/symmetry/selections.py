@@ -19,6 +19,7 @@ TURNING = frozenset({"permute", "transpose", "unsqueeze", "squeeze"})
 VIEWS = frozenset({"view", "reshape", "_unsafe_view", "unflatten"})
 SINGLE = frozenset({"select", "unbind"})
 RUNS = frozenset({"slice", "narrow", "split", "split_with_sizes", "chunk", "unsafe_chunk"})
+DROPOUTS = frozenset({"dropout", "alpha_dropout", "feature_dropout", "feature_alpha_dropout"})
 aten = torch.ops.aten
 
 
@@ -55,6 +56,16 @@ def take_early_(graph: Graph) -> None:
             if (road := _road_back(given["self"], dim)) is not None:
                 for piece in list(_pieces(node, name, dim, shape[dim])):
                     _retake_(graph, piece, dim, road, alone=name in SINGLE)
+
+
+def skip_idle_(graph: Graph) -> None:
+    """Take out the dropout of evaluation mode, in place: it passes on what it is given."""
+    for node in list(graph.nodes):
+        if _name(node).rstrip("_") in DROPOUTS and _is_known(node):
+            given = _arguments(node)
+            if not given["train"] or given["p"] == 0:
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.erase_node(node)
 
 
 def drop_unused_(graph: Graph) -> None:

@@ -19,7 +19,7 @@ from slipstream.symmetry.proof import check_found
 from slipstream.symmetry.refusals import refuse_untraceable
 from slipstream.symmetry.shared_memory import tie_shared
 from slipstream.symmetry.signs import Equation, signed_runs, with_signs
-from slipstream.symmetry.untouched import left_as_it_was
+from slipstream.symmetry.untouched import Memory, left_as_it_was
 from slipstream.weights import unwrapped, weights_of
 
 logger = logging.getLogger(__name__)
@@ -70,20 +70,28 @@ def find_neuron_groups(
     if isinstance(model, nn.Module):
         model = unwrapped(model)
     refuse_untraceable(model, example_input)
+    groups, training = _found(model, example_input, signs=signs)
+    if not prove:
+        return groups
+    if any(value.is_meta for value in weights_of(model).values()):
+        return _prove_on_narrow_model(model, groups, signs=signs, seed=seed)
+    return check_found(model, groups, example_input, seed=seed, training=training)
+
+
+def _found(
+    model: nn.Module, example_input: ExampleInput, *, signs: bool, constants: bool = True
+) -> tuple[NeuronGroups, bool]:
+    """What the rules find, and whether the model computes something else in training mode."""
     weights = weights_of(model)
     traces = _traces(model, example_input)
+    if not constants:
+        traces = replace(traces, captures=[replace(c, runs={}) for c in traces.captures])
     groups = replace(collect(traces.followed(new_axes(weights), None)), caveats=traces.caveats)
     if signs:
         found = signed_runs(groups, weights)
         flow = traces.followed(found.layouts, [])
         groups = with_signs(found, flow.equations or ())
-    training = traces.training
-    del traces  # with a copy of the weights
-    if not prove:
-        return groups
-    if any(value.is_meta for value in weights.values()):
-        return _prove_on_narrow_model(model, groups, signs=signs, seed=seed)
-    return check_found(model, groups, example_input, seed=seed, training=training)
+    return groups, traces.training
 
 
 def _prove_on_narrow_model(
@@ -92,7 +100,8 @@ def _prove_on_narrow_model(
     """The groups of a model without values, proven on a narrow one of its configuration."""
     narrow = narrow_model(model)
     inputs = example_input_for(narrow)
-    found = find_neuron_groups(narrow, inputs, signs=signs, prove=False)
+    # Of a model without values, nothing says which of its constants are the same everywhere.
+    found, _ = _found(narrow, inputs, signs=signs, constants=False)
     return proven_alike(groups, found, check_found(narrow, found, inputs, seed=seed))
 
 
@@ -117,9 +126,10 @@ class _Traces:
 
 def _traces(model: nn.Module, example_input: ExampleInput) -> _Traces:
     with evaluation_copy(model) as replica:
+        memory = Memory(replica)
 
         def trace(given: ExampleInput, *, training: bool = False) -> Capture:
-            with left_as_it_was(replica):
+            with left_as_it_was(memory):
                 return capture(replica, given, training=training)
 
         captures = [trace(example_input)]

@@ -6,10 +6,11 @@ what hooks and closures hold, and in functions with `lru_cache`.
 """
 
 import functools
+import operator
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 LONG = 10_000  # entries; what is longer holds data
-DEEP = 8  # objects inside objects
+DEEP = 8  # objects inside objects inside a module
 MISSING = object()
 DEFINITIONS = (ModuleType, FunctionType, type)  # what is imported on the way stays
 OWN = {"__main__", "__mp_main__"}  # holds users' code, though it comes with Python
@@ -27,13 +28,16 @@ LIBRARIES = set(sys.stdlib_module_names) - OWN | {"torch", "numpy", "sympy", "sc
 
 
 @contextmanager
-def left_as_it_was(model: nn.Module) -> Generator["Memory"]:
+def left_as_it_was(model: "nn.Module | Memory") -> Generator["Memory"]:
     """Remember what `model` keeps, and put it back when the block ends.
+
+    Args:
+        model: A module, or what was remembered of it before: for all of it is put back every time.
 
     Yields:
         The memory, with which everything is put back in between.
     """
-    memory = Memory(model)
+    memory = model if isinstance(model, Memory) else Memory(model)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield memory
@@ -54,7 +58,7 @@ class Memory:
         self._repairs: list[Callable[[], None]] = []
         self._seen: set[int] = set()
         self._kept: list[Any] = []  # no object may be freed, and its number given to another
-        queue = deque([(model, 0)])
+        queue = deque((module, 0) for module in model.modules())
         while queue:
             item, depth = queue.popleft()
             if id(item) in self._seen or depth > DEEP:
@@ -172,6 +176,9 @@ def _container_repair(item: Any) -> Callable[[], None]:
 
 
 def _restore_entries(item: dict[Any, Any], before: dict[Any, Any]) -> None:
+    # Nearly always nothing has changed, and that is seen without a look at each entry.
+    if _is_same(dict.keys(item), before) and _is_same(dict.values(item), before.values()):
+        return
     now = _entries(item)
     for name in now.keys() - before.keys():
         # What `torch.compile` leaves among global variables begins with two underscores.
@@ -187,12 +194,12 @@ def _entries(item: dict[Any, Any]) -> dict[Any, Any]:
     return dict(dict.items(item))
 
 
-def _is_same(item: Any, before: list[Any]) -> bool:
+def _is_same(item: Collection[Any], before: Collection[Any]) -> bool:
     if len(item) != len(before):
         return False
     if isinstance(item, set):
         return all(entry in item for entry in before)
-    return all(now is then for now, then in zip(item, before, strict=True))
+    return all(map(operator.is_, item, before))
 
 
 def _cache_repair(function: Any) -> Callable[[], None]:
