@@ -45,7 +45,7 @@ from slipstream.symmetry.proof import check
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.symmetry.untouched import left_as_it_was
 from slipstream.weights import weights_of
-from vision_families import FAMILIES, LARGE_IMAGES
+from vision_families import CLASSES, FAMILIES, LARGE_IMAGES
 
 LIMIT = 60  # processor seconds that another tool gets for a network
 GIVEN = {"input", "output", "embedding"}  # what pins in any model
@@ -264,8 +264,10 @@ def vision_network(name: str) -> tuple[nn.Module, int]:
     if package == "timm":
         import timm
 
-        model = timm.create_model(name).eval()
-        return model, model.default_cfg["input_size"][1]
+        model = timm.create_model(name)
+        if model.num_classes == 0:  # the features of such a network are its outputs otherwise
+            model = timm.create_model(name, num_classes=CLASSES)
+        return model.eval(), model.default_cfg["input_size"][1]
     import torchvision
 
     return torchvision.models.get_model(name, weights=None).eval(), LARGE_IMAGES.get(name, 224)

@@ -24,6 +24,7 @@ alexnet convnext_tiny densenet121 efficientnet_b0 efficientnet_v2_s googlenet in
 mnasnet0_5 mobilenet_v2 mobilenet_v3_small regnet_x_400mf regnet_y_400mf resnet18 resnext50_32x4d
 wide_resnet50_2 shufflenet_v2_x0_5 squeezenet1_0 swin_t swin_v2_t vgg11_bn vit_b_32
 """
+CLASSES = 1000
 LARGE_IMAGES = {"inception_v3": 299}  # pixels, where torchvision expects other than 224
 FAMILIES = [
     *(f"timm {name}" for name in TIMM.split()),
