@@ -157,6 +157,11 @@ def test_groups_of_a_run_are_those_of_its_network(run, tmp_path):
     named = slipstream("groups", "mlp", "--width", 8, "--json").stdout
     assert json.loads(named)["coverage"]["moved"] > 0.9
     assert slipstream("groups", "mlp", "--width", 8).stdout == text
+    turned = slipstream("groups", "mlp", "--width", 8, "--rotations").stdout
+    assert turned.startswith(text.rstrip())
+    assert "not rotatable: hidden1.weight:0" in turned
+    named = slipstream("groups", "mlp", "--width", 8, "--rotations", "--json").stdout
+    assert json.loads(named)["rotations"]["rotatable"] == []
 
 
 def test_groups_of_a_hugging_face_folder_need_no_weights(tmp_path):

@@ -16,6 +16,7 @@ MODEL = (
     "conv8, resnet18, or package.module:function."
 )
 PROVE = "Prove them: compare the model's outputs with and without permuted neurons."
+ROTATIONS = "Prove also which of them may be rotated: written in any other orthogonal basis."
 FILES = Adjusted(skip=("figure",), help={"out": "Write the groups to this file."})
 TASK = Adjusted(
     skip=("loss", "metrics", "device"),
@@ -29,6 +30,7 @@ def groups(
     task: Annotated[TaskOptions, TASK],
     files: Annotated[OutputFiles, FILES],
     prove: Annotated[bool, typer.Option(help=PROVE)] = True,
+    rotations: Annotated[bool, typer.Option("--rotations", help=ROTATIONS)] = False,
     json: options.AsJson = False,
 ) -> None:
     """List the groups of neurons that can be permuted, and what is pinned, and why.
@@ -36,13 +38,16 @@ def groups(
     Example: slipstream groups resnet18 --width 0.5 --data cifar10:data --out groups.json
     """
     from slipstream.cli.loading import open_model
+    from slipstream.symmetry.rotation_proof import find_rotatable_groups
     from slipstream.symmetry.tracing import find_neuron_groups
 
     opened, example_input = open_model(name, task)
     found = find_neuron_groups(opened, example_input, prove=prove)
+    turned = find_rotatable_groups(opened, example_input, groups=found) if rotations else None
     if files.out is not None:
         found.save(files.out)
     if json:
-        write_json({"proven": prove, "coverage": asdict(found.coverage()), **asdict(found)})
+        more = {"rotations": turned.to_json()} if turned else {}
+        write_json({"proven": prove, "coverage": asdict(found.coverage()), **asdict(found), **more})
     else:
-        typer.echo(str(found) + "\nnot proven" * (not prove))
+        typer.echo(str(found) + "\nnot proven" * (not prove) + (f"\n{turned}" if turned else ""))
