@@ -6,11 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from slipstream.averaging import EMA, LAWA, SWA, Averages, average_run, parse_rule
+from slipstream.averaging import (
+    EMA,
+    LAWA,
+    SWA,
+    Averages,
+    Decay,
+    PowerEMA,
+    average_run,
+    parse_rule,
+)
 from slipstream.trajectory import Trajectory
 from slipstream.weights import weights_of
 
 RULES = [SWA(), SWA(start=30), EMA(0.5), EMA(0.99), LAWA(1), LAWA(4), LAWA(1000)]
+RULES += [LAWA(window=0.5), Decay(15), Decay(20, "linear"), Decay(0, "cosine"), PowerEMA(0.1)]
 STEPS = [0, 10, 20, 30, 40, 50]
 
 
@@ -46,7 +56,7 @@ def test_a_kernel_is_the_closed_form(rule):
     if isinstance(rule, EMA):
         ratios = [early / late for early, late in pairwise(kernel)]
         assert ratios == pytest.approx([rule.decay] * 5, rel=1e-12)
-    else:
+    elif isinstance(rule, SWA) or (isinstance(rule, LAWA) and rule.snapshots):
         counted = [s >= rule.start for s in STEPS] if isinstance(rule, SWA) else None
         counted = counted or [p >= 6 - rule.snapshots for p in range(6)]
         assert [share > 0 for share in kernel] == counted
@@ -84,7 +94,11 @@ def test_beside_training_is_the_same_as_from_the_recorded_run(rule):
         torch.testing.assert_close(beside[name], value, rtol=1.2e-7, atol=0)  # one rounding
 
 
-@pytest.mark.parametrize("rule", [SWA(start=100), EMA(0.9999), LAWA(50)], ids=str)
+@pytest.mark.parametrize(
+    "rule",
+    [SWA(start=100), EMA(0.9999), LAWA(50), LAWA(window=0.02), Decay(2900), PowerEMA(0.05)],
+    ids=str,
+)
 def test_no_rounding_adds_up_over_thousands_of_updates_around_a_large_offset(rule):
     model = small(offset=1000.0)
     averages = Averages(model, [rule])
@@ -92,6 +106,8 @@ def test_no_rounding_adds_up_over_thousands_of_updates_around_a_large_offset(rul
     for point in moving(model, 3000, offset=1000.0):
         averages.update()
         points.append(point["0.weight"].double())
+    if isinstance(rule, LAWA | Decay):  # the snapshots of the window, and no others
+        assert len(averages.state_dict()["averages"][str(rule)]["weights"]) <= 101
     kernel = torch.tensor(rule.kernel(range(1, 3001)), dtype=torch.float64)
     expected = (kernel.view(-1, 1, 1) * torch.stack(points)).sum(0)
     found = averages.weights(rule)["0.weight"]
@@ -100,7 +116,7 @@ def test_no_rounding_adds_up_over_thousands_of_updates_around_a_large_offset(rul
 
 def test_weights_that_stand_still_are_their_own_average():
     model = small()
-    averages = Averages(model, RULES[:1] + RULES[2:])
+    averages = Averages(model, [rule for rule in RULES if getattr(rule, "start", 0) == 0])
     for _ in range(7):
         averages.update()
     for rule in averages.rules:
@@ -153,7 +169,8 @@ def test_attached_averages_count_real_steps_and_let_go():
 
 def test_a_state_goes_on_bit_by_bit(tmp_path):
     model = small()
-    rules = [SWA(start=3), SWA(start=900), EMA(0.9), LAWA(3)]
+    going = [SWA(start=3), EMA(0.9), LAWA(3), LAWA(window=0.3), Decay(5), PowerEMA(0.2)]
+    rules = [*going, SWA(start=900), Decay(900)]
     whole, first = Averages(model, rules), Averages(model, rules)
     walk = moving(model, 20)
     for _ in range(7):
@@ -167,11 +184,29 @@ def test_a_state_goes_on_bit_by_bit(tmp_path):
         whole.update()
         second.update()
     assert second.step == 20
-    for rule in (SWA(start=3), EMA(0.9), LAWA(3)):
+    for rule in going:
         for name, value in whole.weights(rule).items():
             assert torch.equal(second.weights(rule)[name], value)
     with pytest.raises(ValueError, match="swa:900 has averaged nothing yet: 20 steps are done"):
         second.weights(SWA(start=900))
+    with pytest.raises(ValueError, match="1-sqrt:900 has averaged nothing yet"):
+        second.weights(Decay(900))
+    assert second.counts(Decay(5))
+    assert not second.counts(Decay(900))
+
+
+def test_a_state_of_0_1_had_no_steps():
+    model = small()
+    averages, before = Averages(model, [LAWA(3), EMA(0.5)]), Averages(model, [LAWA(3), EMA(0.5)])
+    for _ in moving(model, 4):
+        averages.update()
+    state = averages.state_dict()
+    for held in state["averages"].values():
+        held.pop("steps", None), held.pop("step", None)
+    before.load_state_dict(state)
+    for rule in averages.rules:
+        expected = averages.weights(rule)["0.weight"]
+        assert torch.equal(before.weights(rule)["0.weight"], expected)
 
 
 def test_a_state_of_something_else_is_refused_and_changes_nothing():
@@ -214,6 +249,12 @@ def test_a_snapshot_that_is_not_finite_is_named():
         (lambda: EMA(1.0), "decay of EMA must be between 0 and 1, got 1.0"),
         (lambda: SWA(-1), "start of SWA must not be negative, got -1"),
         (lambda: LAWA(0), "snapshots of LAWA must be at least 1, got 0"),
+        (lambda: LAWA(window=0), "window of LAWA must be above 0 and at most 1"),
+        (lambda: Decay(-1), "start of Decay must not be negative, got -1"),
+        (lambda: Decay(3, "square"), "curve of Decay must be one of linear, .* got 'square'"),
+        (lambda: Decay(50).kernel(STEPS), "decay begins at step 50; the last snapshot is 50"),
+        (lambda: PowerEMA(0.3), "width of PowerEMA must be above 0 and below 0.289"),
+        (lambda: parse_rule("lawa:x%"), "got 'lawa:x%'"),
         (lambda: SWA(60).kernel(STEPS), "SWA starts at step 60; the last snapshot is 50"),
         (lambda: Averages(small(), []), "at least one"),
         (lambda: Averages(small(), [EMA(0.5), EMA(0.5)]), "must be different ones"),

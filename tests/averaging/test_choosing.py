@@ -10,7 +10,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from commands import slipstream
-from slipstream.averaging import EMA, LAWA, average_candidates, average_run, choose_average
+from slipstream.averaging import (
+    EMA,
+    LAWA,
+    PowerEMA,
+    average_candidates,
+    average_run,
+    choose_average,
+)
 from slipstream.evaluation import Task, evaluate, recalibrate_batchnorm
 from slipstream.modes import fit_modes
 from slipstream.named_task import NamedTask
@@ -78,6 +85,18 @@ def test_an_unknown_metric_and_an_empty_run_are_told():
 def test_short_runs_have_candidates_too():
     assert list(average_candidates(line(1.0)))[:2] == ["last", "swa:0"]
     assert "lawa:3" not in average_candidates(line(1.0, 2.0))
+
+
+def test_power_averages_are_made_of_stored_ones_if_there_are_any():
+    run = line(*map(float, range(9)))
+    steps = range(1, 9)
+    kept = Trajectory.from_weights([{"weight": torch.full((1, 1), 3.0)}] * 8, steps=steps)
+    rules = [PowerEMA(0.2), LAWA(2)]
+    made = average_candidates(run, rules=rules, stored={PowerEMA(0.1): kept})
+    assert made["power:0.2"]()["weight"] == 3
+    assert torch.equal(made["lawa:2"]()["weight"], torch.tensor([[7.5]]))
+    expected = average_run(run, PowerEMA(0.2))["weight"]
+    assert average_candidates(run, rules=rules)["power:0.2"]()["weight"] == expected
 
 
 def test_batchnorm_is_recalibrated_for_averages_and_left_alone_for_the_last_snapshot():
@@ -150,6 +169,14 @@ def _best_is_saved(run, tmp_path):
     assert metrics == named[best]
 
 
+def test_the_command_takes_decays_windows_and_stored_averages(run):
+    rules = ["--rule", "1-sqrt:6", "--rule", "lawa:50%", "--rule", "power:0.2"]
+    stored = ["--stored", f"power:0.1={run}", "--json"]
+    said = json.loads(slipstream("average", run, *rules, *stored).stdout)
+    names = [candidate["name"] for candidate in said["candidates"]]
+    assert names == ["last", "1-sqrt:6", "lawa:50%", "power:0.2"]
+
+
 def test_the_command_prints_a_table_and_takes_rules(run):
     lines = slipstream("average", run, "--rule", "lawa:2", "--by", "loss").stdout.splitlines()
     assert lines[0].split() == ["validation", "loss", "accuracy"]
@@ -161,6 +188,7 @@ def test_the_command_prints_a_table_and_takes_rules(run):
     ("options", "message"),
     [
         (["--rule", "mean:3"], "got 'mean:3'"),
+        (["--stored", "ema:0.5=run"], "--stored must be power:WIDTH=RUN, got 'ema:0.5=run'"),
         (["--by", "recall"], "criterion must be one of loss, accuracy, got 'recall'"),
         (["--rule", "swa:999"], "SWA starts at step 999; the last snapshot is 12"),
     ],

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
 from slipstream.averaging import EMA, LAWA, SWA
+from slipstream.evaluation import recalibrate_batchnorm
 from slipstream.integrations.lightning import (
     AveragingCallback,
     OnlineModesCallback,
@@ -207,6 +208,75 @@ def test_every_epoch_and_accumulated_gradients(tmp_path):
     torch.testing.assert_close(averaging.averages.weights(LAWA(9))["0.weight"], expected.float())
 
 
+class Watch(Module):
+    """Notes the weights that are validated, and may break off there."""
+
+    broken = None
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def validation_step(self, batch, index):
+        super().validation_step(batch, index)
+        self.seen.append(copied(self.network))
+        if self.broken and self.trainer.global_step == 8:
+            raise self.broken
+
+
+def validating(**options):
+    return AveragingCallback(RULES, module="network", validate=EMA(0.9), **options)
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
+
+
+def test_averaged_weights_are_validated_and_saved_and_training_is_not_altered(whole, tmp_path):
+    module, averaging, spy = Watch(), validating(), Spy()
+    train(tmp_path, spy, module=lambda: module, made=[averaging], max_steps=8)
+    _, _, weights = whole
+    assert all(same(spy.weights[step], weights[step]) for step in range(9))
+    assert same(copied(module.network), weights[8])
+    assert same(module.seen[-1], averaging.averages.weights(EMA(0.9)))
+    assert same(module.seen[0], weights[0])  # the check before the training uses what is there
+    saved = torch.load(tmp_path / "checkpoints" / "epoch=1-step=8.ckpt", weights_only=True)
+    found = {name.removeprefix("network."): v for name, v in saved["state_dict"].items()}
+    assert same(found, averaging.averages.weights(EMA(0.9)))
+
+
+def test_resuming_from_averaged_weights_continues_from_the_trained_ones(whole, tmp_path):
+    train(tmp_path, made=[validating()], max_steps=4)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    spy, averaging = Spy(), validating()
+    train(tmp_path, spy, made=[averaging], resume=checkpoint)
+    _, (_, expected, _), weights = whole
+    assert all(same(spy.weights[step], weights[step]) for step in range(4, 11))
+    assert same(averaging.averages.weights(EMA(0.9)), expected.averages.weights(EMA(0.9)))
+
+
+@pytest.mark.parametrize("broken", [ValueError("broken off"), KeyboardInterrupt()], ids=repr)
+def test_an_exception_in_the_validation_restores_the_trained_weights(whole, tmp_path, broken):
+    module = Watch()
+    module.broken = broken
+    with pytest.raises((ValueError, SystemExit)):
+        train(tmp_path, module=lambda: module, made=[validating()])
+    assert same(copied(module.network), whole[2][8])
+
+
+def test_batchnorm_can_be_calibrated_for_the_validation(tmp_path):
+    module = Watch()
+    batches = [torch.arange(64.0).view(16, 4).sin()]
+    averaging = validating(calibration=batches)
+    train(tmp_path, module=lambda: module, made=[averaging], max_steps=8)
+    weights = averaging.averages.weights(EMA(0.9))
+    expected = weights | recalibrate_batchnorm(module.network, weights=weights, data=batches)
+    assert same(module.seen[-1], expected)
+    assert not same(module.seen[-1], weights)
+
+
 def test_a_run_that_is_there_is_not_overwritten(whole):
     folder, _, _ = whole
     with pytest.raises(FileExistsError, match="already holds a run"):
@@ -214,6 +284,8 @@ def test_a_run_that_is_there_is_not_overwritten(whole):
 
 
 def test_mistakes_are_told():
+    with pytest.raises(ValueError, match=r"validate must be one of the rules, .* got ema:0.5"):
+        AveragingCallback(RULES, validate=EMA(0.5))
     with pytest.raises(ValueError, match="every must be at least 1 step, or 'epoch', got 0"):
         AveragingCallback(RULES, every=0)
     with pytest.raises(RuntimeError, match="no averages before the training"):

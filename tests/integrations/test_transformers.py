@@ -199,6 +199,89 @@ def test_resuming_without_a_state_is_an_error_and_restarting_is_not(tmp_path):
     )
 
 
+def validated(folder, *, resume=None, broken=None, spy=None, rule=RULES[1], **options):
+    """A training that evaluates and saves an average every 5 steps, and what was evaluated."""
+    model, seen = tiny(), []
+    averaging = AveragingCallback(RULES, validate=rule)
+
+    def metrics(_):
+        seen.append(copied(model))
+        if broken and len(seen) == 2:
+            raise broken
+        return {}
+
+    trainer = transformers.Trainer(
+        model=model,
+        args=arguments(folder, eval_strategy="steps", eval_steps=5, **options),
+        train_dataset=DATA, eval_dataset=DATA[:3], compute_metrics=metrics,
+        callbacks=[spy] if spy else [],
+    )  # fmt: skip
+    try:
+        averaging.attach(trainer).train(resume_from_checkpoint=resume)
+    except BaseException as error:
+        if error is not broken:
+            raise
+    return trainer, averaging, seen
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(
+        torch.equal(value, second[name]) for name, value in first.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The same training that evaluates its own weights: after each step, and its averages."""
+    spy = Spy()
+    _, averaging, _ = validated(tmp_path_factory.mktemp("plain"), spy=spy, rule=None)
+    return spy.weights, averaging.averages.weights(EMA(0.9))
+
+
+def test_averaged_weights_are_evaluated_and_saved_and_training_is_not_altered(plain, tmp_path):
+    spy = Spy()
+    trainer, averaging, seen = validated(tmp_path, spy=spy)
+    assert all(same(spy.weights[step], plain[0][step]) for step in range(11))
+    assert same(seen[-1], averaging.averages.weights(EMA(0.9)))
+    assert same(copied(trainer.model), plain[0][10])
+    trainer.evaluate()  # after the training: what is in the model
+    assert same(seen[-1], plain[0][10])
+    saved = type(trainer.model).from_pretrained(tmp_path / "out" / "checkpoint-10")
+    assert same(copied(saved), averaging.averages.weights(EMA(0.9)))
+
+
+def test_the_best_model_is_an_averaged_one(tmp_path):
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    trainer, _, seen = validated(tmp_path, **best)
+    assert any(same(copied(trainer.model), weights) for weights in seen)
+    assert not same(copied(trainer.model), tiny().state_dict())
+
+
+def test_resuming_from_averaged_weights_continues_from_the_trained_ones(plain, tmp_path):
+    validated(tmp_path)
+    spy = Spy()
+    checkpoint = str(tmp_path / "out" / "checkpoint-5")
+    _, averaging, _ = validated(tmp_path, resume=checkpoint, spy=spy)
+    assert all(same(spy.weights[step], plain[0][step]) for step in range(6, 11))
+    assert same(averaging.averages.weights(EMA(0.9)), plain[1])
+
+
+@pytest.mark.parametrize("broken", [ValueError("broken off"), KeyboardInterrupt()], ids=repr)
+def test_an_exception_in_the_evaluation_restores_the_trained_weights(plain, tmp_path, broken):
+    trainer, _, seen = validated(tmp_path, broken=broken)
+    assert not same(seen[-1], plain[0][10])
+    assert same(copied(trainer.model), plain[0][10])
+
+
+def test_validating_an_average_needs_the_trainer(tmp_path):
+    averaging = AveragingCallback(RULES, validate=EMA(0.9))
+    trainer = transformers.Trainer(
+        model=tiny(), args=arguments(tmp_path), train_dataset=DATA, callbacks=[averaging]
+    )
+    with pytest.raises(RuntimeError, match=r"call callback.attach\(trainer\)"):
+        trainer.train()
+
+
 def test_a_run_that_is_there_is_not_overwritten(whole):
     folder, _, _ = whole
     with pytest.raises(FileExistsError, match="already holds a run"):
@@ -206,6 +289,8 @@ def test_a_run_that_is_there_is_not_overwritten(whole):
 
 
 def test_mistakes_are_told():
+    with pytest.raises(ValueError, match=r"validate must be one of the rules, .* got ema:0.5"):
+        AveragingCallback(RULES, validate=EMA(0.5))
     with pytest.raises(ValueError, match="every must be at least 1 step, or 'epoch', got 0"):
         AveragingCallback(RULES, every=0)
     with pytest.raises(RuntimeError, match="no averages before the training"):

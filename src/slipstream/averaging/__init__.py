@@ -1,4 +1,4 @@
-"""Averages of snapshots: SWA, EMA and LAWA, of a recorded run or during training."""
+"""Averages of snapshots: SWA, EMA, LAWA, decays; of a recorded run or during training."""
 
 from slipstream.averaging.averages import Averages, average_run
 from slipstream.averaging.choosing import (
@@ -7,9 +7,19 @@ from slipstream.averaging.choosing import (
     average_candidates,
     choose_average,
 )
-from slipstream.averaging.rules import EMA, LAWA, SWA, AverageRule, parse_rule
+from slipstream.averaging.post_hoc import PostHocEMA, post_hoc_ema
+from slipstream.averaging.rules import (
+    EMA,
+    LAWA,
+    SWA,
+    AverageRule,
+    Decay,
+    PowerEMA,
+    parse_rule,
+)
 
 __all__ = [
-    "EMA", "LAWA", "SWA", "AverageChoice", "AverageRule", "Averages", "Candidate",
-    "average_candidates", "average_run", "choose_average", "parse_rule",
+    "EMA", "LAWA", "SWA", "AverageChoice", "AverageRule", "Averages", "Candidate", "Decay",
+    "PostHocEMA", "PowerEMA", "average_candidates", "average_run", "choose_average", "parse_rule",
+    "post_hoc_ema",
 ]  # fmt: skip

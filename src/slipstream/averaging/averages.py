@@ -7,10 +7,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from slipstream.averaging.rules import AverageRule, is_averaged, widened
-from slipstream.trajectory import Trajectory
+from slipstream.averaging.rules import AverageRule
+from slipstream.averaging.running import is_averaged, widened
+from slipstream.trajectory import Layout, Snapshot, Trajectory
 from slipstream.trajectory.optimizer_steps import after_each_step
-from slipstream.weights import check_same_layout, first_nonfinite, unwrapped, weights_of
+from slipstream.weights import Weights, check_same_layout, first_nonfinite, unwrapped, weights_of
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def average_run(trajectory: Trajectory, rule: AverageRule) -> dict[str, Tensor]:
 
     Args:
         trajectory: At least one snapshot.
-        rule: `SWA`, `EMA` or `LAWA`.
+        rule: `SWA`, `EMA`, `LAWA`, `Decay` or `PowerEMA`.
 
     Returns:
         The averaged weights, in the dtype of the run, rounded once.
@@ -40,8 +41,24 @@ def average_run(trajectory: Trajectory, rule: AverageRule) -> dict[str, Tensor]:
     """
     if not len(trajectory):
         raise ValueError("trajectory must hold at least one snapshot, got none.")
+    shares = rule.kernel(trajectory.steps)
+    return rounded(weighted_sum(zip(trajectory, shares, strict=True)), trajectory.layout)
+
+
+def weighted_sum(counted: Iterable[tuple[Snapshot, float]]) -> dict[str, Tensor]:
+    """Sum snapshots, one read after the other, in float64.
+
+    Args:
+        counted: Snapshots and their shares; the last one that counts gives the whole numbers.
+
+    Returns:
+        The sums.
+
+    Raises:
+        ValueError: If a snapshot that counts is not finite.
+    """
     sums: dict[str, Tensor] = {}
-    for snapshot, share in zip(trajectory, rule.kernel(trajectory.steps), strict=True):
+    for snapshot, share in counted:
         if share == 0:
             continue
         weights = snapshot.weights
@@ -57,7 +74,12 @@ def average_run(trajectory: Trajectory, rule: AverageRule) -> dict[str, Tensor]:
                 sums[name].add_(value, alpha=share)
             else:
                 sums[name] = widened(value) * share
-    return {name: sums[name].to(form.dtype) for name, form in trajectory.layout.tensors.items()}
+    return sums
+
+
+def rounded(weights: Weights, layout: Layout) -> dict[str, Tensor]:
+    """Return weights in the dtypes and the order of a run."""
+    return {name: weights[name].to(form.dtype) for name, form in layout.tensors.items()}
 
 
 class Averages:
@@ -89,8 +111,9 @@ class Averages:
 
         Args:
             model: The model that trains, wrapped for data parallelism or not.
-            rules: `SWA`, `EMA` and `LAWA`, as many as you like. Each keeps 8 bytes for every
-                weight, `LAWA` as many copies of the weights as it has snapshots.
+            rules: `SWA`, `EMA`, `PowerEMA`, `LAWA` and `Decay`, as many as you like. Each keeps 8
+                bytes for every weight, the last two a copy of the weights for each snapshot that
+                counts.
             device: Where to keep them; by default where the model is. "cpu" spares a GPU's memory,
                 and is needed where the GPU has no float64 (MPS).
 
@@ -189,6 +212,10 @@ class Averages:
             raise ValueError(f"{rule} has averaged nothing yet: {self.step} steps are done.")
         own = weights_of(self._model)
         return {name: mean[name].to(value, copy=True) for name, value in own.items()}
+
+    def counts(self, rule: AverageRule) -> bool:
+        """Return whether a rule has averaged anything yet."""
+        return self._running[rule].mean() is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain data, which `torch.save` keeps and `load_state_dict` reads."""

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from slipstream.averaging.averages import average_run
-from slipstream.averaging.rules import EMA, LAWA, SWA, AverageRule
+from slipstream.averaging.post_hoc import post_hoc_ema
+from slipstream.averaging.rules import EMA, LAWA, SWA, AverageRule, Decay, PowerEMA
 from slipstream.evaluation import Task, takes_task
 from slipstream.modes.fit import fit_modes
 from slipstream.trajectory import Trajectory
@@ -18,6 +19,7 @@ from slipstream.weights import Weights
 _START_FRACTIONS = (0.25, 0.5, 0.75)
 _DECAYS = (0.5, 0.8, 0.9, 0.95)
 _LATEST = (3, 5, 10)
+_DECAYS_FROM = (0.5, 0.8)
 _MODES = (10,)
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -47,15 +49,19 @@ def average_candidates(
     *,
     rules: Iterable[AverageRule] | None = None,
     modes: Iterable[int] | None = None,
+    stored: Mapping[PowerEMA, Trajectory] | None = None,
 ) -> dict[str, Callable[[], Weights]]:
     """Return the last snapshot, averages of a run, and its modes, each made when it is called.
 
     Args:
         trajectory: At least one snapshot.
         rules: Which averages; by default `SWA` from a quarter, half and three quarters of the run,
-            `EMA` with decays from 0.5 to 0.95 from snapshot to snapshot, and `LAWA` of up to 10.
+            `EMA` with decays from 0.5 to 0.95 from snapshot to snapshot, `LAWA` of up to 10, and
+            `Decay` along 1 - sqrt over the last half and the last fifth of the run.
         modes: Numbers of modes to fit to the run, for the weights on their lines at the last
             step; none if only rules are given, 10 if nothing is.
+        stored: Power averages that were kept during training, from which those of `rules` are made,
+            see `post_hoc_ema`; otherwise they are made of the snapshots.
 
     Returns:
         Name to a function that returns the weights; the first one is "last".
@@ -76,10 +82,18 @@ def average_candidates(
     if rules is None and modes is None:
         rules, modes = _usual_rules(trajectory), _usual_modes(trajectory)
     made: dict[str, Callable[[], Weights]] = {"last": lambda: trajectory[-1].weights}
-    made |= {str(rule): partial(average_run, trajectory, rule) for rule in rules or ()}
+    made |= {str(rule): partial(_averaged, trajectory, rule, stored) for rule in rules or ()}
     return made | {
         f"modes:{count}": partial(_last_of_modes, trajectory, count) for count in modes or ()
     }
+
+
+def _averaged(
+    trajectory: Trajectory, rule: AverageRule, stored: Mapping[PowerEMA, Trajectory] | None
+) -> Weights:
+    if stored and isinstance(rule, PowerEMA):
+        return post_hoc_ema(stored, rule, step=trajectory.steps[-1]).weights
+    return average_run(trajectory, rule)
 
 
 def _last_of_modes(trajectory: Trajectory, count: int) -> Weights:
@@ -173,4 +187,6 @@ def _usual_rules(trajectory: Trajectory) -> list[AverageRule]:
     starts = dict.fromkeys(first + round((last - first) * part) for part in _START_FRACTIONS)
     rules: list[AverageRule] = [SWA(start) for start in starts]
     rules += [EMA(decay) for decay in _DECAYS]
-    return rules + [LAWA(count) for count in _LATEST if count <= len(trajectory)]
+    rules += [LAWA(count) for count in _LATEST if count <= len(trajectory)]
+    begins = dict.fromkeys(first + round((last - first) * part) for part in _DECAYS_FROM)
+    return rules + [Decay(start) for start in begins if start < last]

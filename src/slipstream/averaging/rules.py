@@ -1,21 +1,31 @@
-"""How much each snapshot counts in an average: plain data, and the running form of it.
+"""How much each snapshot counts in an average: plain data.
 
 From a recorded run an average is the sum of its kernel times the snapshots. Beside training it is a
 running mean, the same numbers without the snapshots.
-
-Means are kept in float64: in float32 an exponential average with a decay of 0.9999 stops moving as
-soon as a ten-thousandth of the distance is less than one rounding.
 """
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Literal, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from slipstream.weights import Weights, clone, is_continuous
+from slipstream.averaging.running import (
+    HeldSnapshots,
+    RunningAverage,
+    RunningMean,
+    is_averaged,
+    widened,
+)
+
+__all__ = [
+    "EMA", "LAWA", "SWA", "AverageRule", "Decay", "PowerEMA", "RunningAverage", "is_averaged",
+    "parse_rule", "widened",
+]  # fmt: skip
+
+_PLAIN_WIDTH = 12**-0.5
 
 
 class AverageRule(Protocol):
@@ -24,24 +34,8 @@ class AverageRule(Protocol):
     def kernel(self, steps: Sequence[int]) -> list[float]:
         """Return the share of the snapshot of each step; all together 1."""
 
-    def running(self) -> "RunningAverage":
+    def running(self) -> RunningAverage:
         """Return what forms the same average one snapshot at a time."""
-
-
-class RunningAverage(Protocol):
-    """An average that is formed one snapshot at a time."""
-
-    def update(self, weights: Weights, step: int) -> None:
-        """Take in the weights of a step; they are copied."""
-
-    def mean(self) -> dict[str, Tensor] | None:
-        """Return the average in float64, or None as long as nothing counts."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain data."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` returned."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +68,7 @@ class SWA:
 
     def running(self) -> RunningAverage:
         """Return what forms the same average one snapshot at a time."""
-        return _Mean(self)
+        return RunningMean(lambda count, *_: self.share(count), start=self.start)
 
     def share(self, count: int) -> float:
         """Return how much the newest of `count` snapshots counts."""
@@ -111,7 +105,7 @@ class EMA:
 
     def running(self) -> RunningAverage:
         """Return what forms the same average one snapshot at a time."""
-        return _Mean(self)
+        return RunningMean(lambda count, *_: self.share(count), start=self.start)
 
     @property
     def start(self) -> int:
@@ -125,40 +119,185 @@ class EMA:
 
 @dataclass(frozen=True)
 class LAWA:
-    """The mean of the latest snapshots.
+    """The mean of the latest snapshots: a number of them, or those of the last share of the steps.
+
+    The default is the window that was best over the seven workloads of the second source. Beside
+    training it grows with the steps done, and all its snapshots are held: update every so many
+    steps that they fit into memory.
 
     Source: "Stop Wasting My Time! Saving Days of ImageNet and BERT Training with Latest Weight
-    Averaging" (Kaddour, 2022), equation 1.
+    Averaging" (Kaddour, 2022), equation 1; "When, Where and Why to Average Weights?" (Ajroldi,
+    Orvieto, Geiping, 2025), section 3, for the window.
 
     Example:
         >>> LAWA(2).kernel([0, 10, 20, 30])
         [0.0, 0.0, 0.5, 0.5]
+        >>> LAWA(window=0.4).kernel([0, 10, 20, 30])  # steps after 18
+        [0.0, 0.0, 0.5, 0.5]
     """
 
-    snapshots: int
+    snapshots: int | None = None
+    window: float = 0.01  # share of the steps; without effect where `snapshots` is given
 
     def __post_init__(self) -> None:
-        if self.snapshots < 1:
+        if self.snapshots is not None and self.snapshots < 1:
             raise ValueError(f"snapshots of LAWA must be at least 1, got {self.snapshots}.")
+        if not 0 < self.window <= 1:
+            raise ValueError(
+                f"window of LAWA must be above 0 and at most 1, a share of the steps, "
+                f"got {self.window}."
+            )
 
     def __str__(self) -> str:
-        return f"lawa:{self.snapshots}"
+        return (
+            f"lawa:{self.window * 100:g}%" if self.snapshots is None else f"lawa:{self.snapshots}"
+        )
 
     def kernel(self, steps: Sequence[int]) -> list[float]:
         """Return the share of the snapshot of each step; all together 1."""
-        count = min(self.snapshots, len(steps))
+        if self.snapshots is None:
+            first = steps[-1] - self.window * steps[-1]
+            count = max(sum(step > first for step in steps), 1)
+        else:
+            count = min(self.snapshots, len(steps))
         return [0.0] * (len(steps) - count) + [1 / count] * count
 
     def running(self) -> RunningAverage:
         """Return what forms the same average one snapshot at a time."""
-        return _Window(self.snapshots)
+        return HeldSnapshots(self.kernel)
 
 
-def parse_rule(text: str) -> SWA | EMA | LAWA:
+CurveName = Literal["linear", "cosine", "1-sqrt"]
+_CURVES: dict[CurveName, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "1-sqrt": lambda done: 1 - math.sqrt(done),
+}
+
+
+@dataclass(frozen=True)
+class Decay:
+    """Where a decay of the learning rate would have led, from a run with a constant one.
+
+    The steps between two snapshots count as much as the decayed rate would have been over them, on
+    average; so a snapshot weighs what the rate falls from the steps before it to those after it.
+    Exact for any distances between snapshots if the gradients were those of the recorded run, as
+    with gradients that are constant; with real ones it is an emulation.
+
+    A decay cannot begin before the first snapshot: then it begins there.
+
+    Source: "WSM: Decay-Free Learning Rate Schedule via Checkpoint Merging for LLM Pre-training"
+    (Tian et al., 2025), section 3, for the idea, here over steps.
+
+    Example:
+        >>> Decay(10, "linear").kernel([0, 10, 20, 30])
+        [0.0, 0.25, 0.5, 0.25]
+    """
+
+    start: int  # optimiser steps done when the decay begins; it ends with the last snapshot
+    curve: CurveName | Callable[[float], float] = "1-sqrt"  # share of the decay done -> of the rate
+
+    def __post_init__(self) -> None:
+        if self.start < 0:
+            raise ValueError(f"start of Decay must not be negative, got {self.start}.")
+        if not callable(self.curve) and self.curve not in _CURVES:
+            raise ValueError(
+                f"curve of Decay must be one of {', '.join(_CURVES)}, or a function, "
+                f"got {self.curve!r}."
+            )
+
+    def __str__(self) -> str:
+        name = getattr(self.curve, "__name__", "curve") if callable(self.curve) else self.curve
+        return f"{name}:{self.start}"
+
+    def kernel(self, steps: Sequence[int]) -> list[float]:
+        """Return the share of the snapshot of each step; all together 1."""
+        if steps[-1] <= self.start:
+            raise ValueError(
+                f"The decay begins at step {self.start}; the last snapshot is {steps[-1]}."
+            )
+        rates = self._rates(steps[0], steps[-1])
+        gaps = [(before - steps[0], after - steps[0]) for before, after in pairwise(steps)]
+        means = [math.fsum(rates[before:after]) / (after - before) for before, after in gaps]
+        return [here - later for here, later in pairwise([1.0, *means, 0.0])]
+
+    def running(self) -> RunningAverage:
+        """Return what forms the same average one snapshot at a time, holding all of the decay."""
+        return HeldSnapshots(self.kernel, start=self.start)
+
+    def _rates(self, first: int, last: int) -> list[float]:
+        """Of the steps after `first`: each has the rate of its middle, as in `TrainingPlan`."""
+        curve = self.curve if callable(self.curve) else _CURVES[self.curve]
+        start = max(self.start, first)
+        falling = [float(curve((n + 0.5) / (last - start))) for n in range(last - start)]
+        return [1.0] * (start - first) + falling
+
+
+@dataclass(frozen=True)
+class PowerEMA:
+    """An exponential average whose width is a share of the training, whatever its length.
+
+    A step weighs as much as a power of its number: early ones fade as training grows longer. The
+    width is the standard deviation of this profile, relative to the steps done. A snapshot stands
+    for the steps since the one before.
+
+    Source: "Analyzing and Improving the Training Dynamics of Diffusion Models" (Karras et al.,
+    2024), equations 1 to 3.
+
+    Example:
+        >>> [round(share, 3) for share in PowerEMA(0.25).kernel([0, 10, 20, 30])]
+        [0.0, 0.151, 0.347, 0.502]
+    """
+
+    width: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.width < _PLAIN_WIDTH:
+            raise ValueError(
+                f"width of PowerEMA must be above 0 and below {_PLAIN_WIDTH:.3f}, that of the "
+                f"plain mean, got {self.width}."
+            )
+
+    def __str__(self) -> str:
+        return f"power:{self.width:g}"
+
+    @property
+    def exponent(self) -> float:
+        """The power of its number that a step weighs."""
+        roots = np.roots([1, 7, 16 - self.width**-2, 12 - self.width**-2])
+        return float(roots.real.max())
+
+    def kernel(self, steps: Sequence[int]) -> list[float]:
+        """Return the share of the snapshot of each step; all together 1."""
+        power, last = self.exponent + 1, max(steps[-1], 1)
+        covered = [(step / last) ** power for step in steps[:-1]] + [1.0]
+        return [after - before for before, after in pairwise([0.0, *covered])]
+
+    def running(self) -> RunningAverage:
+        """Return what forms the same average one snapshot at a time."""
+        power = self.exponent + 1
+        return RunningMean(lambda count, step, before: 1 - (before / step) ** power)
+
+
+_Rule = SWA | EMA | LAWA | Decay | PowerEMA
+_MAKERS: dict[str, Callable[[str], _Rule]] = {
+    "swa": lambda start: SWA(int(start)),
+    "ema": lambda decay: EMA(float(decay)),
+    "lawa": lambda snapshots: LAWA(int(snapshots)),
+    "lawa%": lambda percent: LAWA(window=float(percent) / 100),
+    "power": lambda width: PowerEMA(float(width)),
+    "linear": lambda start: Decay(int(start), "linear"),
+    "cosine": lambda start: Decay(int(start), "cosine"),
+    "1-sqrt": lambda start: Decay(int(start), "1-sqrt"),
+}
+
+
+def parse_rule(text: str) -> SWA | EMA | LAWA | Decay | PowerEMA:
     """Read a rule as its `str` writes it.
 
     Args:
-        text: "swa:STEP", "ema:DECAY" or "lawa:SNAPSHOTS".
+        text: "swa:STEP", "ema:DECAY", "lawa:SNAPSHOTS", "lawa:PERCENT%", "power:WIDTH", or for a
+            decay from a step on "linear:STEP", "cosine:STEP" or "1-sqrt:STEP".
 
     Returns:
         The rule.
@@ -169,91 +308,18 @@ def parse_rule(text: str) -> SWA | EMA | LAWA:
     Example:
         >>> parse_rule("ema:0.9")
         EMA(decay=0.9)
+        >>> parse_rule("cosine:8000")
+        Decay(start=8000, curve='cosine')
     """
     kind, _, number = text.partition(":")
-    makers: dict[str, Callable[[str], SWA | EMA | LAWA]] = {
-        "swa": lambda start: SWA(int(start)),
-        "ema": lambda decay: EMA(float(decay)),
-        "lawa": lambda snapshots: LAWA(int(snapshots)),
-    }
+    if kind == "lawa" and number.endswith("%"):
+        kind, number = "lawa%", number[:-1]
     try:
         float(number)
-        make = makers[kind]
+        make = _MAKERS[kind]
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f"A rule must be swa:STEP, ema:DECAY or lawa:SNAPSHOTS, such as ema:0.9, got {text!r}."
+            "A rule must be swa:STEP, ema:DECAY, lawa:SNAPSHOTS, lawa:PERCENT%, power:WIDTH, "
+            f"linear:STEP, cosine:STEP or 1-sqrt:STEP, such as ema:0.9, got {text!r}."
         ) from error
     return make(number)
-
-
-class _Mean:
-    """A running mean, for rules that know how much the newest snapshot counts."""
-
-    def __init__(self, rule: SWA | EMA) -> None:
-        self._rule = rule
-        self._count = 0
-        self._held: dict[str, Tensor] = {}
-
-    def update(self, weights: Weights, step: int) -> None:
-        if step < self._rule.start:
-            return
-        self._count += 1
-        if self._count == 1:
-            self._held = {name: widened(value) for name, value in weights.items()}
-            return
-        averaged = [name for name, value in weights.items() if is_averaged(value)]
-        torch._foreach_lerp_(  # one kernel for all tensors on a GPU
-            [self._held[name] for name in averaged],
-            [weights[name].to(self._held[name].dtype) for name in averaged],
-            self._rule.share(self._count),
-        )
-        self._held |= {n: value.clone() for n, value in weights.items() if not is_averaged(value)}
-
-    def mean(self) -> dict[str, Tensor] | None:
-        return dict(self._held) if self._count else None
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"count": self._count, "weights": [clone(self._held)] if self._count else []}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._count = state["count"]
-        self._held = clone(state["weights"][0]) if self._count else {}
-
-
-class _Window:
-    """The latest snapshots, averaged when the mean is asked for: no rounding adds up."""
-
-    def __init__(self, length: int) -> None:
-        self._latest: deque[dict[str, Tensor]] = deque(maxlen=length)
-
-    def update(self, weights: Weights, step: int) -> None:
-        self._latest.append(clone(weights))
-
-    def mean(self) -> dict[str, Tensor] | None:
-        if not self._latest:
-            return None
-        newest = self._latest[-1]
-        return {
-            name: torch.stack([widened(w[name]) for w in self._latest]).mean(0)
-            if is_averaged(value)
-            else value
-            for name, value in newest.items()
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": [clone(weights) for weights in self._latest]}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._latest.clear()
-        self._latest.extend(clone(weights) for weights in state["weights"])
-
-
-def is_averaged(value: Tensor) -> bool:
-    """Return whether there is something between two values: not for a count of batches."""
-    return is_continuous(value)
-
-
-def widened(value: Tensor) -> Tensor:
-    """Return a copy, in float64 or complex128 if it is averaged."""
-    wide = torch.promote_types(value.dtype, torch.float64)
-    return value.to(wide if is_averaged(value) else value.dtype, copy=True)

@@ -1,7 +1,8 @@
 """What the callbacks of all frameworks do: follow a training whose steps somebody else counts."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from slipstream.averaging import AverageRule, Averages
+from slipstream.evaluation import Batch, device_of, recalibrate_batchnorm, to_device
+from slipstream.evaluation.swapped_weights import weights_in
 from slipstream.modes import OnlineModes, OnlinePlan
 from slipstream.trajectory import Recorder, Schedule
+from slipstream.weights import clone, weights_of
 
 Every = int | Literal["epoch"]  # optimiser steps
 
@@ -29,15 +33,65 @@ class Tracker(Protocol):
 
 
 class AveragesDuringTraining:
-    """Of a callback: averages are what is updated."""
+    """Of a callback: averages are what is updated, and one of them may be validated and saved."""
 
     _tracker: Tracker | None
     _rules: tuple[AverageRule, ...]
     _device: torch.device | str | None
+    _validated: AverageRule | None
+    _calibration: Iterable[Batch] | None
+    _exchange: ExitStack | None = None  # while averaged weights are in the model
+    _trained: dict[str, Tensor] | None = None  # the model's own meanwhile
+
+    def choose(
+        self,
+        rules: Iterable[AverageRule],
+        *,
+        validate: AverageRule | None,
+        calibration: Iterable[Batch] | None,
+    ) -> None:
+        """Keep the rules, and check that the one to validate is among them."""
+        self._rules, self._validated, self._calibration = tuple(rules), validate, calibration
+        if validate is not None and validate not in self._rules:
+            raise ValueError(
+                f"validate must be one of the rules, {', '.join(map(str, self._rules))}, "
+                f"got {validate}."
+            )
 
     def make(self, model: nn.Module) -> Averages:
         """Return the averages of the model, before the first update."""
         return Averages(model, self._rules, device=self._device)
+
+    def put_averages_in(self, model: nn.Module) -> None:
+        """Put the validated average into the model, if there is one, until `put_back`."""
+        if self._exchange is not None or (averaged := self.averaged(model)) is None:
+            return
+        self._trained = weights_of(model)
+        self._exchange = ExitStack()
+        self._exchange.enter_context(weights_in(model, averaged))
+
+    def put_back(self) -> None:
+        """Put the trained weights back into the model, if averaged ones are in it."""
+        if self._exchange is not None:
+            exchange, self._exchange, self._trained = self._exchange, None, None
+            exchange.close()
+
+    def averaged(self, model: nn.Module) -> dict[str, Tensor] | None:
+        """Return the validated average with its BatchNorm statistics, None before there is one."""
+        if self._validated is None or not isinstance(self._tracker, Averages):
+            return None
+        if not self._tracker.counts(self._validated):
+            return None
+        weights = self._tracker.weights(self._validated)
+        if self._calibration is not None:
+            device = device_of(model)
+            data = (to_device(batch, device) for batch in self._calibration)
+            weights |= recalibrate_batchnorm(model, weights=weights, data=data)
+        return weights
+
+    def with_trained(self, state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+        """Add the trained weights to a state, where the checkpoint holds averaged ones."""
+        return {**state, "trained": clone(self._trained or weights_of(model))}
 
     @property
     def averages(self) -> Averages:

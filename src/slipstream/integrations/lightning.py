@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from slipstream.averaging import AverageRule
+from slipstream.evaluation import Batch
+from slipstream.evaluation.swapped_weights import weights_in
 from slipstream.integrations.following import (
     AveragesDuringTraining,
     Every,
@@ -22,6 +24,7 @@ from slipstream.integrations.following import (
     is_due,
 )
 from slipstream.trajectory import Schedule
+from slipstream.weights import clone, load_weights_
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -121,6 +124,7 @@ class _TrackingCallback(Callback):
         self._tracker: Tracker | None = None
         self._resumed: dict[str, Any] | None = None  # from a checkpoint, before there is a tracker
         self._seen = 0
+        self._everywhere = False  # whether every process updates, not only the first one
 
     def make(self, model: nn.Module) -> Tracker:
         """Return what is to be updated."""
@@ -128,7 +132,7 @@ class _TrackingCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or continue from a checkpoint."""
-        if not trainer.is_global_zero:
+        if not (trainer.is_global_zero or self._everywhere):
             return
         self._tracker = self.make(pl_module.get_submodule(self._module))
         self._seen = trainer.global_step
@@ -176,9 +180,13 @@ class _TrackingCallback(Callback):
 class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
     """Averages the weights while the Trainer trains; `averages` has them.
 
+    One of the averages may be what is validated and saved: it is in the module while the Trainer
+    validates, and in the checkpoint's `state_dict`. The trained weights are in the callback's part
+    of the checkpoint, and training resumes from them. An exception puts them back at once.
+
     Example:
         >>> from slipstream.averaging import EMA, SWA
-        >>> callback = AveragingCallback([EMA(0.999), SWA(start=2000)])
+        >>> callback = AveragingCallback([EMA(0.999), SWA(start=2000)], validate=EMA(0.999))
         >>> # Trainer(callbacks=[callback]).fit(module, data)
         >>> # evaluate(module, metrics, weights=callback.averages.weights(EMA(0.999)), data=...)
     """
@@ -190,6 +198,8 @@ class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
         every: Every = 1,
         module: str = "",
         device: torch.device | str | None = None,
+        validate: AverageRule | None = None,
+        calibration: Iterable[Batch] | None = None,
     ) -> None:
         """Choose what to average; it begins with the training.
 
@@ -198,12 +208,51 @@ class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
             every: Optimiser steps from one update to the next, or "epoch".
             module: The name of the submodule to average; by default the whole Lightning module.
             device: Where to keep them; by default where the model is.
+            validate: The rule whose average is validated and saved; every process then averages.
+            calibration: Batches of `module` from which BatchNorm's statistics are taken before each
+                validation and save; without them, BatchNorm's statistics are averaged too.
 
         Raises:
-            ValueError: If `every` is below 1.
+            ValueError: If `every` is below 1, or `validate` is not one of the rules.
         """
         super().__init__(every=every, module=module)
-        self._rules, self._device = tuple(rules), device
+        self._device = device
+        self.choose(rules, validate=validate, calibration=calibration)
+        self._everywhere = validate is not None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, or continue from a checkpoint with the trained weights."""
+        trained = (self._resumed or {}).pop("trained", None)
+        if trained is not None:
+            load_weights_(pl_module.get_submodule(self._module), trained)
+        super().on_train_start(trainer, pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average into the module."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.put_averages_in(pl_module.get_submodule(self._module))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the trained weights back."""
+        self.put_back()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Put the trained weights back, if it happened during validation."""
+        self.put_back()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Save the average as the module's weights, and the trained ones beside it."""
+        model = pl_module.get_submodule(self._module)
+        if (averaged := self.averaged(model)) is None or "callbacks" not in checkpoint:
+            return
+        held = checkpoint["callbacks"]
+        held[self.state_key] = self.with_trained(held[self.state_key], model)
+        with weights_in(model, averaged):
+            checkpoint["state_dict"] |= clone(pl_module.state_dict())
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -5,15 +5,17 @@ snapshots, and what they hold is saved in its checkpoints and resumed from them.
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from slipstream.averaging import AverageRule
 from slipstream.deprecated import renamed_arguments
+from slipstream.evaluation import Batch
 from slipstream.integrations.following import (
     AveragesDuringTraining,
     Every,
@@ -24,12 +26,20 @@ from slipstream.integrations.following import (
     is_due,
 )
 from slipstream.trajectory import Schedule
+from slipstream.weights import load_weights_, unwrapped
 
 try:
-    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import (
+        Trainer,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 except ImportError as error:
     raise ImportError('This needs transformers: pip install "slipstream[transformers]".') from error
 
+_AnyTrainer = TypeVar("_AnyTrainer", bound=Trainer)
 _SUMMARY = "train_runtime"  # what the Trainer logs at the end is about the whole training
 
 
@@ -130,6 +140,7 @@ class _TrackingCallback(TrainerCallback):
         self._checkpoint, self._restart = checkpoint, restart
         self._tracker: Tracker | None = None
         self._seen = 0
+        self._everywhere = False  # whether every process updates, not only the main one
 
     def make(self, model: nn.Module) -> Tracker:
         """Return what is to be updated."""
@@ -139,14 +150,21 @@ class _TrackingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin, or continue from a checkpoint."""
-        if not state.is_world_process_zero:
+        if not (state.is_world_process_zero or self._everywhere):
             return
         self._tracker, self._seen = self.make(kwargs["model"]), state.global_step
         if state.global_step and not self._restart:
             given = self._checkpoint
-            self._tracker.load_state_dict(
-                self._load([Path(given)] if given else _checkpoints(args, state))
-            )
+            self.load(self._load([Path(given)] if given else _checkpoints(args, state)))
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state."""
+        if self._tracker:
+            self._tracker.load_state_dict(state)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load` takes."""
+        return self._tracker.state_dict() if self._tracker else {}
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -167,8 +185,8 @@ class _TrackingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Save the state in the checkpoint that the Trainer has just written."""
-        if self._tracker:
-            torch.save(self._tracker.state_dict(), _checkpoints(args, state)[0] / self._files[0])
+        if self._tracker and state.is_world_process_zero:
+            torch.save(self.state(), _checkpoints(args, state)[0] / self._files[0])
 
     @property
     def settings(self) -> str:
@@ -197,10 +215,15 @@ class _TrackingCallback(TrainerCallback):
 class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
     """Averages the weights while the Trainer trains; `averages` has them.
 
+    One of the averages may be what is validated and saved: `validate` names it, and `attach` takes
+    the Trainer, which then evaluates with the average during training and saves it as the model of
+    its checkpoints. The trained weights are saved beside it, and training resumes from them. After
+    an exception, too, they are back in the model.
+
     Example:
         >>> from slipstream.averaging import EMA, SWA
-        >>> callback = AveragingCallback([EMA(0.999), SWA(start=2000)])
-        >>> # Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
+        >>> callback = AveragingCallback([EMA(0.999), SWA(start=2000)], validate=EMA(0.999))
+        >>> # callback.attach(Trainer(model, arguments, train_dataset=data)).train()
         >>> # evaluate(model, metrics, weights=callback.averages.weights(EMA(0.999)), data=...)
     """
 
@@ -215,6 +238,8 @@ class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
         device: torch.device | str | None = None,
         checkpoint: str | Path | None = None,
         restart: bool = False,
+        validate: AverageRule | None = None,
+        calibration: Iterable[Batch] | None = None,
     ) -> None:
         """Choose what to average; it begins with the training.
 
@@ -224,12 +249,74 @@ class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
             device: Where to keep them; by default where the model is.
             checkpoint: The checkpoint to continue from, if not in the Trainer's output folder.
             restart: Whether to start over when the training resumes.
+            validate: The rule whose average is validated and saved; every process then averages.
+            calibration: Batches of the model from which BatchNorm's statistics are taken before
+                each validation and save; without them, BatchNorm's statistics are averaged too.
 
         Raises:
-            ValueError: If `every` is below 1.
+            ValueError: If `every` is below 1, or `validate` is not one of the rules.
         """
         super().__init__(every=every, checkpoint=checkpoint, restart=restart)
-        self._rules, self._device = tuple(rules), device
+        self._device = device
+        self.choose(rules, validate=validate, calibration=calibration)
+        self._everywhere = validate is not None
+        self._model: nn.Module | None = None
+        self._attached = False
+
+    def attach(self, trainer: _AnyTrainer) -> _AnyTrainer:
+        """Add the callback to a Trainer, and let it evaluate and save with averaged weights.
+
+        Only during `train()`: later on, the Trainer uses the weights that are in its model.
+
+        Args:
+            trainer: It must not have this callback yet.
+
+        Returns:
+            The Trainer.
+        """
+        trainer.add_callback(self)
+        for name in ("evaluate", "save_model"):
+            setattr(trainer, name, self._with_averages(trainer, getattr(trainer, name)))
+        self._attached = True
+        return trainer
+
+    def _with_averages(self, trainer: Trainer, method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(*args: Any, **given: Any) -> Any:
+            if not trainer.is_in_train or self._exchange is not None or self._model is None:
+                return method(*args, **given)
+            try:
+                self.put_averages_in(self._model)
+                return method(*args, **given)
+            finally:
+                self.put_back()
+
+        return call
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Begin, or continue from a checkpoint with the trained weights."""
+        if self._everywhere and not self._attached:
+            raise RuntimeError(
+                "validate needs the Trainer: call callback.attach(trainer) instead of passing the "
+                "callback in callbacks=[...]."
+            )
+        self._model = unwrapped(kwargs["model"])
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a state, and from the trained weights in it."""
+        if self._model is not None and "trained" in state:
+            load_weights_(self._model, state["trained"])
+        super().load(state)
+
+    def state(self) -> dict[str, Any]:
+        """Return the averages, and the trained weights if the checkpoint holds an average."""
+        own = super().state()
+        if self._model is None or self.averaged(self._model) is None:
+            return own
+        return self.with_trained(own, self._model)
 
     @property
     def settings(self) -> str:
