@@ -309,11 +309,11 @@ def truth(nodes: Mapping[str, Node], first: str, second: str) -> Truth:
             return Truth(_told(steps), None if set(steps) <= {"copy", "permute"} else old)
     nearest = max(common, key=lambda name: len(ancestors(nodes, name)))
     steps = above[first][nearest] + above[second][nearest]
-    return (
-        Truth(_between(above[first][nearest], above[second][nearest]), None)
-        if steps
-        else Truth(frozenset(), None)
-    )
+    if not steps:
+        return Truth(frozenset(), None)
+    copies = [name for name in (first, second) if set(above[name][nearest]) <= _SAME]
+    parent = copies[0] if len(copies) == 1 else None  # what equals the ancestor is as good as it
+    return Truth(_between(above[first][nearest], above[second][nearest]), parent)
 
 
 def _told(steps: tuple[How, ...]) -> frozenset[str]:

@@ -49,6 +49,16 @@ def test_prefixes_are_another_way_to_save(prefix):
     assert found.same_architecture
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_wrappers_inside_of_names(known):
+    """Also where the heads differ, so that the order of all tensors does not help."""
+    inside = {f"net.{n.replace('.', '._orig_mod.', 1)}": v for n, v in BASE.items()}
+    headed = BASE | {"5.weight": torch.randn(3, 24), "5.bias": torch.randn(3)} if known else BASE
+    found = compare(headed, {f"_fsdp_wrapped_module.{n}": v for n, v in inside.items()})
+    assert found.relation == ("fine-tune or siblings" if known else "re-saved")
+    assert len(found.layers) == (4 if known else 6)
+
+
 def test_other_names_in_the_same_order():
     renamed = {f"layer_{n}": v for n, v in enumerate(BASE.values())}
     assert compare(renamed, BASE).relation == "re-saved"
@@ -189,6 +199,46 @@ def test_what_is_related_to_a_permuted_copy_is_related():
     )
     assert found.relation == "fine-tune or siblings"
     assert found.advice.startswith("port with matching")
+
+
+def test_nothing_is_pruned_to_nothing():
+    zeroed = {n: torch.zeros_like(v) for n, v in BASE.items()}
+    assert compare(BASE, zeroed).relation == "cannot tell"
+
+
+def test_what_is_made_of_a_body_with_another_head_may_be_of_a_third():
+    headed = BASE | {"5.weight": torch.randn(3, 24), "5.bias": torch.randn(3)}
+    pruned = {n: v * (v.abs() > 0.1) if n in MATRICES else v for n, v in BASE.items()}
+    assert compare(headed, pruned).relation == "fine-tune or siblings"
+
+
+def test_a_new_head_is_no_sibling():
+    headed = BASE | {"5.weight": 0.3 * torch.randn(10, 24), "5.bias": torch.randn(10)}
+    found = compare_checkpoints({"init": weights(network()), "base": BASE, "headed": headed})
+    assert found.pair("base", "headed").relation == "fine-tune or siblings"
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0])
+def test_the_middle_of_an_extrapolation_is_no_average(factor):
+    tuned = weights(trained(MODEL, 20, flipped=True))
+    beyond = {n: factor * v + (1 - factor) * tuned[n] for n, v in BASE.items()}
+    found = compare_checkpoints({"base": BASE, "tuned": tuned, "beyond": beyond})
+    assert found.merges == ()
+    assert {pair.relation for pair in found.pairs} == {"fine-tune or siblings"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_averages_are_told_by_computing_them_again(dtype):
+    one = {n: v.to(dtype) for n, v in BASE.items()}
+    other = {n: v.to(dtype) for n, v in weights(trained(MODEL, 30, flipped=True)).items()}
+    means = {
+        "sum": {n: 0.3 * v + 0.7 * other[n] for n, v in one.items()},
+        "lerp": {n: v.lerp(other[n], 0.7) for n, v in one.items()},
+        "steps": {n: v + 0.7 * (other[n] - v) for n, v in one.items()},
+    }
+    for name, mean in means.items():
+        found = compare_checkpoints({"one": one, "other": other, name: mean})
+        assert found.pair("one", name).relation == "merged", name
 
 
 def test_averages_are_found_with_their_weights():

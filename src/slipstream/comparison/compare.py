@@ -6,7 +6,6 @@ from itertools import combinations
 
 from torch import nn
 
-from slipstream.comparison.advice import advice_for
 from slipstream.comparison.layers import compare_tensors
 from slipstream.comparison.lineage import UNRELATED, placed, tree_of
 from slipstream.comparison.merging import Merge, find_merges
@@ -111,7 +110,7 @@ def compare_checkpoints(
     found = _families(opened, measured, verdicts)
     merges = [merge for family in found for merge in _merges(family, measured)]
     compared = [
-        _compared(pair, _of_merge(pair, verdict, merges))
+        pair.compared(_of_merge(pair, verdict, merges))
         for pair, verdict in zip(measured, verdicts, strict=True)
     ]
     settled = placed(compared)
@@ -219,19 +218,3 @@ def _of_merge(pair: Pair, verdict: Verdict, merges: Sequence[Merge]) -> Verdict:
             if merge.made == side.name and other.name in merge.weights:
                 return Verdict("merged", "proven", other.name, (str(merge),))
     return verdict
-
-
-def _compared(pair: Pair, verdict: Verdict) -> PairComparison:
-    return PairComparison(
-        pair.first.name,
-        pair.second.name,
-        verdict.relation,
-        verdict.certainty,
-        verdict.parent,
-        verdict.evidence,
-        pair.names.differences,
-        tuple(fact.layer for fact in pair.facts),
-        pair.relative_distance,
-        pair.cosine,
-        advice_for(pair, verdict),
-    )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from slipstream.comparison.chance import Surprise, surprise
+from slipstream.comparison.direction import Errors, rounding_errors, shrinkage
 from slipstream.comparison.ranks import Rank, rank_of
 from slipstream.comparison.rounding import blocks, cast_of, fits, is_quantised, same_before_rounding
 from slipstream.trajectory.layout import STATISTICS
@@ -51,6 +52,14 @@ class Facts:
     constant: tuple[bool, bool] = (False, False)
     fresh: tuple[bool, bool] | None = None  # within the bounds of a usual initialisation
     counters: tuple[int, int] | None = None  # batches that BatchNorm has seen
+    errors: Errors | None = None  # that rounding left of a difference of low rank
+    factor: float | None = None  # by which parts of B are those of A
+
+    @property
+    def rank(self) -> Rank | None:
+        """The rank of the difference, if it has one."""
+        rank, limit = self.layer.rank, self.layer.full_rank
+        return None if rank is None or limit is None else Rank(rank, limit)
 
 
 @dataclass
@@ -128,6 +137,7 @@ def compare_tensors(first: Tensor, second: Tensor, name: str, *, of: tuple[str, 
 
 def _rounded(shown: Facts, first: Tensor, second: Tensor, sums: _Sums, values: int) -> Facts:
     """Add how one may be made of the other by rounding."""
+    types = [n or value.dtype for n, value in zip(shown.narrow, (first, second), strict=True)]
     casts = cast_of(first, second), cast_of(second, first)
     quantised = (False, False)
     if casts == (None, None):
@@ -137,6 +147,8 @@ def _rounded(shown: Facts, first: Tensor, second: Tensor, sums: _Sums, values: i
         casts=casts,
         rounding=same_before_rounding(first, second, shown.narrow),
         quantised=quantised,
+        errors=rounding_errors(first, second, shown.rank, types),
+        factor=shrinkage(first, second, types),
         pruned=(sums.pruned[0], sums.pruned[1]),
         new_zeros=(sums.only_zero[0] / values, sums.only_zero[1] / values),
     )

@@ -31,7 +31,9 @@ def placed(pairs: Sequence[PairComparison]) -> list[PairComparison]:
     """Use each pair to settle the others: what two have in common with a third.
 
     Where a third came before both, and each is nearer to it than they are to each other, they are
-    siblings. Where one is a permutation of a third, it has to others the relation of the third.
+    siblings; also where each was made of it in one operation. What was made of the fine-tune of a
+    third is that of the third. Where one is a permutation of a third, it has to others the relation
+    of the third.
 
     Args:
         pairs: All pairs of some checkpoints.
@@ -48,7 +50,7 @@ def placed(pairs: Sequence[PairComparison]) -> list[PairComparison]:
     for pair in pairs:
         thirds = [name for name in names if name not in (pair.first, pair.second)]
         pair = _reordered(pair, reordered, frames, settled)
-        found.append(_siblings(pair, thirds, settled))
+        found.append(_through(_siblings(pair, thirds, settled), thirds, settled))
     return found
 
 
@@ -88,24 +90,62 @@ def _siblings(
         return pair
     for third in thirds:
         sides = [settled[frozenset((third, name))] for name in (pair.first, pair.second)]
-        if all(_descends(side, third) and _is_nearer(side, pair) for side in sides):
+        if not all(_descends(side, third) for side in sides):
+            continue
+        at_once = all(_at_once(side) for side in sides)
+        if at_once or all(_is_nearer(side, pair) for side in sides):
             text = f"both came after {third}, and are nearer to it than to each other, everywhere"
+            if at_once:
+                text = f"both were made of {third}, each by one operation"
             return replace(
                 pair,
                 relation="siblings",
-                certainty="likely",
+                certainty="sure" if at_once else "likely",
                 parent=None,
                 evidence=(*pair.evidence, text),
             )
     return pair
 
 
+def _at_once(pair: PairComparison) -> bool:
+    """Whether one was made of the other without training: rounded, cut, a product added."""
+    made = pair.relation in ("quantised", "pruned") and pair.certainty == "proven"
+    return made or (pair.relation == "fine-tune" and pair.certainty in ("sure", "proven"))
+
+
+def _through(
+    pair: PairComparison, thirds: Sequence[str], settled: Mapping[frozenset[str], PairComparison]
+) -> PairComparison:
+    """What was made of a third that was made of the first is of the first."""
+    if pair.relation != "fine-tune or siblings":
+        return pair
+    for old, new in ((pair.first, pair.second), (pair.second, pair.first)):
+        for third in thirds:
+            steps = settled[frozenset((old, third))], settled[frozenset((third, new))]
+            known = [
+                step.parent == p and _at_once(step)
+                for step, p in zip(steps, (old, third), strict=True)
+            ]
+            tuned = [step.relation == "fine-tune" for step in steps]
+            if all(known) and any(tuned):
+                text = f"{third} was made of {old}, and {new} of {third}"
+                return replace(
+                    pair,
+                    relation="fine-tune",
+                    certainty="sure",
+                    parent=old,
+                    evidence=(*pair.evidence, text),
+                )
+    return pair
+
+
 def _is_nearer(side: PairComparison, pair: PairComparison) -> bool:
     """Whether one pair is closer together than another in every matrix that differs."""
     apart = {layer.name: layer.distance for layer in side.layers}
-    matrices = [layer for layer in pair.layers if len(layer.shape) > 1 and layer.distance]
-    return bool(matrices) and all(
-        apart.get(layer.name, math.inf) < layer.distance for layer in matrices
+    matrices = {layer.name: layer.distance for layer in pair.layers if len(layer.shape) > 1}
+    return any(matrices.values()) and all(
+        apart.get(name, math.inf) < distance or apart.get(name) == distance == 0
+        for name, distance in matrices.items()
     )
 
 

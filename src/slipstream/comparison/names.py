@@ -1,5 +1,6 @@
 """Which tensor of one checkpoint is which of another: prefixes, tied copies, what differs."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -7,8 +8,9 @@ import torch
 
 from slipstream.comparison.opening import Opened
 from slipstream.storage.tensor_form import TensorForm
-from slipstream.trajectory.importing import WRAPPERS
 
+# What torch.compile, FSDP and activation checkpointing write into the middle of names.
+_INNER = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _LISTED = 6  # differences in a report
 
 
@@ -71,16 +73,17 @@ def _renamed(first: Opened, second: Opened) -> dict[str, str]:
 
 
 def _unwrapped(names: tuple[str, ...]) -> dict[str, str]:
-    cut = {name: name for name in names}
-    while wrapper := next((w for w in WRAPPERS if all(n.startswith(w) for n in cut)), ""):
-        cut = {name.removeprefix(wrapper): own for name, own in cut.items()}
-    return cut
+    """Names without what wrappers add, and without what all begin with."""
+    cut = {_INNER.sub("", name): name for name in names}
+    while len({name.partition(".")[0] for name in cut}) == 1 and all("." in name for name in cut):
+        cut = {name.partition(".")[2]: own for name, own in cut.items()}
+    return cut if len(cut) == len(names) else {name: name for name in names}
 
 
 def _wrapped(names: tuple[str, ...], like: Opened) -> dict[str, str]:
-    """The names with all that stands before the other's."""
+    """Names with all that stands before the other's."""
     bare = _unwrapped(tuple(like.forms))
-    return {bare.get(name, name): name for name in names}
+    return {bare.get(name, name): own for name, own in _unwrapped(names).items()}
 
 
 def _shapes(side: Opened) -> list[tuple[int, ...]]:

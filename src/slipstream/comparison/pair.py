@@ -27,6 +27,22 @@ Relation = Literal[
 # counterexample may exist to; neither.
 Certainty = Literal["proven", "sure", "likely", "open"]
 
+_ADVICE = {
+    "identical": "no use: they are the same model.",
+    "re-saved": "no use: they are the same model; keep the one of the wider type.",
+    "snapshots of one run": "average: they are snapshots of one run.",
+    "fine-tune": "port as it is: what changes the one fits the other; their average may be good.",
+    "siblings": "average: they have a common parent; a fine-tune of one fits the other as it is.",
+    "fine-tune or siblings": "average, or port a fine-tune of one to the other as it is.",
+    "permuted": "port with matching: a permutation makes them equal, without loss.",
+    "quantised": "port as it is, to the one of full precision; averaging leaves the levels.",
+    "pruned": "port as it is, and set the zeros again; averaging fills them.",
+    "merged": "port as it is: a fine-tune of one fits the other.",
+    "independent": "port with matching; a plain average would be worse than both.",
+    "different architectures": "no use: no weights correspond.",
+    "cannot tell": "measure it: `slipstream landscape barrier` needs data, and decides.",
+}
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -113,3 +129,29 @@ class Pair:
         a, b = (math.fsum(fact.squares[n] for fact in self.learned) for n in (0, 1))
         apart = math.fsum(fact.layer.distance**2 for fact in self.learned)
         return (a + b - apart) / (2 * math.sqrt(a * b)) if a and b else math.nan
+
+    def compared(self, verdict: Verdict) -> PairComparison:
+        """Return all of it, with a verdict.
+
+        Args:
+            verdict: What the two are to each other.
+
+        Returns:
+            What is reported.
+        """
+        advice = _ADVICE[verdict.relation]
+        if self.names.differences and verdict.relation != "different architectures":
+            advice += " What only one has stays out."
+        return PairComparison(
+            self.first.name,
+            self.second.name,
+            verdict.relation,
+            verdict.certainty,
+            verdict.parent,
+            verdict.evidence,
+            self.names.differences,
+            tuple(fact.layer for fact in self.facts),
+            self.relative_distance,
+            self.cosine,
+            advice,
+        )

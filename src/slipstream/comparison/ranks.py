@@ -49,13 +49,35 @@ def rank_of(first: Tensor, second: Tensor) -> Rank | None:
     """
     if first.dim() < 2:
         return None
-    small = min(len(first), first[0].numel()) <= _EXACT and first.numel() <= 1 << 22
     rows, columns = len(first), first[0].numel()
-    limit = min(rows, columns) if small else min(rows, columns, _LOOKED_FOR)
-    matrix = _difference(first, second) if small else _sketch(first, second, limit)
+    matrix, limit = _seen(first, second)
     error = rounding_error(first) + rounding_error(second)
     edge = error * (math.sqrt(rows) + math.sqrt(columns))
     return Rank(int((torch.linalg.svdvals(matrix) > edge).sum()), limit)
+
+
+def directions_of(first: Tensor, second: Tensor, rank: int) -> Tensor:
+    """Return the directions of the inputs in which `second - first` is largest.
+
+    Args:
+        first: A tensor of two axes or more.
+        second: The same shape.
+        rank: How many.
+
+    Returns:
+        Orthonormal columns, (all but the first axis, rank).
+    """
+    found: Tensor = torch.linalg.svd(_seen(first, second)[0], full_matrices=False).Vh
+    return found[:rank].T
+
+
+def _seen(first: Tensor, second: Tensor) -> tuple[Tensor, int]:
+    """The difference, or a sketch of it, and the most that its rank could be."""
+    rows, columns = len(first), first[0].numel()
+    if min(rows, columns) <= _EXACT and first.numel() <= 1 << 22:
+        return _difference(first, second), min(rows, columns)
+    limit = min(rows, columns, _LOOKED_FOR)
+    return _sketch(first, second, limit), limit
 
 
 def _difference(first: Tensor, second: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from slipstream.comparison.chance import CHANCE
+from slipstream.comparison.direction import made_of
 from slipstream.comparison.pair import Pair, Relation, Verdict
 from slipstream.comparison.provenance import by_provenance
 
@@ -70,8 +71,11 @@ def _cast(pair: Pair) -> Verdict | None:
 
 def _made_of(pair: Pair) -> Verdict | None:
     """One is the other with few levels, or with zeros."""
+    if pair.names.differences:  # what they share may be of a third
+        return None
     for n, (parent, made) in enumerate((pair.sides, pair.sides[::-1])):
-        pruned = all(fact.pruned[n] for fact in pair.changed)
+        left = any(fact.squares[1 - n] for fact in pair.changed if len(fact.layer.shape) > 1)
+        pruned = left and all(fact.pruned[n] for fact in pair.changed)
         if pruned and any(fact.new_zeros[n] for fact in pair.changed):
             share = _share_of_zeros(pair, n)
             text = f"{made.name} is {parent.name} with {share:.1%} of its weights set to zero"
@@ -131,6 +135,11 @@ def _too_little(pair: Pair, why: str) -> Verdict:
 def _related(pair: Pair, figures: str) -> Verdict:
     """Two that share a history: which of them came first?"""
     evidence = [figures, *_traits(pair)]
+    changed = [fact.errors for fact in pair.changed]
+    if not pair.names.differences and (side := made_of(changed)) is not None:
+        parent, made = pair.sides[side].name, pair.sides[1 - side].name
+        text = f"{made} is {parent} with products of these ranks added, and rounded once"
+        return Verdict("fine-tune", "sure", parent, (*evidence, text))
     if start := _initial(pair):
         text = f"{start} is as it was initialised, or nearly: the other one is not"
         return Verdict("fine-tune", "likely", start, (*evidence, text))
@@ -178,6 +187,12 @@ def _earlier(pair: Pair, counted: Sequence[tuple[int, int]]) -> tuple[str | None
     for n, side in enumerate(pair.sides):
         if _share_of_zeros(pair, n) > _FEW_ZEROS and not _share_of_zeros(pair, 1 - n):
             return side.name, f"{_share_of_zeros(pair, n):.1%} of the weights are zero in the other"
+    factors = [fact.factor for fact in pair.changed if fact.factor is not None]
+    for n, side in enumerate(pair.sides):
+        if factors and all((factor < 1) == (n == 0) for factor in factors):
+            small = min(factors[0], 1 / factors[0])
+            text = f"parts of {side.name} are in the other, multiplied by {small:.6g}: weight decay"
+            return side.name, text
     frozen = [f for f in pair.learned if f.layer.frozen and f.values > 1 and not all(f.constant)]
     kept = {f.narrow[0] for f in frozen}
     if not frozen or None in kept:
