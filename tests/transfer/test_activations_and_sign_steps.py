@@ -29,7 +29,9 @@ def task(seed=0):
 
 @pytest.mark.parametrize("observed", ["start", "end"])
 def test_the_permutation_is_that_of_the_activations(run, observed):
-    plan = TransferPlan("activations", stages=2, observed=observed, activation_batches=3)
+    plan = TransferPlan(
+        "activations", stages=2, observed=observed, activation_batches=3, matchings=1
+    )
     result = transfer_trajectory(run, target(), task(), plan=plan)
     end = run[0 if observed == "start" else -1].weights
     groups = find_neuron_groups(network(1, batchnorm=False), batches()[0][0])
@@ -41,6 +43,67 @@ def test_the_permutation_is_that_of_the_activations(run, observed):
     for name, value in target().items():
         torch.testing.assert_close(result.weights[name], value + moved[name])
     assert result.cost.gradient_evaluations == 0
+
+
+def candidates(run, start, data, groups):
+    """Both ends beside the start, then the end beside what the nearest carried, with distances."""
+    model, move = network(1, batchnorm=False), {}
+    for name in start:
+        move[name] = run[-1].weights[name] - run[0].weights[name]
+
+    def logits(weights):
+        with torch.no_grad():
+            return torch.cat(
+                [torch.func.functional_call(model.eval(), weights, (batch[0],)) for batch in data]
+            )
+
+    answers = logits(run[-1].weights).softmax(-1)
+
+    def candidate(end, beside, begun=None):
+        found = match_activations(
+            end.weights, beside, Task(model, data), groups=groups, start=begun
+        )
+        permutation = found.source_to_target
+        moved = permutation.apply(move)
+        carried = {name: value + moved[name] for name, value in start.items()}
+        lost = answers.log() - logits(carried).log_softmax(-1)
+        return float((answers * lost).sum(-1).mean()), permutation, carried
+
+    tried = [candidate(run[-1], start), candidate(run[0], start)]
+    _, permutation, carried = min(tried, key=lambda found: found[0])
+    return [*tried, candidate(run[-1], carried, permutation)]
+
+
+@pytest.mark.parametrize("seed", range(2, 6))
+def test_of_several_permutations_the_nearest_outputs_are_taken(run, seed):
+    start = weights_of(network(seed, batchnorm=False))
+    groups = find_neuron_groups(network(1, batchnorm=False), batches()[0][0])
+    plan = TransferPlan("activations", stages=1, activation_batches=3, matchings=3)
+    result = transfer_trajectory(run, start, task(), plan=plan)
+    tried = candidates(run, start, batches()[:3], groups)
+    assert len({round(apart, 9) for apart, _, _ in tried}) > 1
+    _, nearest, carried = min(tried, key=lambda found: found[0])
+    assert result.source_to_target.same_as(nearest)
+    for name, value in carried.items():
+        torch.testing.assert_close(result.weights[name], value)
+
+
+def test_where_outputs_cannot_be_seen_the_first_permutation_is_taken(run):
+    def around(model, batch):  # the model itself is not called
+        return nn.functional.cross_entropy(nn.Sequential(*model.children())(batch[0]), batch[1])
+
+    plans = [TransferPlan("activations", stages=1, matchings=count) for count in (1, 4)]
+    given = Task(network(1, batchnorm=False), batches(), around)
+    first, several = (transfer_trajectory(run, target(), given, plan=plan) for plan in plans)
+    assert several.source_to_target.same_as(first.source_to_target)
+
+
+def test_only_what_no_gradient_corrects_is_chosen_among_several():
+    assert TransferPlan("activations").permutations_tried == 6
+    assert TransferPlan("activations-signed").permutations_tried == 1
+    assert TransferPlan("activations-signed", matchings=3).permutations_tried == 3
+    with pytest.raises(ValueError, match="matchings must be at least 1, got 0"):
+        TransferPlan(matchings=0)
 
 
 def test_sign_steps_by_their_formula(run):
@@ -113,7 +176,10 @@ def test_activations_and_gradients_are_one_sum(run, method):
 def test_sign_steps_before_the_observation_are_discarded(run):
     plain, descended = (
         transfer_trajectory(
-            run, target(), task(), plan=TransferPlan("activations", stages=1, descent_steps=steps)
+            run,
+            target(),
+            task(),
+            plan=TransferPlan("activations", stages=1, descent_steps=steps, matchings=1),
         )
         for steps in (0, 3)
     )

@@ -16,7 +16,7 @@ from slipstream.porting.outputs import TargetFunction, last_parameters, outputs_
 from slipstream.porting.plan import PortStep
 from slipstream.porting.problem import wide_copy
 from slipstream.training import Loop, TrainingPlan
-from slipstream.transfer.rivals import divergence
+from slipstream.transfer.distance import divergence
 from slipstream.transfer.transfer_state import BatchStream, complete_weights
 from slipstream.weights import load_weights_, unwrapped, weights_of
 

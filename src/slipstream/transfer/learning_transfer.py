@@ -249,10 +249,12 @@ def _steps(
     plan: TransferPlan,
     counter: "_Counter",
 ) -> Iterator[Step]:
-    matchers = {"gmt": methods.gmt, "fgmt": methods.fgmt, "activations": methods.activations}
+    matchers = {"gmt": methods.gmt, "fgmt": methods.fgmt}
     if plan.matching in matchers:
         matched = matchers[plan.matching](state, path, start, permutation, plan)
         chosen = _timed(matched, state.clock)
+    elif plan.matching == "activations":
+        chosen = methods.activations(state, path, start, permutation, plan)
     else:
         chosen = methods.fixed(state, path, start, permutation)
     if not plan.signed:

@@ -1,5 +1,6 @@
 """The methods that carry a path to a new start: each yields one step per stage."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -44,13 +45,53 @@ def activations(
         The target's weights after each stage.
 
     Source: matching as in "Git Re-Basin" (Ainsworth, Hayase, Srinivasa, 2023), Section 3.1, but of
-    a trained network with one at its start; the transfer by it is this project's.
+    a trained network with one at its start; the choice among several, and the transfer by it, are
+    this project's.
     """
-    matcher = _Matcher(first.groups, plan, _observed(state, path, start, first, plan))
-    matching = matcher.solve(first)
+    matching = min(_tried(state, path, start, first, plan), key=lambda tried: tried.apart).matching
     permutation = matching.source_to_target
     for stage in range(1, len(path)):
         yield Step(state.carry(start, path, stage, permutation), permutation, matching)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tried:
+    """A permutation, and how far the outputs of what it carries are from the source's."""
+
+    matching: Matching
+    apart: float
+
+
+def _tried(
+    state: TransferState, path: Trajectory, start: Weights, first: Permutation, plan: TransferPlan
+) -> list[_Tried]:
+    """Permutations by either end of the source, then by its end beside what the nearest carried."""
+    tried: list[_Tried] = []
+    unmatched: list[_Tried] = []  # beside what these carry, nothing was matched yet
+    last = len(path) - 1
+    begun, batches = _descended(state, path, start, plan), state.next_unlabelled()
+    ends = [0, last] if plan.observed == "start" else [last, 0]
+    for number in range(plan.permutations_tried):
+        position, beside, permutation = last, begun, first
+        if number < len(ends):
+            position = ends[number]
+        else:
+            nearest = min(unmatched, key=lambda candidate: candidate.apart)
+            if nearest.apart == math.inf:
+                break
+            unmatched.remove(nearest)
+            permutation = nearest.matching.source_to_target
+            beside = state.carry(start, path, last, permutation)
+        observed = state.observed(path, position, beside, first.groups, batches)
+        matching = _Matcher(first.groups, plan, observed).solve(permutation)
+        state.clock.add("products", matching.seconds_products)
+        state.clock.add("assignments", matching.seconds_assignments)
+        if plan.permutations_tried == 1:
+            return [_Tried(matching, 0.0)]
+        carried = state.carry(start, path, last, matching.source_to_target)
+        tried.append(_Tried(matching, state.apart(path, carried, first.groups, batches)))
+        unmatched.append(tried[-1])
+    return tried
 
 
 def oracle(
@@ -234,15 +275,16 @@ def _observed(
 ) -> ActivationPair:
     """The activations of one end of the path beside those of the target, after some sign steps."""
     position = 0 if plan.observed == "start" else len(path) - 1
-    if plan.descent_steps:
-        start = _descended(state, path, start, plan)
-    return state.observed(path, position, start, first.groups)
+    begun = _descended(state, path, start, plan)
+    return state.observed(path, position, begun, first.groups, state.next_unlabelled())
 
 
 def _descended(
     state: TransferState, path: Trajectory, start: Weights, plan: TransferPlan
 ) -> Weights:
     """The target after sign steps of its own; each tensor by the size of the source's move."""
+    if not plan.descent_steps:
+        return start
     first, last = path[0].weights, path[-1].weights
     sizes = {n: SignSteps().size * float((last[n] - first[n]).abs().mean()) for n in state.carried}
     weights = start

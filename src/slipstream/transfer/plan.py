@@ -125,6 +125,12 @@ class TransferPlan:
         "there, to match activations.",
     )
     activation_batches: int = option(4, "Unlabelled batches on which activations are matched.")
+    matchings: int | None = option(
+        None,
+        "Permutations by activations that are tried: that is taken which brings the target's "
+        "outputs nearest to the source's, on the unlabelled batches.",
+        shown="6, or 1 where sign steps follow",
+    )
     activation_weight: float = option(
         0.0, "What the activations' correlation counts beside each gradient pair of gmt and fgmt."
     )
@@ -170,6 +176,13 @@ class TransferPlan:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.matchings is not None and self.matchings < 1:
+            raise ValueError(f"matchings must be at least 1, got {self.matchings}.")
+
+    @property
+    def permutations_tried(self) -> int:
+        """How many permutations by activations are tried in each segment."""
+        return self.matchings or (1 if self.signed else 6)
 
     @property
     def matching(self) -> str:

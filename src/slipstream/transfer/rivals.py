@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
-from slipstream.evaluation import Batch, Task, accuracy, classification_loss, eval_mode
+from slipstream.evaluation import Batch, Task, eval_mode
 from slipstream.storage.plan_fields import check_choices, option
 from slipstream.symmetry.outputs import output_tensors
 from slipstream.training import DivergedError, Lion, Loop, Muon, TrainingPlan
 from slipstream.trajectory import Trajectory
+from slipstream.transfer.distance import classifies, output_distance
 from slipstream.transfer.transfer_state import BatchStream, calibration_of, complete_weights
 from slipstream.weights import Weights, clone, is_continuous, load_weights_, weights_of
 
@@ -308,7 +309,7 @@ class _Runner:
         weights = complete_weights(teacher, source, "source")
         load_weights_(teacher, {**weights, **self.calibrated.recalibrated(weights)})
         classes = self.plan.distance == "divergence" or (
-            self.plan.distance == "auto" and _classifies(task)
+            self.plan.distance == "auto" and classifies(task)
         )
 
         def distance(model: nn.Module, batch: Batch) -> Tensor:
@@ -316,40 +317,9 @@ class _Runner:
                 wanted = output_tensors(task.forward(teacher, batch))
             given = output_tensors(task.forward(model, batch))
             pairs = [(given[name], wanted[name]) for name in wanted]
-            return torch.stack([_distance(own, other, classes) for own, other in pairs]).sum()
+            return torch.stack([output_distance(own, other, classes) for own, other in pairs]).sum()
 
         return distance
-
-
-def _classifies(task: Task) -> bool:
-    return task.loss is classification_loss or any(
-        metric is accuracy or name == "accuracy" for name, metric in task.measured.items()
-    )
-
-
-def divergence(given: Tensor, wanted: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence of the class probabilities of logits.
-
-    Args:
-        given: (..., classes) logits that are trained.
-        wanted: (..., classes) those to come near to.
-
-    Returns:
-        The mean over all but the classes, a 0-dim tensor.
-
-    Example:
-        >>> divergence(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log())
-        tensor(0.1308)
-    """
-    own, other = (v.reshape(-1, v.shape[-1]).log_softmax(-1) for v in (given, wanted.to(given)))
-    return nn.functional.kl_div(own, other, reduction="batchmean", log_target=True)
-
-
-def _distance(given: Tensor, wanted: Tensor, classes: bool) -> Tensor:
-    """The divergence of class probabilities, or half the squared distance."""
-    if classes:
-        return divergence(given, wanted)
-    return (given - wanted).square().sum() / (2 * len(given))
 
 
 def _optimizer(plan: DescentPlan, model: nn.Module, rate: float) -> Optimizer:

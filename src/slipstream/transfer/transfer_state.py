@@ -1,5 +1,6 @@
 """The two networks of a transfer: the source along its path, the target where it is carried to."""
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -25,8 +26,10 @@ from slipstream.matching.gradients import Gradient, GradientSampler, LowRank
 from slipstream.storage.fingerprints import fingerprint_of_batches
 from slipstream.storage.writing import whole_file
 from slipstream.symmetry.neuron_groups import NeuronGroups
+from slipstream.symmetry.outputs import output_tensors
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
+from slipstream.transfer.distance import classifies, output_distance
 from slipstream.weights import Weights, check_shapes, first_nonfinite, parameter_names, weights_of
 
 GRADIENTS = "gradients"
@@ -284,7 +287,12 @@ class TransferState:
         return {name: found[name] for name in self.carried}
 
     def observed(
-        self, path: Trajectory, position: int, weights: Weights, groups: NeuronGroups
+        self,
+        path: Trajectory,
+        position: int,
+        weights: Weights,
+        groups: NeuronGroups,
+        batches: list[Batch],
     ) -> ActivationPair:
         """Return how the activations of source and target correlate.
 
@@ -293,18 +301,77 @@ class TransferState:
             position: A position of it: the source's weights there.
             weights: The target's.
             groups: What may be permuted.
+            batches: What both are shown; labels are not looked at.
 
         Returns:
             What an objective takes.
         """
-        source = self.source(path, position, Permutation.identity(groups))
-        there, here = self.calibrated({**self.start, **source}), self.calibrated(weights)
-        # Labelled batches may be of a form that only the loss knows how to feed.
-        forward = self.task.feed if self.task.unlabelled is None else self.task.forward
-        batches = self.unlabelled.take(self.activation_batches)
-        task = replace(self.task, data=batches, forward=forward)
+        there = self._source_at(path, position, groups)
+        here = self.calibrated(weights)
+        task = replace(self.task, data=batches, forward=self._feed)
         with self.clock("activations"):
             return on_main_process(lambda: activation_pair(there, here, task, groups=groups))
+
+    def apart(
+        self, path: Trajectory, weights: Weights, groups: NeuronGroups, batches: list[Batch]
+    ) -> float:
+        """Return how far the target's outputs are from those of the source's end.
+
+        Args:
+            path: The run that is transferred.
+            weights: The target's.
+            groups: What may be permuted.
+            batches: What both are shown; labels are not looked at.
+
+        Returns:
+            The mean over the batches: of class probabilities the divergence, else half the squared
+            distance; 0 of a model whose outputs cannot be seen.
+        """
+        there = self._source_at(path, len(path) - 1, groups)
+        here = self.calibrated(weights)
+        classes = classifies(self.task)
+
+        def measured() -> float:
+            total, weight = 0.0, 0
+            for batch in batches:
+                size = self.task.batch_size(batch)
+                wanted, given = (self._outputs(w, batch) for w in (there, here))
+                pairs = [p for p in zip(given, wanted, strict=True) if p[0].dim()]
+                total += size * sum(float(output_distance(*pair, classes)) for pair in pairs)
+                weight += size
+            return total / weight if math.isfinite(total) else math.inf
+
+        with self.clock("activations"):
+            return on_main_process(measured)
+
+    def _source_at(
+        self, path: Trajectory, position: int, groups: NeuronGroups
+    ) -> dict[str, Tensor]:
+        source = self.source(path, position, Permutation.identity(groups))
+        return self.calibrated({**self.start, **source})
+
+    @property
+    def _feed(self) -> Callable[[nn.Module, Batch], object]:
+        # Labelled batches may be of a form that only the loss knows how to feed.
+        return self.task.feed if self.task.unlabelled is None else self.task.forward
+
+    def _outputs(self, weights: Weights, batch: Batch) -> list[Tensor]:
+        """What the model returned while it was fed a batch."""
+        model = self.task.model
+        seen: list[Tensor] = []
+        hook = model.register_forward_hook(
+            lambda _, __, found: seen.extend(output_tensors(found).values())
+        )
+        try:
+            with eval_mode(model), weights_in(model, weights), torch.no_grad():
+                self._feed(model, self.task.to(batch))
+        finally:
+            hook.remove()
+        return seen
+
+    def next_unlabelled(self) -> list[Batch]:
+        """Return the batches on which activations are matched next."""
+        return self.unlabelled.take(self.activation_batches)
 
     def next_batches(self) -> list[Batch]:
         """Return the batches of the next stage's gradients."""
