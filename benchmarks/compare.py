@@ -33,16 +33,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", help="One network.")
     parser.add_argument("--ani", type=Path, help="The wheel of torchani 2.0.")
+    parser.add_argument("--keep", type=Path, help="Where trained checkpoints are kept, to resume.")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    facts, began = machine(), time.perf_counter()
-    results = [run(setting) for setting in settings(given.only)]
+    facts = machine()
+    results = [run(setting, given.keep) for setting in settings(given.only)]
     if given.ani:
         results.append(run_ani(given.ani))
     data = {
         "machine": facts,
-        "seconds": round(time.perf_counter() - began, 1),
+        "seconds": round(sum(r["seconds_training"] + r["seconds_comparing"] for r in results)),
         "networks": results,
     }
     text = report(data)
@@ -53,14 +54,12 @@ def main() -> None:
     write(given.output, text, data)
 
 
-def run(setting: Setting) -> dict[str, Any]:
+def run(setting: Setting, keep: Path | None = None) -> dict[str, Any]:
     """Compare all that was made of one network."""
-    began = time.perf_counter()
-    nodes = genealogy(setting, SEEDS.get(setting.name, HELD_OUT_SEED), most=STEPS)
-    made = time.perf_counter() - began
+    nodes, made = trained(setting, keep)
     given = {name: node.weights for name, node in nodes.items()}
+    begun = time.process_time()
     together = compare_checkpoints(given, groups=setting.groups)
-    begun = time.perf_counter()
     alone = [
         compare_checkpoints({n: given[n] for n in pair}, groups=setting.groups).pairs[0]
         for pair in direct(nodes)
@@ -71,11 +70,26 @@ def run(setting: Setting) -> dict[str, Any]:
         "held_out": setting.held_out,
         "checkpoints": len(nodes),
         "seconds_training": round(made, 1),
-        "seconds_together": round(begun - began - made, 1),
+        "seconds_comparing": round(time.process_time() - begun, 1),
         "merges": list(together.merges),
         "tree": together.tree,
         "pairs": marked,
     }
+
+
+def trained(setting: Setting, keep: Path | None) -> tuple[dict[str, Node], float]:
+    """Return all that is made of a network, and the seconds that training took."""
+    file = keep and keep / f"{setting.name.replace(' ', '-')}.pt"
+    if file and file.is_file():
+        held, seconds = torch.load(file)
+        return {name: Node(*rest) for name, rest in held.items()}, seconds
+    began = time.process_time()
+    nodes = genealogy(setting, SEEDS.get(setting.name, HELD_OUT_SEED), most=STEPS)
+    seconds = time.process_time() - began
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(({n: (x.weights, x.how, x.parents) for n, x in nodes.items()}, seconds), file)
+    return nodes, seconds
 
 
 def direct(nodes: Mapping[str, Node]) -> list[tuple[str, str]]:
@@ -105,7 +119,7 @@ def run_ani(wheel: Path) -> dict[str, Any]:
     """Compare the sixteen networks of ANI: 1ccx_i is a fine-tune of 1x_i."""
     reader = importlib.import_module("ani_networks")
     resources = reader.Resources(wheel)
-    began = time.perf_counter()
+    began = time.process_time()
     given, nodes = {}, {}
     for kind, short in ((reader.BASES, "1x"), (reader.FINE_TUNES, "1ccx")):
         for n, member in enumerate(resources.members(kind)):
@@ -124,7 +138,7 @@ def run_ani(wheel: Path) -> dict[str, Any]:
         "held_out": True,
         "checkpoints": len(nodes),
         "seconds_training": 0.0,
-        "seconds_together": round(time.perf_counter() - began, 1),
+        "seconds_comparing": round(time.process_time() - began, 1),
         "merges": list(found.merges),
         "tree": found.tree,
         "pairs": {"together": marks(nodes, found.pairs), "alone": marks(nodes, alone)},
@@ -134,7 +148,10 @@ def run_ani(wheel: Path) -> dict[str, Any]:
 def report(data: dict[str, Any]) -> str:
     """Return the tables."""
     lines = ["# What are these checkpoints to each other?", "", machine_line(data["machine"])]
-    lines += [f"All of it took {data['seconds']:.0f} s.", ""]
+    spent = [
+        sum(one[f"seconds_{k}"] for one in data["networks"]) for k in ("training", "comparing")
+    ]
+    lines += [f"Processor time: {spent[0]:.0f} s to train, {spent[1]:.0f} s to compare.", ""]
     for way in ("alone", "together"):
         rows = []
         for one in data["networks"]:

@@ -160,6 +160,17 @@ def test_a_new_head_is_named():
     assert found.differences[0] == "5.weight is (10, 24) in a and (3, 24) in b"
 
 
+def test_a_longer_vocabulary_is_named():
+    longer = BASE | {"1.weight": torch.cat([BASE["1.weight"], torch.randn(24, 4)], 1)}
+    found = compare(BASE, longer)
+    assert found.relation == "different architectures"  # most of this one is its inputs
+    wide = BASE | {"3.weight": torch.randn(200, 200)}
+    longer = wide | {"1.weight": longer["1.weight"]}
+    found = compare(wide, longer)
+    assert found.relation == "fine-tune or siblings"
+    assert found.differences == ("1.weight is (24, 64) in a and (24, 68) in b",)
+
+
 def test_other_architectures():
     found = compare(BASE, {"x": torch.randn(30, 30)})
     assert (found.relation, found.certainty) == ("different architectures", "proven")

@@ -114,6 +114,28 @@ def test_an_adapter_without_its_base(tmp_path):
         compare_checkpoints([lost, other])
 
 
+def test_damaged_adapters_and_steps_of_files_are_named(tmp_path):
+    save_file(BASE, tmp_path / "base.safetensors")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(FileNotFoundError, match=r"checkpoint .*empty holds no weights"):
+        compare_checkpoints([tmp_path / "base.safetensors", empty])
+    (empty / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"adapter_config.json of .*empty is damaged"):
+        compare_checkpoints([tmp_path / "base.safetensors", empty])
+    with pytest.raises(ValueError, match=r"names step 3, but .* is not a run folder"):
+        compare_checkpoints([tmp_path / "base.safetensors", f"{tmp_path / 'base.safetensors'}@3"])
+
+
+def test_a_run_of_one_snapshot_is_a_checkpoint(tmp_path):
+    run = run_of(tmp_path / "run", {20: BASE})
+    near = weights(trained(MODEL, 20))
+    assert compare_checkpoints({"run": run, "same": BASE}).pairs[0].relation == "identical"
+    found = compare_checkpoints({"run": run, "near": near}).pairs[0]
+    assert found.relation == "fine-tune or siblings"
+
+
 def test_quantised_files_are_refused(tmp_path):
     whole = torch.zeros(4, 4, dtype=torch.int8)
     save_file({"w": whole, "w.SCB": torch.ones(4)}, tmp_path / "a.safetensors")

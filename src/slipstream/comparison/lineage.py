@@ -90,7 +90,7 @@ def _siblings(
         return pair
     for third in thirds:
         sides = [settled[frozenset((third, name))] for name in (pair.first, pair.second)]
-        if not all(_descends(side, third) for side in sides):
+        if not all(side.parent == third for side in sides):
             continue
         at_once = all(_at_once(side) for side in sides)
         if at_once or all(_is_nearer(side, pair) for side in sides):
@@ -147,11 +147,6 @@ def _is_nearer(side: PairComparison, pair: PairComparison) -> bool:
         apart.get(name, math.inf) < distance or apart.get(name) == distance == 0
         for name, distance in matrices.items()
     )
-
-
-def _descends(pair: PairComparison, third: str) -> bool:
-    """Whether the other one of a pair came after a third."""
-    return pair.parent == third
 
 
 def tree_of(names: Sequence[str], pairs: Sequence[PairComparison]) -> str:

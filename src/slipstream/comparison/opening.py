@@ -105,6 +105,8 @@ def _open(name: str, one: Given) -> Opened:
     path, step = _at_step(Path(one))
     if (path / "run.json").is_file():
         return _of_run(name, Trajectory.open(path), path, step)
+    if step is not None:
+        raise ValueError(f"{name} names step {step}, but {path} is not a run folder: leave out @.")
     stored = open_stored(path, argument="checkpoint")
     kind: Kind = "folder" if stored.is_folder else "file"
     home = path.resolve().parent
@@ -141,13 +143,17 @@ def _of_run(name: str, run: Trajectory, path: Path | None, step: int | None) -> 
 def _merged(name: str, one: Given, others: tuple[Opened, ...]) -> Opened:
     """An adapter on its base: that which its config names, or the one it is compared with."""
     folder = Path(str(one))
-    told = str(json.loads((folder / CONFIG).read_bytes()).get("base_model_name_or_path") or "")
+    try:
+        described = json.loads((folder / CONFIG).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{CONFIG} of {folder} is damaged: {error}.") from error
+    told = str(described.get("base_model_name_or_path") or "")
     base = _base_of(folder, told, others)
     try:
         adapter = open_adapter(folder, from_base=base.stored, to_base=base.stored)
-    except ValueError as error:
-        text = str(error).replace("from_base", "its base").replace("fine_tuned ", "")
-        raise ValueError(text) from error
+    except (ValueError, FileNotFoundError) as error:
+        text = str(error).replace("from_base", "its base").replace("fine_tuned ", "checkpoint ")
+        raise type(error)(text) from error
     merged = adapter.on(base.stored)
     known = {other.name for other in others}
     return Opened(
@@ -195,13 +201,9 @@ def snapshot_like(run: Trajectory, other: Opened, names: Mapping[str, str]) -> i
         The step; None if no snapshot is the same.
     """
     left = list(run.snapshots)
-    for own in sorted(names, key=lambda name: _size(run.layout.tensors[name])):
+    for own in sorted(names, key=lambda name: run.layout.tensors[name].bytes):
         if not left:
             return None
         value = other.read(names[own])
         left = [s for s in left if torch.equal(s[own].to(value), value)]
     return left[0].step if left else None
-
-
-def _size(form: TensorForm) -> int:
-    return form.bytes
