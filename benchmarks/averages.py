@@ -41,7 +41,7 @@ from slipstream.trajectory import Trajectory
 from slipstream.weights import weights_of
 from transfer_cases import Gpt
 
-STEPS, SNAPSHOTS, TESTED, WARM_UP = 800, 100, 2000, 40
+STEPS, SNAPSHOTS, TESTED, WARM_UP = 500, 100, 1000, 40
 DECAYED = 0.8  # of the steps done when the decay begins
 Rate = Callable[[int], float]  # step -> share of the learning rate
 
@@ -50,12 +50,12 @@ def tasks(cifar10: str, text: str) -> dict[str, tuple[Callable[[int], Task], flo
     """Return how each task is built for a seed, and its learning rate for AdamW."""
 
     def conv(seed: int) -> Task:
-        named = NamedTask("conv_net", f"cifar10:{cifar10}", width=0.25, batch_size=64, seed=seed)
+        named = NamedTask("conv_net", f"cifar10:{cifar10}", width=0.25, batch_size=32, seed=seed)
         return named.build()
 
     def gpt(seed: int) -> Task:
-        built = Gpt(text, width=64, layers=2, batch_size=16, seed=seed).build()
-        return replace(built, metrics={})
+        built = Gpt(text, width=48, batch_size=8, seed=seed).build()
+        return replace(built, metrics={}, test=replace(built.test, size=64))
 
     found: dict[str, tuple[Callable[[int], Task], float]] = {}
     if cifar10:

@@ -15,7 +15,7 @@ TEST_FILES = sorted(p for p in TESTS.rglob("*.py") if "fixtures" not in p.parts)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # Each is the same thing for either library, which has its own kind of callback; a training uses
 # one of the two, and its users look for the same name.
-CALLBACKS = {"RecordingCallback", "AveragingCallback", "OnlineModesCallback"}
+CALLBACKS = {"RecordingCallback", "AveragingCallback", "OnlineModesCallback", "NowcastingCallback"}
 NO_ROOMS = {"fixtures", "oracles"}  # runs of older versions; other ways to the same results
 
 

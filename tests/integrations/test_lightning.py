@@ -8,10 +8,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
-from slipstream.averaging import EMA, LAWA, SWA
-from slipstream.evaluation import recalibrate_batchnorm
+from slipstream.averaging import EMA, LAWA, SWA, Nowcaster, NowcastPlan
+from slipstream.evaluation import Task, recalibrate_batchnorm
 from slipstream.integrations.lightning import (
     AveragingCallback,
+    NowcastingCallback,
     OnlineModesCallback,
     RecordingCallback,
 )
@@ -275,6 +276,36 @@ def test_batchnorm_can_be_calibrated_for_the_validation(tmp_path):
     expected = weights | recalibrate_batchnorm(module.network, weights=weights, data=batches)
     assert same(module.seen[-1], expected)
     assert not same(module.seen[-1], weights)
+
+
+def nowcast(folder, **options):
+    """A training with jumps to the trend, and the same jumps in a plain loop."""
+    module = Module()
+    held_out = [torch.arange(64.0).view(16, 4).cos()]
+    task = Task(
+        module.network, [], lambda m, b: (m(b) - b[:, :2]).square().mean(), validation=held_out
+    )
+    plan = NowcastPlan(snapshots=3, gap=1, every=3, ahead=(0, 2, 4))
+    nowcaster = Nowcaster(task, plan)
+    train(folder, module=lambda: module, made=[NowcastingCallback(nowcaster)], **options)
+    return nowcaster, copied(module.network)
+
+
+def test_a_nowcaster_jumps_and_resumes(tmp_path):
+    whole, weights = nowcast(tmp_path / "whole")
+    assert [jump.step for jump in whole.jumps] == [3, 6, 9]
+    assert any(jump.ahead is not None for jump in whole.jumps)
+    nowcast(tmp_path / "part", max_steps=4)
+    (checkpoint,) = (tmp_path / "part" / "checkpoints").iterdir()
+    resumed, others = nowcast(tmp_path / "rest", resume=checkpoint)
+    assert [j.losses for j in resumed.jumps] == [j.losses for j in whole.jumps]
+    assert same(weights, others)
+
+
+def test_a_nowcaster_of_another_model_is_refused(tmp_path):
+    task = Task(nn.Linear(4, 2), validation=[torch.ones(1, 4)])
+    with pytest.raises(ValueError, match="has another model than the one that trains"):
+        train(tmp_path, made=[NowcastingCallback(Nowcaster(task))])
 
 
 def test_a_run_that_is_there_is_not_overwritten(whole):

@@ -4,9 +4,11 @@ import pytest
 import torch
 import transformers
 
-from slipstream.averaging import EMA, LAWA, SWA, Averages
+from slipstream.averaging import EMA, LAWA, SWA, Averages, Nowcaster, NowcastPlan
+from slipstream.evaluation import Task
 from slipstream.integrations.transformers import (
     AveragingCallback,
+    NowcastingCallback,
     OnlineModesCallback,
     RecordingCallback,
 )
@@ -279,6 +281,40 @@ def test_validating_an_average_needs_the_trainer(tmp_path):
         model=tiny(), args=arguments(tmp_path), train_dataset=DATA, callbacks=[averaging]
     )
     with pytest.raises(RuntimeError, match=r"call callback.attach\(trainer\)"):
+        trainer.train()
+
+
+def nowcast(folder, *, resume=None, **options):
+    """A training with jumps to the trend."""
+    model = tiny()
+    held_out = [{"input_ids": (torch.arange(32).view(4, 8) * 3) % 13}]
+    held_out[0]["labels"] = held_out[0]["input_ids"]
+    task = Task(model, [], lambda m, b: m(**b).loss, validation=held_out,
+                batch_size=lambda batch: len(batch["input_ids"]))  # fmt: skip
+    plan = NowcastPlan(snapshots=3, gap=1, every=3, ahead=(0, 2, 4))
+    callback = NowcastingCallback(Nowcaster(task, plan))
+    trainer = transformers.Trainer(
+        model=model, args=arguments(folder, **options), train_dataset=DATA, callbacks=[callback]
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return callback.nowcaster, copied(model)
+
+
+def test_a_nowcaster_jumps_and_resumes(tmp_path):
+    whole, weights = nowcast(tmp_path)
+    assert [jump.step for jump in whole.jumps] == [3, 6, 9]
+    assert any(jump.ahead is not None for jump in whole.jumps)
+    resumed, others = nowcast(tmp_path, resume=str(tmp_path / "out" / "checkpoint-5"))
+    assert [j.losses for j in resumed.jumps] == [j.losses for j in whole.jumps]
+    assert same(weights, others)
+
+
+def test_a_nowcaster_of_another_model_is_refused(tmp_path):
+    callback = NowcastingCallback(Nowcaster(Task(tiny(), validation=DATA[:1])))
+    trainer = transformers.Trainer(
+        model=tiny(), args=arguments(tmp_path), train_dataset=DATA, callbacks=[callback]
+    )
+    with pytest.raises(ValueError, match="has another model than the one that trains"):
         trainer.train()
 
 

@@ -7,6 +7,7 @@ from slipstream.averaging.choosing import (
     average_candidates,
     choose_average,
 )
+from slipstream.averaging.nowcasting import Jump, Nowcaster, NowcastPlan, trend_kernel
 from slipstream.averaging.post_hoc import PostHocEMA, post_hoc_ema
 from slipstream.averaging.rules import (
     EMA,
@@ -19,7 +20,7 @@ from slipstream.averaging.rules import (
 )
 
 __all__ = [
-    "EMA", "LAWA", "SWA", "AverageChoice", "AverageRule", "Averages", "Candidate", "Decay",
-    "PostHocEMA", "PowerEMA", "average_candidates", "average_run", "choose_average", "parse_rule",
-    "post_hoc_ema",
+    "EMA", "LAWA", "SWA", "AverageChoice", "AverageRule", "Averages", "Candidate", "Decay", "Jump",
+    "NowcastPlan", "Nowcaster", "PostHocEMA", "PowerEMA", "average_candidates", "average_run",
+    "choose_average", "parse_rule", "post_hoc_ema", "trend_kernel",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from slipstream.averaging import AverageRule, Averages
+from slipstream.averaging import AverageRule, Averages, Nowcaster
 from slipstream.evaluation import Batch, device_of, recalibrate_batchnorm, to_device
 from slipstream.evaluation.swapped_weights import weights_in
 from slipstream.modes import OnlineModes, OnlinePlan
@@ -20,7 +20,7 @@ Every = int | Literal["epoch"]  # optimiser steps
 
 
 class Tracker(Protocol):
-    """What is formed during training: `Averages`, `OnlineModes`."""
+    """What is updated during training: `Averages`, `OnlineModes`, `Nowcaster`."""
 
     def update(self, *, step: int) -> None:
         """Take in the weights as they are now."""
@@ -117,6 +117,22 @@ class ModesDuringTraining:
         if not isinstance(self._tracker, OnlineModes):
             raise RuntimeError("There are no modes before the training, or in this process.")
         return self._tracker
+
+
+class NowcastsDuringTraining:
+    """Of a callback: a nowcaster, made by the user, is what is updated."""
+
+    nowcaster: Nowcaster
+    _everywhere = True  # every process has to take the same jumps
+
+    def make(self, model: nn.Module) -> Nowcaster:
+        """Return the nowcaster, if it is one of the model."""
+        if not self.nowcaster.follows(model):
+            raise ValueError(
+                "The nowcaster's task has another model than the one that trains: make the task of "
+                "the same object. Parameters that are sharded (FSDP) cannot be nowcast."
+            )
+        return self.nowcaster
 
 
 class FollowingRecorder:

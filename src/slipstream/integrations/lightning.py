@@ -1,4 +1,4 @@
-"""Callbacks for Lightning's Trainer: recording, averages and modes during training.
+"""Callbacks for Lightning's Trainer: recording, averages, modes and nowcasting.
 
 They follow the Trainer: `global_step` is the step, what the module logs is kept with the snapshots,
 and what they hold is a part of its checkpoints.
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from slipstream.averaging import AverageRule
+from slipstream.averaging import AverageRule, Nowcaster
 from slipstream.evaluation import Batch
 from slipstream.evaluation.swapped_weights import weights_in
 from slipstream.integrations.following import (
@@ -19,6 +19,7 @@ from slipstream.integrations.following import (
     Every,
     FollowingRecorder,
     ModesDuringTraining,
+    NowcastsDuringTraining,
     Tracker,
     check_every,
     is_due,
@@ -119,12 +120,13 @@ def _epoch(trainer: Trainer, batches: int) -> float:
 class _TrackingCallback(Callback):
     """Updates something during training, in the first process; it is a part of checkpoints."""
 
+    _everywhere = False  # whether every process updates, not only the first one
+
     def __init__(self, *, every: Every, module: str) -> None:
         self._every, self._module = check_every(every), module
         self._tracker: Tracker | None = None
         self._resumed: dict[str, Any] | None = None  # from a checkpoint, before there is a tracker
         self._seen = 0
-        self._everywhere = False  # whether every process updates, not only the first one
 
     def make(self, model: nn.Module) -> Tracker:
         """Return what is to be updated."""
@@ -287,3 +289,27 @@ class OnlineModesCallback(ModesDuringTraining, _TrackingCallback):
     def settings(self) -> dict[str, Any]:
         """The pace, the module and the options."""
         return {**super().settings, **self._options}
+
+
+class NowcastingCallback(NowcastsDuringTraining, _TrackingCallback):
+    """Lets a `Nowcaster` jump while the Trainer trains; every process takes the same jumps.
+
+    Example:
+        >>> from slipstream.averaging import Nowcaster
+        >>> # nowcaster = Nowcaster(Task(module.network, data, loss, validation=held_out))
+        >>> # Trainer(callbacks=[NowcastingCallback(nowcaster)]).fit(module, data)
+    """
+
+    def __init__(self, nowcaster: Nowcaster) -> None:
+        """Choose what jumps.
+
+        Args:
+            nowcaster: Of the module that trains, or a part of it; attached to no optimiser.
+        """
+        super().__init__(every=1, module="")
+        self.nowcaster = nowcaster
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The plan."""
+        return {"plan": str(self.nowcaster.plan)}

@@ -1,4 +1,4 @@
-"""Callbacks for `transformers.Trainer`: recording, averages and modes during training.
+"""Callbacks for `transformers.Trainer`: recording, averages, modes and nowcasting.
 
 They follow the Trainer: its steps are the steps, what it logs and evaluates is kept with the
 snapshots, and what they hold is saved in its checkpoints and resumed from them.
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from slipstream.averaging import AverageRule
+from slipstream.averaging import AverageRule, Nowcaster
 from slipstream.deprecated import renamed_arguments
 from slipstream.evaluation import Batch
 from slipstream.integrations.following import (
@@ -21,6 +21,7 @@ from slipstream.integrations.following import (
     Every,
     FollowingRecorder,
     ModesDuringTraining,
+    NowcastsDuringTraining,
     Tracker,
     check_every,
     is_due,
@@ -134,13 +135,13 @@ class _TrackingCallback(TrainerCallback):
     """Updates something during training, in the main process, and saves it in checkpoints."""
 
     kind = ""  # names the file
+    _everywhere = False  # whether every process updates, not only the main one
 
     def __init__(self, *, every: Every, checkpoint: str | Path | None, restart: bool) -> None:
         self._every = check_every(every)
         self._checkpoint, self._restart = checkpoint, restart
         self._tracker: Tracker | None = None
         self._seen = 0
-        self._everywhere = False  # whether every process updates, not only the main one
 
     def make(self, model: nn.Module) -> Tracker:
         """Return what is to be updated."""
@@ -362,3 +363,38 @@ class OnlineModesCallback(ModesDuringTraining, _TrackingCallback):
     def settings(self) -> str:
         """The pace and the options."""
         return f"{super().settings}, {sorted(self._options.items())}"
+
+
+class NowcastingCallback(NowcastsDuringTraining, _TrackingCallback):
+    """Lets a `Nowcaster` jump while the Trainer trains; every process takes the same jumps.
+
+    Example:
+        >>> from slipstream.averaging import Nowcaster
+        >>> # nowcaster = Nowcaster(Task(model, data, loss, validation=held_out))
+        >>> # callback = NowcastingCallback(nowcaster)
+        >>> # Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
+    """
+
+    kind = "nowcasts"
+
+    def __init__(
+        self,
+        nowcaster: Nowcaster,
+        *,
+        checkpoint: str | Path | None = None,
+        restart: bool = False,
+    ) -> None:
+        """Choose what jumps.
+
+        Args:
+            nowcaster: Of the Trainer's model; attached to no optimiser.
+            checkpoint: The checkpoint to continue from, if not in the Trainer's output folder.
+            restart: Whether to start over when the training resumes.
+        """
+        super().__init__(every=1, checkpoint=checkpoint, restart=restart)
+        self.nowcaster = nowcaster
+
+    @property
+    def settings(self) -> str:
+        """The plan."""
+        return str(self.nowcaster.plan)
