@@ -19,7 +19,7 @@ BENCHMARKS = ROOT / "benchmarks"
 PARTS = {  # of others
     *("ani_networks", "common", "compare_cases", "summary", "porting_cases", "training_time_cases"),
     *("faults_counted", "faults_hostile", "transfer_cases", "transfer_methods"),
-    "vision_families",
+    *("rotation_networks", "vision_families"),
 }
 RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables go
     "complexity": "--seeds 2 --label-epochs 1 --frequency-seeds 2 --frequency-epochs 2",

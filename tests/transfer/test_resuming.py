@@ -17,7 +17,7 @@ from slipstream.transfer import (
     source_reference,
     transfer_trajectory,
 )
-from slipstream.transfer.transfer_state import GradientStore
+from slipstream.transfer.gradient_store import GradientStore
 from slipstream.weights import weights_of
 from transfer.small_runs import batches, network, trained
 

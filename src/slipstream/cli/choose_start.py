@@ -11,7 +11,7 @@ from slipstream.cli.output import write_json, write_table
 from slipstream.cli.plan_options import Adjusted
 from slipstream.cli.progress import pieces_bar
 from slipstream.cli.task_options import TaskOptions
-from slipstream.comparison.start import StartPlan
+from slipstream.comparison.plan import StartPlan
 
 STARTS = "Runs, RUN@STEP, files of weights or folders: the starts to choose from."
 PLAN = Adjusted(rename={"rates": "rate"})

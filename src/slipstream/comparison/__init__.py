@@ -8,12 +8,8 @@ if TYPE_CHECKING:
     from slipstream.comparison.compare import CheckpointComparison, compare_checkpoints
     from slipstream.comparison.layers import LayerComparison
     from slipstream.comparison.pair import Certainty, PairComparison, Relation
-    from slipstream.comparison.start import (
-        StartCandidate,
-        StartChoice,
-        StartPlan,
-        choose_start,
-    )
+    from slipstream.comparison.plan import StartPlan
+    from slipstream.comparison.start import StartCandidate, StartChoice, choose_start
 
 __all__ = [
     "Certainty",

@@ -10,37 +10,14 @@ import torch
 
 from slipstream.comparison.names import correspond
 from slipstream.comparison.opening import Given, Opened, open_given
+from slipstream.comparison.plan import FEWEST, StartPlan
 from slipstream.evaluation import Batch, Task, eval_mode
 from slipstream.porting.stored import Stored
-from slipstream.storage.plan_fields import option
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.training import Loop, TrainingPlan
-from slipstream.training.plan import OptimizerName
 from slipstream.weights import Weights, load_weights_, unwrapped, weights_of
 
 FRESH = "fresh"  # the weights that the task's model has
-_FEWEST = 2  # batches: one to fit and one to judge on
-
-
-@dataclass(frozen=True)
-class StartPlan:
-    """How long each start is tried."""
-
-    batches: int = option(8, "Labelled batches to use, from the first.", minimum=_FEWEST)
-    steps: int = option(20, "Steps of the optimiser per trial; 0 judges the start as it is.")
-    rates: tuple[float, ...] = option(
-        (3e-3, 1e-3, 3e-4), "A learning rate to try; repeatable. The best one of each start counts."
-    )
-    optimizer: OptimizerName = option("adam", "Optimiser of the trials.")
-    seed: int = option(0, "Seed of what the trials draw, such as dropout.")
-
-    def __post_init__(self) -> None:
-        if self.batches < _FEWEST:
-            raise ValueError(f"batches must be at least 2, got {self.batches}.")
-        if self.steps < 0:
-            raise ValueError(f"steps must not be negative, got {self.steps}.")
-        if not self.rates or min(self.rates) <= 0:
-            raise ValueError(f"rates must be above 0, got {self.rates}.")
 
 
 @dataclass(frozen=True)
@@ -104,7 +81,7 @@ def choose_start(
     plan = plan or StartPlan()
     opened = open_given(starts)
     batches = [task.to(batch) for batch in islice(task.data, plan.batches)]
-    if len(batches) < _FEWEST:
+    if len(batches) < FEWEST:
         raise ValueError(
             f"data must hold at least two batches, one to fit and one to judge on, got "
             f"{len(batches)}: use a smaller batch size."

@@ -30,6 +30,7 @@ def divergence(given: Tensor, wanted: Tensor) -> Tensor:
         The mean over all but the classes, a 0-dim tensor.
 
     Example:
+        >>> import torch
         >>> divergence(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log())
         tensor(0.1308)
     """

@@ -17,6 +17,7 @@ from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import methods
+from slipstream.transfer.gradient_store import GradientStore
 from slipstream.transfer.methods import Step
 from slipstream.transfer.plan import SignSteps, TransferPlan
 from slipstream.transfer.stage_log import (
@@ -28,7 +29,6 @@ from slipstream.transfer.stage_log import (
     finished_transfer,
 )
 from slipstream.transfer.transfer_state import (
-    GradientStore,
     Stopwatch,
     TransferState,
     complete_weights,

@@ -25,9 +25,10 @@ from slipstream.trajectory import (
     read_run,
     reopen_run,
 )
+from slipstream.transfer.gradient_store import GRADIENTS
 from slipstream.transfer.methods import Step
 from slipstream.transfer.plan import Keep, TransferPlan
-from slipstream.transfer.transfer_state import GRADIENTS, Stopwatch
+from slipstream.transfer.transfer_state import Stopwatch
 from slipstream.weights import Weights
 
 _ROUNDING = 1e-4, 1e-6  # relative and absolute: other threads or processors add in another order
