@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_a_transfer_that_can_go_on(run, tmp_path, monkeypatch
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with monkeypatch.context() as patch:
-        patch.setattr("slipstream.transfer.transfer_state.save_file", full)
+        patch.setattr("slipstream.transfer.gradient_store.save_file", full)
         with pytest.raises(OSError, match=r"could not be written: .*No space left.*resume"):
             transfer(run, tmp_path / "run", plan=plan)
     assert not written[0].exists()
