@@ -50,43 +50,44 @@ def raised_weights(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[
     return raised
 
 
-def measured_statistics(
+def disturbed_statistics(
     model: nn.Module,
     memory: Memory,
     own: Mapping[str, Tensor],
     example_input: ExampleInput,
     *,
-    trained: bool,
+    seed: int,
 ) -> dict[str, Tensor]:
-    """Return the statistics of the input for untrained BatchNorm; with 0 and 1 deep networks fade.
+    """Return running statistics near those of the input: deep networks neither fade nor explode.
+
+    Every layer is given its own when it is reached, and passes on what they make of its input.
 
     Args:
         model: In evaluation mode.
         memory: Of `model`.
         own: All tensors of the model; they are not written to.
         example_input: A batch.
-        trained: Measure those of trained layers too: they were of other weights.
+        seed: Of the disturbance.
 
     Returns:
         The running means and variances that are to be replaced, by name.
     """
-    untrained = {
+    normalising = {
         path: module
         for path, module in model.named_modules()
-        if isinstance(module, _NormBase)
-        if (module.running_var is not None and trained) or is_constant(module.running_var)
+        if isinstance(module, _NormBase) and module.running_var is not None
     }
-    if not untrained:
+    if not normalising:
         return {}
     # Any statistics will do, and convolutions take several times as long in float64.
     with suppress(ArithmeticError, LookupError, RuntimeError, TypeError):
         if all(value.dtype not in WIDER or value.dtype == torch.float32 for value in own.values()):
-            found = _measured(model, memory, own, example_input, untrained)
+            found = _measured(model, memory, own, example_input, normalising, seed)
             if all(bool(value.isfinite().all()) for value in found.values()):
                 return found
     own, example_input = (tree_map(to_double, tree) for tree in (dict(own), example_input))
     with double_precision():
-        return _measured(model, memory, own, example_input, untrained)
+        return _measured(model, memory, own, example_input, normalising, seed)
 
 
 def _measured(
@@ -94,23 +95,33 @@ def _measured(
     memory: Memory,
     own: Mapping[str, Tensor],
     example_input: ExampleInput,
-    untrained: Mapping[str, _NormBase],
+    normalising: Mapping[str, _NormBase],
+    seed: int,
 ) -> dict[str, Tensor]:
-    """The running statistics of some layers after one step of training with a momentum of 1."""
+    """The running statistics of some layers, of which each is evaluated with its own."""
     buffers = {name: own[name].clone() for name, _ in model.named_buffers()}
-    momenta = [module.momentum for module in untrained.values()]
-    model.eval()
-    for module in untrained.values():
-        module.train().momentum = 1.0
+    generator = torch.Generator().manual_seed(seed)
+
+    def measure(module: _NormBase, given: tuple[Tensor, ...]) -> None:
+        mean, variance = module.running_mean, module.running_var
+        if mean is None or variance is None or given[0].shape[1:2] != mean.shape:
+            return
+        values = given[0].transpose(0, 1).flatten(1)  # (channels, positions)
+        if values.shape[1] > 1:  # one value per channel has no variance
+            shift, factor = torch.rand(2, len(mean), generator=generator).to(values)
+            variance.copy_(values.var(1))
+            mean.copy_(values.mean(1) + (shift - 0.5) * variance.sqrt())
+            variance *= factor + 0.5
+
+    handles = [module.register_forward_pre_hook(measure) for module in normalising.values()]
     try:
-        with suppress(ValueError):  # one value per channel has no variance: they stay 0 and 1
-            call_with(model, {**own, **buffers}, example_input)
+        call_with(model, {**own, **buffers}, example_input)
     finally:
         memory.restore()
-        for module, momentum in zip(untrained.values(), momenta, strict=True):
-            module.eval().momentum = momentum
+        for handle in handles:
+            handle.remove()
     names = (
-        f"{path}.{n}".lstrip(".") for path in untrained for n in ("running_mean", "running_var")
+        f"{path}.{n}".lstrip(".") for path in normalising for n in ("running_mean", "running_var")
     )
     return {name: buffers[name] for name in names if name in buffers}
 

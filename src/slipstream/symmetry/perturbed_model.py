@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from slipstream.symmetry.capture import ExampleInput, call_with
 from slipstream.symmetry.disturbance import (
+    disturbed_statistics,
     disturbed_weights,
-    measured_statistics,
     raised_weights,
     random_signs,
 )
@@ -89,11 +89,12 @@ class PerturbedModel:
     ) -> "PerturbedModel":
         own = dict(model.named_parameters()) | dict(model.named_buffers())
         wide = tree_map(to_double, example_input)
+        names = weights_of(model)
         with torch.no_grad():
-            own |= (raised := raised_weights(own, weights_of(model)))
-            own |= measured_statistics(model, memory, own, example_input, trained=bool(raised))
+            own |= raised_weights(own, names)
+            own |= disturbed_weights(own, names, seed)
+            own |= disturbed_statistics(model, memory, own, example_input, seed=seed)
             tensors = {name: to_double(tensor.detach(), copy=True) for name, tensor in own.items()}
-            tensors = disturbed_weights(tensors, weights_of(model), seed)
         perturbed = cls(model, memory, groups, wide, tensors)
         if training:
             perturbed = replace(perturbed, modes=perturbed._modes())
