@@ -10,7 +10,7 @@ from torch import Tensor
 from slipstream.porting.displacement import Prepared, prepare
 from slipstream.porting.judge import Measured
 from slipstream.porting.method_inputs import Aligner, MethodInputs
-from slipstream.porting.plan import UNLABELLED, PortMethod, PortPlan, PortStep, parts_of
+from slipstream.porting.plan import TRAINED, UNLABELLED, PortMethod, PortPlan, PortStep, parts_of
 from slipstream.porting.problem import BaseAlignment, LazyWeights, Regime
 from slipstream.porting.result import PortCandidate
 from slipstream.symmetry.permutation import Permutation
@@ -20,6 +20,7 @@ Progress = Callable[[int, int], None]  # pieces of work done, and in all
 
 # A matching that moves a smaller share of the neurons has found the identity.
 _FEW = 0.05
+_LEAST = 0.2  # of what training moved, that is measured
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,9 @@ def explained(choice: Choice, reason: str, inputs: MethodInputs) -> tuple[str, s
 
 def strengths_of(step: PortStep, plan: PortPlan) -> tuple[float, ...]:
     """Return the strengths at which a step is measured."""
+    if step in TRAINED:
+        # Less than all of it is where a lower rate would have led, at no gradient.
+        return tuple(sorted({*(s for s in plan.strengths if _LEAST <= s < 1), 1.0}))
     if parts_of(step)[1] == "fitted":
         return (1.0,)
     return tuple(sorted({*plan.strengths, 1.0})) if step == "identity" else plan.strengths

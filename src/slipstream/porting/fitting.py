@@ -15,7 +15,7 @@ from slipstream.porting.method_inputs import MethodInputs
 from slipstream.porting.outputs import TargetFunction, last_parameters, outputs_of
 from slipstream.porting.plan import PortStep
 from slipstream.porting.problem import wide_copy
-from slipstream.training import Loop, TrainingPlan
+from slipstream.training import Lion, Loop, TrainingPlan
 from slipstream.transfer.distance import divergence
 from slipstream.transfer.transfer_state import BatchStream, complete_weights
 from slipstream.weights import load_weights_, unwrapped, weights_of
@@ -30,7 +30,7 @@ class NoOutputBiasError(CannotFit):
 
 
 def few_shot(inputs: MethodInputs, rate: float) -> dict[str, Tensor]:
-    """Fine-tune the other base with Adam, as many steps as `fgmt-signed` takes gradients.
+    """Fine-tune the other base by sign descent, with as many gradients as `fgmt-signed` takes.
 
     Args:
         inputs: The problem and its task.
@@ -48,7 +48,7 @@ def few_shot(inputs: MethodInputs, rate: float) -> dict[str, Tensor]:
 
 
 def distil(inputs: MethodInputs, step: PortStep) -> tuple[dict[str, Tensor], float]:
-    """Train the other base on outputs of the fine-tune, with Adam, without labels.
+    """Train the other base on outputs of the fine-tune, by sign descent, without labels.
 
     Args:
         inputs: The problem and its task.
@@ -195,8 +195,9 @@ def _descend(
     inputs.spend(steps)
     names = _trained(inputs, task.model)
     trained = [p for name, p in task.model.named_parameters() if name in names]
-    plan = TrainingPlan(epochs=1, optimizer="adam", lr=rate, schedule="cosine")
-    loop = Loop(task.model, plan, trained=trained, batch_size=task.batch_size)
+    plan = TrainingPlan(epochs=1, lr=rate, schedule="cosine")
+    signs = Lion(trained, rate, betas=(0.0, 0.0))
+    loop = Loop(task.model, plan, trained=trained, batch_size=task.batch_size, optimizer=signs)
     loop.run(checked, data=BatchStream(data).take(steps))
 
 

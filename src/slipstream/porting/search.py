@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from slipstream.evaluation.batchnorm import batchnorm_layers
 from slipstream.porting.choosing import Choice, Chosen, Progress, explained, strengths_of
 from slipstream.porting.displacement import Prepared, prepare
 from slipstream.porting.fitting import CannotFit
@@ -109,26 +110,39 @@ class Search:
         for start in self._best(_STARTS, among=("identity", *aligned)):
             for step in fitted:
                 self.extend(step, start)
-        self._descend(aligned)
-        best = self._best(1)[0]
-        if inputs.has_data and best.steps[-1] in (*DISTILLED, *FUNCTION):
-            self.extend("output-bias", best)
+        self._descend(aligned, fitted)
 
-    def _descend(self, aligned: list[PortStep]) -> None:
+    def _descend(self, aligned: list[PortStep], fitted: list[PortStep]) -> None:
         """Spend the budget of gradients: on inputs first, then on labels, from the best so far."""
         plan, inputs = self.inputs.plan, self.inputs
         budget = _DEFAULT * plan.stages if plan.budget is None else plan.budget
         steps: list[PortStep] = [self._distillation()] if inputs.has_inputs else []
+        (likely,) = self._best(1, among=("identity", *aligned))
         if inputs.has_data:
             steps.append("few-shot")
             if budget >= _LARGE or not steps[1:]:
-                (likely,) = self._best(1, among=("identity", *aligned))
                 steps.append(_SIGNED[likely.method])
+        # Training changes what BatchNorm passes on, and undoes a fit of the layers behind it.
+        refits = bool(batchnorm_layers(inputs.with_model.model)) and inputs.has_inputs
+        start = min((likely, self.tried[0]), key=_score) if refits else self._best(1)[0]
         for number, step in enumerate(steps):
             share = (budget - sum(inputs.spent)) // (len(steps) - number)
-            if share > 0:
-                signed = step.endswith("-signed")
-                self.extend(step, None if signed else self._best(1)[0], _spending(plan, share))
+            if share <= 0:
+                continue
+            if step.endswith("-signed"):
+                self.extend(step, None, replace(plan, stages=share))
+                continue
+            found = self.extend(step, start, _spending(plan, share, left=self._left(start)))
+            if found is None:
+                continue
+            for fit in fitted:
+                self.extend(fit, found)
+            start = min((start, found), key=_score)
+
+    def _left(self, start: Choice) -> float:
+        """What share of the untouched base's error a start leaves, if the loss is its square."""
+        first, last = self.tried[0].loss, start.loss
+        return math.sqrt(last / first) if 0 < last < first < math.inf else 1.0
 
     def _distillation(self) -> PortStep:
         """What to distil: the change, unless the last layers do better with A*'s outputs."""
@@ -258,10 +272,11 @@ class Search:
         return untouched, reason, margin
 
 
-def _spending(plan: PortPlan, share: int) -> PortPlan:
-    """The plan of a step that takes a share of the budget; a small one has fewer rates to try."""
+def _spending(plan: PortPlan, share: int, *, left: float) -> PortPlan:
+    """The plan of a training that takes a share of the budget; a small one has few rates to try."""
     count = min(max(share // _STEPS, 1), len(plan.rates))
-    rates = plan.rates[:count] if count > 1 else (plan.rates[len(plan.rates) // 2],)
+    # A step against a sign is as long where little is left to learn as where all is.
+    rates = tuple(rate * left for rate in sorted(plan.rates, reverse=True)[:count])
     return replace(plan, stages=share, rates=rates, training_steps=share // count)
 
 
