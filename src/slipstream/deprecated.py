@@ -85,7 +85,6 @@ MODULES = {
     "slipstream.trajectory.tensor_file": "slipstream.storage.tensor_file",
     "slipstream.transfer.checks": "slipstream.storage.plan_fields",
     "slipstream.transfer.files": "slipstream.storage.writing",
-    "slipstream.transfer.gradient_store": "slipstream.transfer.transfer_state",
     "slipstream.transfer.ledger": "slipstream.transfer.stage_log",
     "slipstream.transfer.networks": "slipstream.transfer.transfer_state",
     "slipstream.transfer.paths": "slipstream.transfer.plan",
