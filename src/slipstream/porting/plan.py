@@ -56,8 +56,8 @@ class PortPlan:
     it, `-signed` carries the displacement in stages, each beside a step against the gradient's
     sign. Or it carries the change of the outputs: `function` by the last layers alone, in closed
     form, `distil` by gradients, both on unlabelled inputs; with `-outputs`, the fine-tune's outputs
-    themselves. `few-shot` and `output-bias` fit the
-    labels alone, and `untouched` leaves the base as it is.
+    themselves. `few-shot` and `output-bias` fit the labels alone, and `untouched` leaves the base
+    as it is.
     """
 
     method: PortMethod = option(
@@ -84,7 +84,8 @@ class PortPlan:
     signs: SignWeights = field(default_factory=SignWeights)
     rates: tuple[float, ...] = option(
         (0.003, 0.001, 0.0003),
-        "A learning rate of few-shot fine-tuning and of distillation to try; repeatable.",
+        "A learning rate of few-shot fine-tuning and of distillation to try; repeatable. auto "
+        "lowers them where little of the error is left.",
     )
     training_steps: int | None = option(
         None,

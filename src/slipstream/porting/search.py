@@ -276,7 +276,7 @@ def _spending(plan: PortPlan, share: int, *, left: float) -> PortPlan:
     """The plan of a training that takes a share of the budget; a small one has few rates to try."""
     count = min(max(share // _STEPS, 1), len(plan.rates))
     # A step against a sign is as long where little is left to learn as where all is.
-    rates = tuple(rate * left for rate in sorted(plan.rates, reverse=True)[:count])
+    rates = tuple(float(f"{rate * left:.2g}") for rate in sorted(plan.rates, reverse=True)[:count])
     return replace(plan, stages=share, rates=rates, training_steps=share // count)
 
 
