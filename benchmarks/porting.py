@@ -69,7 +69,7 @@ def main() -> None:
     for name in arguments.cases or known:
         for pair in range(arguments.pairs):
             earlier = {r["lineage"]: r for r in results if (r["case"], r["pair"]) == (name, pair)}
-            if earlier and all(method in earlier[False]["test"] for method in PLANS):
+            if earlier and all(map(_complete, earlier.values())):
                 continue
             began = time.process_time()
             found = [
@@ -79,7 +79,7 @@ def main() -> None:
             results += [{**part, "seconds": time.process_time() - began} for part in found]
             minutes = sum(r["seconds"] for r in results if not r["lineage"]) / 60
             note = f"{machine_line(facts)} {minutes:.0f} minutes of processor time in all."
-            text = _report(results, known) + f"\n\n{note}"
+            text = _report(list(filter(_complete, results)), known) + f"\n\n{note}"
             write(arguments.output, text, {"machine": facts, "results": results})
 
 
@@ -91,6 +91,10 @@ def _before(output: Path | None) -> list[dict[str, Any]]:
     return found
 
 
+def _complete(result: dict[str, Any]) -> bool:
+    return all(method in result["test"] for method in (KEPT if result["lineage"] else PLANS))
+
+
 def _run(case: Case, pair: int, earlier: dict[bool, Any]) -> Iterator[dict[str, Any]]:
     """Train two bases and their fine-tunes; port, and measure on the test data.
 
@@ -100,28 +104,27 @@ def _run(case: Case, pair: int, earlier: dict[bool, Any]) -> Iterator[dict[str, 
     for model, examples in zip((first, second), case.pretraining, strict=True):
         case.training.run(model, case.loss, Shuffled(examples, case.batch, pair))
     tuned = _tuned(case, first, seed=pair)
-    if earlier:
-        missing = [method for method in PLANS if method not in earlier[False]["test"]]
-        found = _ported(case, first, tuned, second, missing, seed=pair)
+    for lineage, methods in ((False, list(PLANS)), (True, KEPT)):
+        before = earlier.get(lineage, {"test": {}, "chosen": {}})
+        missing = [method for method in methods if method not in before["test"]]
+        other = second
+        if lineage and missing:
+            other = copy.deepcopy(first)
+            data = Shuffled(case.pretraining[1], case.batch, pair + 100)
+            case.training.run(other, case.loss, data, share=0.5)
+        found = _ported(case, first, tuned, other, missing, seed=pair) if missing else {}
         for part in ("test", "chosen"):
-            found[part] = earlier[False][part] | found[part]
-        yield earlier[False] | found
-        yield earlier[True]
-        return
-    found = _ported(case, first, tuned, second, list(PLANS), seed=pair)
-    rivals_of = partial(_descended, case, second, seed=pair)
-    found["test"] |= {
-        FULL: _test(case, second, weights_of(_tuned(case, second, seed=pair))),
-        SOURCE: _test(case, first, weights_of(tuned)),
-        FEW_SHOT: rivals_of(),
-        DISTILLED: rivals_of(source=weights_of(tuned)),
-        SHUFFLED: _shuffled(case, first, tuned, second, seed=pair),
-    }
-    yield {"lineage": False, **found}
-    onward = copy.deepcopy(first)
-    data = Shuffled(case.pretraining[1], case.batch, pair + 100)
-    case.training.run(onward, case.loss, data, share=0.5)
-    yield {"lineage": True, **_ported(case, first, tuned, onward, KEPT, seed=pair)}
+            found[part] = before[part] | found.get(part, {})
+        if not lineage and FULL not in found["test"]:
+            rivals_of = partial(_descended, case, second, seed=pair)
+            found["test"] |= {
+                FULL: _test(case, second, weights_of(_tuned(case, second, seed=pair))),
+                SOURCE: _test(case, first, weights_of(tuned)),
+                FEW_SHOT: rivals_of(),
+                DISTILLED: rivals_of(source=weights_of(tuned)),
+                SHUFFLED: _shuffled(case, first, tuned, second, seed=pair),
+            }
+        yield {**before, "lineage": lineage, **found}
 
 
 def _ported(
