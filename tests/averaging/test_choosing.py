@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 import torch
@@ -73,6 +74,31 @@ def test_what_is_not_finite_never_wins():
     assert choose(run, metrics, rules=[LAWA(2)]).best.name == "lawa:2"
     with pytest.raises(ValueError, match="No candidate has a finite loss"):
         choose(run, {"loss": lambda model, batch: math.inf}, rules=[])
+
+
+class Drawn:
+    """Other batches in each pass: of other values, or the same ones in another order."""
+
+    def __init__(self, *passes):
+        self.passes = cycle(passes)
+
+    def __iter__(self):
+        return iter(next(self.passes))
+
+
+def test_validation_data_that_change_are_refused():
+    def mean(model, batch):
+        return batch.mean() * model.weight.sum()
+
+    candidates = average_candidates(line(1.0), modes=[])
+    low, high = torch.full((2, 1), 0.1), torch.full((1, 1), 0.7)
+    task = Task(nn.Linear(1, 1, bias=False), ONE, mean, validation=Drawn([low], [high]))
+    with pytest.raises(ValueError, match=r"loss of the same weights was .*, then "):
+        choose_average(candidates, task)
+    task = replace(task, validation=Drawn([low, high], [high, low]))
+    assert choose_average(candidates, task).best.name == "last"
+    task = replace(task, validation=(batch for batch in (low, high)))
+    assert choose_average(candidates, task).best.name == "last"
 
 
 def test_an_unknown_metric_and_an_empty_run_are_told():

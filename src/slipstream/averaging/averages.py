@@ -58,14 +58,14 @@ def weighted_sum(counted: Iterable[tuple[Snapshot, float]]) -> dict[str, Tensor]
         ValueError: If a snapshot that counts is not finite.
     """
     sums: dict[str, Tensor] = {}
-    for snapshot, share in counted:
+    for number, (snapshot, share) in enumerate(counted):
         if share == 0:
             continue
         weights = snapshot.weights
         if name := first_nonfinite(weights):
             raise ValueError(
                 f"Tensor {name!r} of step {snapshot.step} is not finite: average a part of the "
-                "run without it, such as trajectory[10:]."
+                f"run without it, trajectory[:{number}] or trajectory[{number + 1}:]."
             )
         for name, value in weights.items():
             if not is_averaged(value):

@@ -57,7 +57,7 @@ def average_candidates(
         trajectory: At least one snapshot.
         rules: Which averages; by default `SWA` from a quarter, half and three quarters of the run,
             `EMA` with decays from 0.5 to 0.95 from snapshot to snapshot, `LAWA` of up to 10, and
-            `Decay` along 1 - sqrt over the last half and the last fifth of the run.
+            linear `Decay` over the last half and the last fifth of the run.
         modes: Numbers of modes to fit to the run, for the weights on their lines at the last
             step; none if only rules are given, 10 if nothing is.
         stored: Power averages that were kept during training, from which those of `rules` are made,
@@ -137,7 +137,8 @@ def choose_average(
     Args:
         candidates: Name to a function that makes the weights, as of `average_candidates`.
         task: The model with its loss and metrics, and the validation data to decide on, which is
-            iterated once for each candidate. BatchNorm is calibrated on its training data.
+            iterated once for each candidate, and once more to see that it gives the same numbers.
+            BatchNorm is calibrated on its training data.
         criterion: The metric that decides. Among equals the lower loss wins, then the earlier one.
         highest: Whether the highest value wins, as for an accuracy, and not the lowest.
         progress: Called before each candidate with its name, its number and how many there are.
@@ -146,11 +147,13 @@ def choose_average(
         All candidates with their metrics, the best one and its weights.
 
     Raises:
-        ValueError: If there is no candidate, the metric is unknown, or none is finite.
+        ValueError: If there is no candidate, the metric is unknown, none is finite, or the
+            validation data give other numbers in another pass.
     """
     metrics = task.measured
     if criterion not in metrics:
         raise ValueError(f"criterion must be one of {', '.join(metrics)}, got {criterion!r}.")
+    task = task.repeatable()
     judged: list[Candidate] = []
     best: tuple[tuple[float, float], Candidate, dict[str, Tensor]] | None = None
     for number, (name, make) in enumerate(candidates.items()):
@@ -159,7 +162,7 @@ def choose_average(
         weights = dict(make())
         if name != "last":
             weights |= task.recalibrated(weights)
-        candidate = Candidate(name, task.evaluate(weights=weights, split="validation"))
+        candidate = Candidate(name, _validated(task, weights, twice=not judged))
         judged.append(candidate)
         rank = _rank(candidate, criterion, highest=highest)
         if math.isfinite(rank[0]) and (best is None or rank < best[0]):
@@ -167,6 +170,21 @@ def choose_average(
     if best is None:
         raise ValueError(f"No candidate has a finite {criterion} on the validation data.")
     return AverageChoice(tuple(judged), best[1], best[2], criterion)
+
+
+def _validated(task: Task, weights: Weights, *, twice: bool) -> dict[str, float]:
+    """Measure, and measure again: noise in the data would decide on the best candidate."""
+    found = task.evaluate(weights=weights, split="validation")
+    second = task.evaluate(weights=weights, split="validation") if twice else {}
+    for name, again in second.items():
+        # Batches in another order are as good; their means are rounded otherwise.
+        if math.isfinite(again) and not math.isclose(again, found[name], rel_tol=1e-4):
+            raise ValueError(
+                f"The validation data are not deterministic: {name} of the same weights was "
+                f"{found[name]:.6g}, then {again:.6g}. Pass a fixed list of batches, without "
+                "random augmentation."
+            )
+    return found
 
 
 def _rank(candidate: Candidate, criterion: str, *, highest: bool) -> tuple[float, float]:
@@ -189,4 +207,4 @@ def _usual_rules(trajectory: Trajectory) -> list[AverageRule]:
     rules += [EMA(decay) for decay in _DECAYS]
     rules += [LAWA(count) for count in _LATEST if count <= len(trajectory)]
     begins = dict.fromkeys(first + round((last - first) * part) for part in _DECAYS_FROM)
-    return rules + [Decay(start) for start in begins if start < last]
+    return rules + [Decay(start, "linear") for start in begins if start < last]

@@ -31,9 +31,9 @@ class NowcastPlan:
 
     degree: int = 1  # of the trend: 1 a straight line, 2 a parabola
     snapshots: int = 10  # in the window
-    gap: int = 10  # optimiser steps between them
+    gap: int = 5  # optimiser steps between them
     every: int = 50  # optimiser steps from one attempt to the next
-    ahead: tuple[int, ...] = (0, 25, 50, 100)  # optimiser steps; all are tried, the best is taken
+    ahead: tuple[int, ...] = (0, 10, 25, 50)  # optimiser steps; all are tried, the best is taken
 
     def __post_init__(self) -> None:
         if self.degree < 1 or self.snapshots <= self.degree:

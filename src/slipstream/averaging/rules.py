@@ -230,6 +230,8 @@ class Decay:
         curve = self.curve if callable(self.curve) else _CURVES[self.curve]
         start = max(self.start, first)
         falling = [float(curve((n + 0.5) / (last - start))) for n in range(last - start)]
+        if not all(map(math.isfinite, falling)):
+            raise ValueError(f"curve of {self} is not finite everywhere between 0 and 1.")
         return [1.0] * (start - first) + falling
 
 
