@@ -157,6 +157,10 @@ def test_mistakes_are_one_line(folder, tmp_path):
         (("barrier", run, other, "-o", "a.txt"), "--out must end in .json, got a.txt"),
         (("barrier", run, other, "--figure", "a.txt"), "--figure must end in .png, .svg, .pdf"),
         (("barrier", run, other, "--resume"), "--resume needs --out or --figure"),
+        (
+            ("barrier", run, other, "--learn-steps", 3),
+            "--learn-steps needs --match rotations",
+        ),
         (("barrier", run, other, "-o", tmp_path / "no" / "a.json"), "there is no folder"),
         (("plane", run, other), "use `slipstream landscape line`"),
         (("study", run, "--trained-target", other), "goes with one transferred run"),

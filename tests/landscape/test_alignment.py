@@ -1,5 +1,7 @@
 """Barriers before and after matching."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,8 +9,11 @@ from cases import CASES
 from slipstream.evaluation import Task
 from slipstream.landscape import AlignmentPlan, align_then_barrier, loss_barrier
 from slipstream.symmetry.permutation import Permutation
+from slipstream.symmetry.rotation import GroupRotation
+from slipstream.symmetry.rotation_proof import find_rotatable_groups
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.weights import clone, weights_of
+from small_transformer import inputs, transformer
 
 
 def setting(name="mlp"):
@@ -49,9 +54,34 @@ def test_a_permuted_network_has_a_barrier_that_matching_removes(name, method):
     assert found.to_json()["after"]["height"] == found.after.height
 
 
+def test_a_rotated_network_has_a_barrier_that_matching_removes():
+    model, x = transformer(), inputs(9)
+    groups = find_neuron_groups(model, x)
+    target = clone(weights_of(model))
+    found = find_rotatable_groups(model, x, groups=groups)
+    hidden = GroupRotation.random(found, seed=1, norms=found.norm_values(target))
+    task = Task(model, [(x, model(x).argmax(-1))])
+    plan = AlignmentPlan("rotations", points=5)
+    both = align_then_barrier(hidden.apply(target), target, task, groups=groups, plan=plan)
+    assert both.before.height > 1e-4
+    assert both.after.height == pytest.approx(0.0, abs=1e-9)
+    assert both.to_json()["moved"] > 0.5
+    assert both.to_json()["rotations"]["rotatable"][0]["keeps_mean"]
+    plan = AlignmentPlan("rotations", points=5, learn_steps=2)
+    with pytest.raises(ValueError, match="learn_steps trains on task"):
+        align_then_barrier(target, target, task, groups=groups, plan=plan)
+    task = replace(task, calibration=task.data)
+    learned = align_then_barrier(hidden.apply(target), target, task, groups=groups, plan=plan)
+    assert len(learned.matching.losses) == 2
+
+
 def test_bad_input_is_told():
+    with pytest.raises(ValueError, match='learn_steps needs method="rotations"'):
+        AlignmentPlan(learn_steps=2)
+    with pytest.raises(ValueError, match="rotations have one start"):
+        AlignmentPlan("rotations", restarts=2)
     model, target, groups, data = setting()
-    with pytest.raises(ValueError, match="method must be weights or activations, got 'both'"):
+    with pytest.raises(ValueError, match="must be weights, activations or rotations, got 'both'"):
         AlignmentPlan(method="both")
     with pytest.raises(ValueError, match="target lacks the tensor"):
         align_then_barrier(target, {}, Task(model, data), groups=groups)

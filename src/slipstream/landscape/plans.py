@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     Predict = Callable[[nn.Module, Any], Tensor]
 
-AlignmentMethod = Literal["weights", "activations"]
+AlignmentMethod = Literal["weights", "activations", "rotations"]
 CurveName = Literal["bezier", "polyline"]
 Extent = tuple[tuple[float, float], tuple[float, float]]  # lowest and highest x, and of y
 Mode = Literal["eval", "own"]  # of BatchNorm and dropout, where a model is differentiated
@@ -22,15 +22,28 @@ Mode = Literal["eval", "own"]  # of BatchNorm and dropout, where a model is diff
 class AlignmentPlan:
     """How `align_then_barrier` matches neurons, and where it measures."""
 
-    method: AlignmentMethod = option("weights", "Match weights, or what neurons compute on data.")
+    method: AlignmentMethod = option(
+        "weights",
+        "Match weights, or what neurons compute on data; rotations: that, by rotating the neurons "
+        "that only linear layers and normalisations see, and permuting the others.",
+    )
     points: int = option(25, "Evaluations of each line, both ends included.")
     restarts: int = option(0, "More matchings, with the groups in random order; the best is kept.")
-    seed: int = option(0, "Seed of the restarts.")
+    learn_steps: int = option(
+        0, "Steps that train the rotations on the loss between the networks.", minimum=0
+    )
+    seed: int = option(0, "Seed of the restarts, and of the steps.")
     memory: int | None = None  # bytes that a chunk of points may take, as of `evaluate_points`
 
     def __post_init__(self) -> None:
         if self.method not in get_args(AlignmentMethod):
-            raise ValueError(f"method must be weights or activations, got {self.method!r}.")
+            raise ValueError(
+                f"method must be weights, activations or rotations, got {self.method!r}."
+            )
+        if self.learn_steps and self.method != "rotations":
+            raise ValueError('learn_steps needs method="rotations": an order is not trained.')
+        if self.restarts and self.method == "rotations":
+            raise ValueError("restarts are of permutations: rotations have one start.")
 
 
 @dataclass(frozen=True)

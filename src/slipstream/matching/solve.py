@@ -30,6 +30,11 @@ class Matching:
     seconds_assignments: float
 
     @property
+    def seconds(self) -> float:
+        """What it took altogether."""
+        return self.seconds_products + self.seconds_assignments
+
+    @property
     def gain(self) -> float:
         """What the permutation adds to the objective of the identity."""
         return self.objective - self.identity_objective

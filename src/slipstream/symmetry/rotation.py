@@ -12,6 +12,7 @@ from slipstream.symmetry.norms import FoldableNorm, fold, unfold
 from slipstream.symmetry.permutation import Permutation
 from slipstream.weights import Weights, check_shapes
 
+_STILL = 1e-9  # a rotation moves a neuron by more
 _LEAST_GAIN = 1e-6  # a smaller gain cannot be divided by in float32
 
 
@@ -171,6 +172,19 @@ class GroupRotation:
         moved = rotated(self.permutation.apply(fold(wide, norms)), self.rotatable, self.matrices)
         moved = unfold(moved, norms, values) if values else moved
         return {n: v.to(weights[n]).contiguous() for n, v in moved.items()}
+
+    def moved(self) -> float:
+        """Return the share of neurons that are rotated or change their position."""
+        still = Permutation.identity(self.rotatable.groups).orders
+        moving = []
+        for name, order in self.permutation.orders.items():
+            moves = order != still[name]
+            if name in self.matrices:
+                matrix = self.matrices[name]
+                rest = matrix - torch.eye(matrix.shape[-1], dtype=matrix.dtype)
+                moves = moves | (rest.abs().amax(-1) > _STILL)
+            moving.append(moves.flatten())
+        return float(torch.cat(moving).double().mean()) if moving else 0.0
 
 
 def rotated(
