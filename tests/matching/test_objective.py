@@ -431,3 +431,21 @@ def test_a_nan_is_refused():
     source = tensors(CHAIN, 0)
     with pytest.raises(ValueError, match="NaN"):
         match_weights(source, {**source, "w1": source["w1"] * torch.nan}, groups=CHAIN)
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 14])
+def test_remembered_moves_are_those_of_the_orders_that_are_asked_for(monkeypatch, limit):
+    monkeypatch.setattr(products, "REMEMBERED", limit)
+    moves = products.Moves(GROUPED)
+    drawn = [Permutation.random(GROUPED, seed=seed) for seed in range(20)]
+    for one in (*drawn, *drawn[:2], *drawn[-2:], Permutation.random(GROUPED, seed=0)):
+        for name in GROUPED.shapes:
+            move = moves.of(name, one.orders, one.signs)
+            value = torch.randn(GROUPED.shapes[name])
+            assert torch.equal(move(value), one.apply_to(name, value))
+    again = Permutation.random(GROUPED, seed=19)
+    known = drawn[-1] if limit else again
+    first = moves.of("w", known.orders, {})
+    assert moves.of("w", again.orders, {}) is first  # equal orders in other tensors
+    wide = max(len(entries) for entries in moves._known.values())
+    assert wide == (2 if limit == 0 else 16)

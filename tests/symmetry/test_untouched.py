@@ -240,3 +240,19 @@ def test_modules_at_any_depth_are_put_back():
         model(INPUTS)
         assert inner.helper.tables
     assert not inner.helper.tables
+
+
+class Converting(Layers):
+    def forward(self, x):
+        self.second = self.second.to(torch.float32)  # as routers of mixtures of experts do
+        return super().forward(x)
+
+    def table(self, count):
+        return torch.zeros(count)
+
+
+def test_a_forward_that_converts_a_module_keeps_its_weights():
+    model = Converting().eval()
+    weights = dict(model.named_parameters())
+    assert find_neuron_groups(model, INPUTS).sizes() == {"first.weight:0": 8}
+    assert all(value is weights[name] for name, value in model.named_parameters())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.gradients import Gradient, dtype_of, inner_product
-from slipstream.matching.products import Pair, Product
+from slipstream.matching.products import Moves, Pair, Product
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
@@ -73,8 +73,9 @@ class Objective:
         self._kept = 0  # values of all products together
         self._final: dict[tuple[str, bool], Tensor] = {}  # (n, n), of tensors of one group only
         self._pairs: dict[str, list[Pair]] = {}  # by tensor: those that list several
+        moves = Moves(groups)
         self._products = {
-            (group.name, block): Product(groups, group.name, block)
+            (group.name, block): Product(groups, group.name, block, moves)
             for group in groups.groups
             for block in groups.blocks_of(group.name)
         }

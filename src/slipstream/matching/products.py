@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.gradients import Gradient, LowRank, dense, inner_product, wide
-from slipstream.symmetry.gather import multiply, take
+from slipstream.symmetry.gather import Table, multiply, sign_factors, source_places, take
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
 Pair = tuple[Gradient, Gradient]  # target, source
 CHUNK = 1 << 22  # values of a tensor that are permuted at once
+REMEMBERED = 1 << 14  # numbers that say a move, of which many are remembered
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,11 @@ class Move:
 
     positions: dict[int, Tensor]  # what `take` reads
     factors: dict[int, Tensor]  # what `multiply` reads
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers say it."""
+        return sum(v.numel() for m in (self.positions, self.factors) for v in m.values())
 
     def __call__(self, value: Tensor) -> Tensor:
         """Return the tensor with its neurons moved."""
@@ -72,6 +78,41 @@ class Move:
         )
 
 
+class Moves:
+    """The moves of tensors, remembered as long as the orders that they depend on are the same."""
+
+    def __init__(self, groups: NeuronGroups) -> None:
+        self._groups = groups
+        self._listed: dict[str, frozenset[str]] = {}  # groups that a tensor depends on
+        self._known: dict[str, list[tuple[list[Tensor | None], Move]]] = {}  # the latest first
+
+    def of(self, name: str, orders: Table, signs: Table) -> Move:
+        """Return what orders and signs do to a tensor."""
+        listed = sorted(self._groups_on(name))
+        given = [orders[group] for group in listed] + [signs.get(group) for group in listed]
+        known = self._known.setdefault(name, [])
+        for entry in known:
+            if all(_same(*pair) for pair in zip(given, entry[0], strict=True)):
+                return entry[1]
+        move = Move(
+            source_places(self._groups, name, orders), sign_factors(self._groups, name, signs)
+        )
+        known.insert(0, (given, move))
+        del known[2 if move.numbers > REMEMBERED else 16 :]
+        return move
+
+    def _groups_on(self, name: str) -> frozenset[str]:
+        if name not in self._listed:
+            listed = {group for block in self._groups.blocks_on(name) for group in block.groups}
+            parents = (self._groups[group].parents for group in listed)
+            self._listed[name] = frozenset(listed.union(*parents))
+        return self._listed[name]
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
 @dataclass
 class Product:
     """What one block adds to the similarity of one group, over the pairs seen so far."""
@@ -79,6 +120,7 @@ class Product:
     groups: NeuronGroups
     group: str
     block: Block
+    moves: Moves = field(repr=False)
     _total: Tensor | None = field(default=None, repr=False)  # (rows, n, n)
     _move: Move = field(default_factory=lambda: Move({}, {}), repr=False)  # that of `_total`
     _seen: int = 0  # pairs in `_total`
@@ -149,15 +191,15 @@ class Product:
     def worths(self, pairs: list[Pair], permutation: Permutation) -> Tensor:
         """Return the worth of each position as it is now, (positions of the parents, n)."""
         total: Tensor | float = 0.0
+        move = self.moves.of(self.block.tensor, permutation.orders, permutation.signs)
         for target, source in pairs:
-            moved = permutation.apply_to(self.block.tensor, wide(source))
+            moved = move(wide(source))
             total = total + (self._rows(wide(target)) * self._rows(moved)).sum(-1)
         return torch.as_tensor(total)
 
     def value(self, pairs: list[Pair], permutation: Permutation) -> float:
         """Return what the whole tensor of the block is worth, permuted piece by piece."""
-        name = self.block.tensor
-        move = Move(permutation.indices(name), permutation.factors(name))
+        move = self.moves.of(self.block.tensor, permutation.orders, permutation.signs)
         total = 0.0
         for target, source in pairs:
             if isinstance(target, LowRank) or isinstance(source, LowRank):
@@ -169,14 +211,13 @@ class Product:
     def _around(self, permutation: Permutation) -> Move:
         """The move of every axis, with this group left alone on the block's own axis."""
         name, own = self.block.tensor, self.block.axis
-        move = Move(permutation.indices(name), permutation.factors(name))
+        move = self.moves.of(name, permutation.orders, permutation.signs)
         if all(f == self.group or isinstance(f, int) for f in self.block.factors):
             return move.without(own)
         still = torch.arange(self._size(self.group)).expand_as(permutation.orders[self.group])
         orders = {**permutation.orders, self.group: still}
         signs = {group: sign for group, sign in permutation.signs.items() if group != self.group}
-        alone = Permutation(self.groups, orders, signs)
-        mine = Move(alone.indices(name), alone.factors(name)).on(own, of=own)
+        mine = self.moves.of(name, orders, signs).on(own, of=own)
         rest = move.without(own)
         return Move(rest.positions | mine.positions, rest.factors | mine.factors)
 

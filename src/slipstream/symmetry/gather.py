@@ -5,6 +5,7 @@ depends on the position on another axis: the order inside a group is another one
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -115,11 +116,16 @@ def _read(groups: NeuronGroups, block: Block, group: str, own: Tensor, table: Ta
 
 def _numbers(groups: NeuronGroups, block: Block) -> list[tuple[str | int, Tensor]]:
     """Each factor with the number that its neurons have at the positions of the block."""
-    rank = len(groups.shapes[block.tensor])
-    ranges = [torch.arange(_size(groups, factor)) for factor in block.factors]
-    grid = torch.meshgrid(*ranges, indexing="ij")
-    numbers = (_along(number.flatten(), block.axis, rank) for number in grid)
+    sizes = tuple(_size(groups, factor) for factor in block.factors)
+    numbers = _grid(sizes, block.axis, len(groups.shapes[block.tensor]))
     return list(zip(block.factors, numbers, strict=True))
+
+
+@lru_cache(maxsize=256)
+def _grid(sizes: tuple[int, ...], axis: int, rank: int) -> tuple[Tensor, ...]:
+    """The number of each factor at every position; nobody may write into these."""
+    grid = torch.meshgrid(*map(torch.arange, sizes), indexing="ij")
+    return tuple(_along(number.flatten(), axis, rank) for number in grid)
 
 
 def _size(groups: NeuronGroups, factor: str | int) -> int:
