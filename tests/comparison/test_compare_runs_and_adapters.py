@@ -128,6 +128,25 @@ def test_damaged_adapters_and_steps_of_files_are_named(tmp_path):
         compare_checkpoints([tmp_path / "base.safetensors", f"{tmp_path / 'base.safetensors'}@3"])
 
 
+def test_files_without_weights_say_what_to_do(tmp_path):
+    save_file(BASE, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"its config.json is damaged"):
+        compare_checkpoints([BASE, tmp_path])
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(ValueError, match=r"text.pt is not a file of torch.save"):
+        compare_checkpoints([BASE, tmp_path / "text.pt"])
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"holds a list: save the state dict alone"):
+        compare_checkpoints([BASE, tmp_path / "list.pt"])
+
+
+def test_one_file_twice_has_two_short_names(tmp_path):
+    save_file(BASE, tmp_path / "model.safetensors")
+    found = compare_checkpoints([tmp_path / "model.safetensors"] * 2)
+    assert found.names == ("model.safetensors (1)", "model.safetensors (2)")
+
+
 def test_a_run_of_one_snapshot_is_a_checkpoint(tmp_path):
     run = run_of(tmp_path / "run", {20: BASE})
     near = weights(trained(MODEL, 20))

@@ -42,6 +42,16 @@ def test_levels_by_row_and_group(levels, group):
     assert not is_quantised(rounded(weight, levels), weight)
 
 
+@pytest.mark.parametrize("levels", [1, 7, 127])
+@pytest.mark.parametrize("size", [2, 3])
+def test_levels_of_rows_too_short_to_show_them(levels, size):
+    weight = torch.randn(24, 1, size, size)
+    assert is_quantised(weight, rounded(weight, levels))
+    assert not is_quantised(weight, rounded(weight + torch.randn_like(weight), levels))
+    assert not is_quantised(weight, weight + 0.01 * torch.randn_like(weight))
+    assert not is_quantised(weight[:2, :, :1], rounded(weight[:2, :, :1], levels))  # by chance
+
+
 def test_levels_of_a_whole_tensor():
     weight = torch.randn(20, 12)
     step = weight.abs().max() / 127

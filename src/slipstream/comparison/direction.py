@@ -155,12 +155,12 @@ def shrinkage(first: Tensor, second: Tensor, types: Sequence[torch.dtype]) -> fl
     if first.dim() < 2:
         return None
     near = max(_ALIKE, *(torch.finfo(dtype).eps for dtype in types))
-    by_row, by_column = [], torch.zeros(4, first[0].numel()).double()
-    for a, b in _row_blocks(first, second):
-        parts = torch.stack([a * a, a * b, b * b, (a * b != 0).double()])
-        by_row.append(parts.sum(2))
-        by_column += parts.sum(1)
-    factors = torch.cat([_factors(sums, near) for sums in (torch.cat(by_row, 1), by_column)])
+    by_row, by_column = (torch.zeros(4, n).double() for n in (len(first), first[0].numel()))
+    for n, (a, b) in enumerate(_row_blocks(first, second)):
+        for m, part in enumerate((a * a, a * b, b * b, a * b != 0)):
+            by_row[m, n * _ROWS : (n + 1) * _ROWS] = part.sum(1)
+            by_column[m] += part.sum(0)
+    factors = torch.cat([_factors(sums, near) for sums in (by_row, by_column)])
     if len(factors) < 2 or float(factors.max() - factors.min()) > 2 * near:
         return None
     return float(factors.mean())

@@ -183,7 +183,7 @@ def _layer(
 
 def _is_constant(value: Tensor) -> bool:
     flat = value.reshape(-1)
-    return len(flat) > 1 and bool((flat == flat[0]).all())
+    return len(flat) > 1 and bool(flat.min() == flat.max())
 
 
 def _is_fresh(value: Tensor) -> bool:

@@ -81,7 +81,7 @@ def _named(given: Sequence[Given]) -> list[tuple[str, Given]]:
         if len(set(names)) == len(names):
             break
     else:
-        names = [f"{name} ({n + 1})" for n, name in enumerate(names)]
+        names = [f"{_short(path, 1) or 'weights'} ({n + 1})" for n, path in enumerate(paths)]
     return list(zip(names, given, strict=True))
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 _EXACT = 512  # rows or columns, up to which all singular values are taken
 _ROWS = 256  # held in float64 at a time
+_BLOCK = 1 << 20
 _LOOKED_FOR = 128  # directions that are looked for in larger ones
 
 
@@ -86,8 +87,10 @@ def _difference(first: Tensor, second: Tensor) -> Tensor:
 
 def rounding_error(value: Tensor) -> float:
     """Return the size of the errors that storing a tensor made: half of the last digit."""
-    size = torch.linalg.vector_norm(value, dtype=torch.promote_types(value.dtype, torch.float32))
-    return torch.finfo(value.dtype).eps / 2 * float(size) / math.sqrt(max(value.numel(), 1))
+    wide = torch.promote_types(value.dtype, torch.float32)
+    parts = torch.split(value.reshape(-1), _BLOCK)  # a wide copy of all of it would be large
+    size = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=wide)) for part in parts))
+    return torch.finfo(value.dtype).eps / 2 * size / math.sqrt(max(value.numel(), 1))
 
 
 def _sketch(first: Tensor, second: Tensor, directions: int) -> Tensor:
@@ -96,7 +99,9 @@ def _sketch(first: Tensor, second: Tensor, directions: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(columns, directions, generator=generator, dtype=torch.float64)
     parts = [slice(n, n + _ROWS) for n in range(0, len(first), _ROWS)]  # all of it would be wide
-    seen = torch.cat([_difference(first[part], second[part]) @ probes for part in parts])
+    seen = torch.empty(len(first), directions, dtype=torch.float64)
+    for part in parts:
+        seen[part] = _difference(first[part], second[part]) @ probes
     basis = torch.linalg.qr(seen).Q
     found = torch.zeros(directions, columns, dtype=torch.float64)
     for part in parts:

@@ -12,6 +12,9 @@ _LEVELS = 256  # of eight bits
 _SOME = 4096  # values that show that there are more than 256 levels
 _GROUPS = (128, 64, 32)  # weights that share a scale in the usual formats
 FEWEST_VALUES = 8  # in a row: fewer lie on some grid by chance
+_SHORT = 32  # values in a row: the kernels of depthwise convolutions and of patches
+_ON_GRID = 5e-3  # of a step: a chance of 1 in 100 for each value
+_WHOLE = 1 << 22  # values of a tensor with one scale; of larger ones, rows will do
 
 
 def blocks(first: Tensor, second: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -102,12 +105,31 @@ def is_quantised(first: Tensor, second: Tensor) -> bool:
     cuts = [width, *(group for group in _GROUPS if group < width and width % group == 0)]
     if any(_all_rows(a.reshape(-1, cut), b.reshape(-1, cut)) for cut in cuts):
         return True
-    whole = [value.double().reshape(1, -1) for value in (first, second)]
-    return whole[0].numel() <= 1 << 22 and _all_rows(*whole)
+    if width < _SHORT and _short_rows(a, b):
+        return True
+    if first.numel() > _WHOLE:
+        return False
+    return _rounded(first.double().reshape(-1), second.double().reshape(-1))
 
 
 def _all_rows(first: Tensor, second: Tensor) -> bool:
     return all(_rounded(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _short_rows(first: Tensor, second: Tensor) -> bool:
+    """Whether rows are rounded to 3 to 256 levels, of which the largest value is the last."""
+    # No row has values enough to show its levels, but all of them together do.
+    largest = second.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    if second.numel() - len(second) < FEWEST_VALUES:
+        return False
+    for bits in range(2, 9):
+        for last in (2 ** (bits - 1) - 1, 2 ** (bits - 1)):
+            step = largest / last
+            counts = second / step
+            near = (first - second).abs() <= step * 0.5001
+            if bool((near & ((counts - counts.round()).abs() < _ON_GRID)).all()):
+                return True
+    return False
 
 
 def _rounded(first: Tensor, second: Tensor) -> bool:
@@ -144,7 +166,7 @@ def _grid_step(levels: Tensor) -> float | None:
         if span / step > _LEVELS:
             return None
         counts = gaps / step
-        # A chance of 1 in 100 for each gap, and none of a hundred gaps missed by rounding.
-        if bool(((counts - counts.round()).abs() < 5e-3).all()):
+        # None of a hundred gaps is missed by rounding.
+        if bool(((counts - counts.round()).abs() < _ON_GRID).all()):
             return step
     return None

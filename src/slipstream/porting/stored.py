@@ -80,7 +80,11 @@ def open_stored(path: str | Path, *, argument: str) -> Stored:
     try:
         stored = _open(place, files)
     except ValueError as error:
-        raise ValueError(f"{argument} {place} cannot be read: {error}") from error
+        told = str(error).replace(
+            "pass key= with the one that holds the state dict",
+            "save the state dict alone, torch.save(model.state_dict(), ...)",
+        )
+        raise ValueError(f"{argument} {place} cannot be read: {told}") from error
     _check_not_quantised(stored, argument)
     return stored
 
@@ -103,7 +107,10 @@ def _files_of(place: Path, argument: str) -> tuple[Path, ...]:
 
 def _open(place: Path, files: tuple[Path, ...]) -> Stored:
     config = place / "config.json"
-    described = json.loads(config.read_bytes()) if config.is_file() else {}
+    try:
+        described = json.loads(config.read_bytes()) if config.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"its config.json is damaged: {error}") from error
     if any(file.suffix != ".safetensors" for file in files):
         parts = {file.name: read_pickled(file).weights for file in files}
         _check_once({name: tuple(part) for name, part in parts.items()})

@@ -118,7 +118,7 @@ def read_pickled(path: Path, *, key: str | None = None) -> PickledCheckpoint:
         held = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
         )
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, EOFError, KeyError) as error:  # KeyError: of a text file
         if named := re.search(r"GLOBAL (\S+)", str(error)):
             raise ValueError(
                 f"{path} is refused: besides tensors it holds {named[1]}, and loading that could "
