@@ -4,6 +4,7 @@ A network keeps a pool of values; every step takes some of them and adds one. Wh
 is drawn once, from a seed, so that a network that fails can be built again.
 """
 
+import copy
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -399,7 +400,7 @@ def largest_error(network: RandomNetwork, groups: NeuronGroups, seed: int) -> fl
     """
     generator = torch.Generator().manual_seed(seed + 1)
     views = _views(weights_of(network))
-    network = network.double()
+    network = copy.deepcopy(network).double()
     shared = {
         name: value + 0.3 * torch.rand(value.shape, generator=generator).to(value)
         if value.is_floating_point()

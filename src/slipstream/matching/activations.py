@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slipstream.evaluation import Task, eval_mode, takes_task, weights_in
 from slipstream.evaluation.batches import sized_batches
-from slipstream.matching.gradients import wide
+from slipstream.matching.gradients import parts, wide
 from slipstream.matching.objective import Objective
 from slipstream.matching.solve import Matching, solve
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
@@ -176,7 +176,7 @@ class Site:
 
     def rows(self, activations: Tensor) -> Tensor:
         """The activations as (neurons, examples and positions)."""
-        return activations.detach().movedim(self.axis, 0).flatten(1)
+        return parts(activations.detach().movedim(self.axis, 0)).flatten(1)
 
 
 class Covariance:

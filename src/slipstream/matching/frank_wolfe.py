@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.assignment import assign
+from slipstream.matching.gradients import parts
 from slipstream.matching.objective import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -242,4 +243,5 @@ class Relaxation:
 
 
 def _wide(value: Tensor) -> Tensor:
-    return value.detach().to(torch.promote_types(value.dtype, torch.float32))
+    value = parts(value.detach())
+    return value.to(torch.promote_types(value.dtype, torch.float32))

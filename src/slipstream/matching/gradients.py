@@ -55,8 +55,19 @@ def wide(gradient: Gradient) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
+def parts(value: Tensor) -> Tensor:
+    """Return a view of the real and imaginary parts of complex values, along a new last axis."""
+    return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+
+
+def as_real(gradient: Gradient) -> Gradient:
+    """Return a gradient, or the parts of a complex one."""
+    return parts(dense(gradient)) if dtype_of(gradient).is_complex else gradient
+
+
 def inner_product(first: Gradient, second: Gradient) -> float:
     """Return the inner product of two gradients of one tensor, without forming low-rank ones."""
+    first, second = as_real(first), as_real(second)
     if isinstance(first, LowRank) and isinstance(second, LowRank):
         rows = (first.left @ second.left.T) * (first.right @ second.right.T)
         return float(rows.sum(dtype=torch.float64))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.matching.gradients import Gradient, dtype_of, inner_product
+from slipstream.matching.gradients import Gradient, as_real, dtype_of, inner_product
 from slipstream.matching.products import Moves, Pair, Product
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -87,8 +87,9 @@ class Objective:
             target: Tensors that stay, by name: weights or gradients, plain or low-rank.
             source: Tensors that are permuted; the same names.
         """
-        for name, value in target.items():
-            product = inner_product(value, source[name])
+        for name in target:
+            value, moving = as_real(target[name]), as_real(source[name])
+            product = inner_product(value, moving)
             self.identity += product
             self._precision = torch.promote_types(self._precision, dtype_of(value))
             blocks = self.groups.blocks_on(name)
@@ -98,10 +99,10 @@ class Objective:
                 key = group, single.signed
                 before = self._final.get(key)
                 held = 0.0 if before is None else _traced(before)
-                self._final[key] = single.unmoved((value, source[name]), total=before)
+                self._final[key] = single.unmoved((value, moving), total=before)
                 self._constant += product - (_traced(self._final[key]) - held)
             elif blocks:
-                self._pairs.setdefault(name, []).append((value, source[name]))
+                self._pairs.setdefault(name, []).append((value, moving))
             else:
                 self._constant += product
 

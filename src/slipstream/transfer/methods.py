@@ -10,7 +10,7 @@ from torch import Tensor
 from slipstream.evaluation import Batch
 from slipstream.matching import Matching, Objective, Solver, match_weights
 from slipstream.matching.activations import ActivationPair
-from slipstream.matching.gradients import Gradient, dense, inner_product, scaled
+from slipstream.matching.gradients import Gradient, dense, inner_product, parts, scaled
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.trajectory import Trajectory
@@ -161,10 +161,11 @@ def signed(
         gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
         move = state.move(path, stage, permutation)
         strength = signs.strength(stage, len(path) - 1)
-        for name, value in move.items():
+        for name, whole in move.items():
+            value, slope = parts(whole), parts(dense(gradient[name]))
             size = value.abs()
             size.lerp_(size.mean(), signs.smoothing)
-            size.mul_(dense(gradient[name]).sign())
+            size.mul_(slope.sign())
             value.mul_(signs.displacement).sub_(size, alpha=strength)
         weights = state.displaced(weights, move)
         yield Step(weights, permutation, matched.matching)
@@ -184,7 +185,7 @@ def sign_steps(
     moved = state.move(path, steps, permutation, since=0)
     weights = state.displaced(start, moved)
     yield Step(weights, permutation, matched.matching)
-    sizes = {name: value.abs() for name, value in moved.items()}
+    sizes = {name: parts(value).abs() for name, value in moved.items()}
     for size in sizes.values():
         size.lerp_(size.mean(), signs.smoothing)
     directions = {name: torch.zeros_like(size) for name, size in sizes.items()}
@@ -192,11 +193,11 @@ def sign_steps(
         gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
         share = signs.size_at(step, steps)
         for name, size in sizes.items():
-            slope = dense(gradient[name]).to(size)
+            slope = parts(dense(gradient[name])).to(size)
             # Gradients shrink along the way: as they are, the first ones decide all directions.
             slope = slope / slope.abs().mean().clamp_min(torch.finfo(slope.dtype).tiny)
             direction = directions[name].mul_(signs.momentum).add_(slope)
-            moved[name].addcmul_(size, direction.sign(), value=-share)
+            parts(moved[name]).addcmul_(size, direction.sign(), value=-share)
         weights = state.displaced(start, moved)  # low precision would lose small steps
         yield Step(weights, permutation)
 
