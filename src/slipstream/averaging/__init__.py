@@ -1,4 +1,4 @@
-"""Averages of snapshots: SWA, EMA, LAWA, decays; of a recorded run or during training."""
+"""Averages of snapshots: SWA, EMA, LAWA, decays; of a run or during training; of networks apart."""
 
 from slipstream.averaging.averages import Averages, average_run
 from slipstream.averaging.choosing import (
@@ -7,6 +7,7 @@ from slipstream.averaging.choosing import (
     average_candidates,
     choose_average,
 )
+from slipstream.averaging.networks import NetworkAverage, average_networks
 from slipstream.averaging.nowcasting import Jump, Nowcaster, NowcastPlan, trend_kernel
 from slipstream.averaging.post_hoc import PostHocEMA, post_hoc_ema
 from slipstream.averaging.rules import (
@@ -21,6 +22,7 @@ from slipstream.averaging.rules import (
 
 __all__ = [
     "EMA", "LAWA", "SWA", "AverageChoice", "AverageRule", "Averages", "Candidate", "Decay", "Jump",
-    "NowcastPlan", "Nowcaster", "PostHocEMA", "PowerEMA", "average_candidates", "average_run",
-    "choose_average", "parse_rule", "post_hoc_ema", "trend_kernel",
+    "NetworkAverage", "NowcastPlan", "Nowcaster", "PostHocEMA", "PowerEMA", "average_candidates",
+    "average_networks", "average_run", "choose_average", "parse_rule", "post_hoc_ema",
+    "trend_kernel",
 ]  # fmt: skip

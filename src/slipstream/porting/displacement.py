@@ -15,7 +15,7 @@ from slipstream.porting.fitting import (
     fit_function,
     fit_output_biases,
 )
-from slipstream.porting.method_inputs import Aligner, MethodInputs
+from slipstream.porting.method_inputs import Aligner, MethodInputs, aligned_displacement
 from slipstream.porting.plan import DISTILLED, FUNCTION, PortStep, parts_of
 from slipstream.porting.problem import LazyWeights, Problem, wide_copy
 from slipstream.symmetry.permutation import Permutation
@@ -106,7 +106,7 @@ def _fitted(
 
 
 def _aligned_to(problem: Problem, aligner: Aligner) -> Callable[[str], Tensor]:
-    return lambda name: aligner.apply_to(name, problem.displacement(name))
+    return lambda name: aligned_displacement(problem, aligner, name)
 
 
 def _masked(inputs: MethodInputs, aligned: Callable[[str], Tensor]) -> Callable[[str], Tensor]:

@@ -15,6 +15,7 @@ from slipstream.porting.last_layers import NoLastLayerError
 from slipstream.porting.outputs import TargetFunction, are_logits
 from slipstream.porting.plan import Coordinates, PortPlan, PortStep
 from slipstream.porting.problem import Problem, wide_copy
+from slipstream.porting.rotated import RotatedEnds
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -25,11 +26,31 @@ from slipstream.transfer.transfer_state import BatchStream, TransferState, compl
 from slipstream.weights import Weights, parameter_names
 
 
-class Aligner(Protocol):
+class TensorAligner(Protocol):
     """Aligns a tensor of one network to the neurons of another."""
 
     def apply_to(self, name: str, value: Tensor) -> Tensor:
         """Return `value`, with the layout of the model's tensor `name`, aligned to the other."""
+
+
+Aligner = TensorAligner | RotatedEnds
+
+
+def aligned_displacement(problem: Problem, aligner: Aligner, name: str) -> Tensor:
+    """Return how the fine-tune moved a tensor, in the neurons of the other base: a new tensor."""
+    if isinstance(aligner, RotatedEnds):
+        return aligner.displacements[name].clone()
+    return aligner.apply_to(name, problem.displacement(name))
+
+
+def aligned_base(problem: Problem, aligner: Aligner, name: str) -> Tensor:
+    """Return a tensor of the fine-tune's base in the neurons of the other base."""
+    if isinstance(aligner, RotatedEnds):
+        moved = aligner.from_base[name]
+        # Gains that are folded and unfolded change lengths; a comparison is one of directions.
+        length = float(problem.from_base[name].norm() / moved.norm().clamp_min(1e-30))
+        return moved * length
+    return aligner.apply_to(name, problem.from_base[name])
 
 
 @dataclass
@@ -95,6 +116,10 @@ class MethodInputs:
         if coordinates == "procrustes":
             permutation = cast("Permutation", self.aligner("activations"))
             return match_rotations(*self._observed(), groups=self.groups, start=permutation)
+        if coordinates == "rotation":
+            rotated = RotatedEnds.find(self.problem, *self._observed(), groups=self.groups)
+            self.note(str(rotated))
+            return rotated
         if coordinates == "fgmt":
             # Gradients of a transformer say little from where nothing corresponds yet.
             first = cast("Permutation", self.aligner("activations"))

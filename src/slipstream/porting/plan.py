@@ -7,7 +7,9 @@ from typing import Literal, get_args
 from slipstream.storage.plan_fields import option
 from slipstream.transfer.plan import SignWeights, TransferPlan
 
-Coordinates = Literal["identity", "weights", "activations", "procrustes", "fgmt", "bico"]
+Coordinates = Literal[
+    "identity", "weights", "activations", "procrustes", "rotation", "fgmt", "bico"
+]
 Signs = Literal["none", "mask", "signed", "fitted"]
 PortStep = Literal[
     "untouched",
@@ -21,6 +23,7 @@ PortStep = Literal[
     "weights",
     "activations",
     "procrustes",
+    "rotation",
     "fgmt",
     "bico",
     "sign-mask",
@@ -40,7 +43,7 @@ TRAINED: tuple[PortStep, ...] = ("few-shot", *DISTILLED)
 FITTED: tuple[PortStep, ...] = ("output-bias", *TRAINED, *FUNCTION)
 # What learns from no labels: unlabelled inputs at most.
 UNLABELLED: tuple[PortStep, ...] = (
-    *("untouched", "identity", "weights", "activations", "procrustes"),
+    *("untouched", "identity", "weights", "activations", "procrustes", "rotation"),
     *(*FUNCTION, *DISTILLED),
 )
 _PER_STAGE = 3  # steps of few-shot fine-tuning and of distillation, as `fgmt-signed` has gradients
@@ -63,9 +66,9 @@ class PortPlan:
     method: PortMethod = option(
         "auto",
         "How the fine-tune is carried; auto measures on validation data, and chooses, or leaves "
-        "the base untouched. identity, weights, activations, procrustes, fgmt and bico align the "
-        "displacement; -mask keeps what the other base's gradient agrees with, -signed steps "
-        "beside that gradient. function and distil carry the change of the outputs by unlabelled "
+        "the base untouched. identity, weights, activations, procrustes, rotation, fgmt and bico "
+        "align the displacement; -mask keeps what the other base's gradient agrees with, -signed "
+        "steps beside that gradient. function and distil carry the change of outputs by unlabelled "
         "inputs, with -outputs those of the fine-tune themselves; few-shot and output-bias learn "
         "from labels alone. Steps are joined by +: weights+few-shot.",
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from slipstream.evaluation import Task, takes_task
 from slipstream.porting.choosing import Chosen, Progress, choose_by_alignment, regime_of
 from slipstream.porting.labels import within_budget
-from slipstream.porting.method_inputs import MethodInputs
+from slipstream.porting.method_inputs import MethodInputs, aligned_base, aligned_displacement
 from slipstream.porting.plan import PortPlan
 from slipstream.porting.problem import (
     BaseAlignment,
@@ -21,6 +21,7 @@ from slipstream.porting.problem import (
     pose,
 )
 from slipstream.porting.result import PortedLayer, PortResult
+from slipstream.porting.rotated import RotatedEnds
 from slipstream.porting.search import choose_by_loss
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.trajectory.layout import Layout
@@ -148,13 +149,21 @@ class Solution:
     def _kept(self, name: str) -> float:
         choice, added = self.chosen.choice, self.chosen.choice.added(name)
         if choice.moves_as_aligned:
-            return inner({name: added}, {name: added}) / choice.strength
-        aligned = choice.aligner.apply_to(name, self.inputs.problem.displacement(name))
-        return inner({name: added}, {name: aligned})
+            kept = inner({name: added}, {name: added}) / choice.strength
+        else:
+            aligned = aligned_displacement(self.inputs.problem, choice.aligner, name)
+            kept = inner({name: added}, {name: aligned})
+        if not isinstance(choice.aligner, RotatedEnds):
+            return kept
+        # Gains that are folded and unfolded change lengths: what is kept is a share of the aligned.
+        aligned = choice.aligner.displacements[name]
+        moved = self.inputs.problem.displacement(name)
+        whole = inner({name: aligned}, {name: aligned})
+        return inner({name: moved}, {name: moved}) * (kept / whole if whole else choice.strength)
 
     def _matched(self, name: str) -> float:
         problem = self.inputs.problem
-        aligned = self.chosen.choice.aligner.apply_to(name, problem.from_base[name])
+        aligned = aligned_base(problem, self.chosen.choice.aligner, name)
         return inner({name: aligned}, {name: problem.to_base[name]})
 
 
