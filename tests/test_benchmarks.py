@@ -40,6 +40,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "meta_ticket omniglot": "--omniglot {data} --case 5-way¬1-shot --width 1 --seeds 1",
     "modes": "--quick",
     "modes_accuracy": "--case digits --seeds 2",
+    "nowcasting": "--mnist {data} --text {data}/text.txt --seeds 1 --steps 60",
     "pictures": "",
     "porting mlp": "--mnist {data} --cases mlp,¬other¬classes --pairs 1",
     "porting gpt": "--text {data}/text.txt --cases gpt,¬one¬play --pairs 1",
@@ -65,6 +66,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "transfer ensembles": "ensembles --case digits-2 --pairs 2",
 }
 NEEDS = {
+    "nowcasting": "transformers",
     "federated_simulation": "ray",
     "matching rebasin": "torchvision",
     "pictures": "playwright",

@@ -1,10 +1,11 @@
 """Nowcasting: predict the weights some steps ahead, and jump there if a held-out loss falls."""
 
+import math
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -24,23 +25,19 @@ Predictor = Callable[[Trajectory, int], Weights]  # the latest snapshots, and a 
 class NowcastPlan:
     """When to jump, and how far.
 
-    A window of `snapshots` lies `gap` steps apart. A straight line, or a parabola, is fitted to
-    each weight over the window, and read off some steps ahead of the present one. 0 steps ahead is
-    no extrapolation: what is fitted lacks the noise between the steps.
+    A window of `snapshots` lies `gap` steps apart. A straight line is fitted to each weight over
+    the window, and read off some steps ahead of the present one. 0 steps ahead is no extrapolation:
+    what is fitted lacks the noise between the steps.
     """
 
-    degree: int = 1  # of the trend: 1 a straight line, 2 a parabola
     snapshots: int = 10  # in the window
     gap: int = 5  # optimiser steps between them
     every: int = 50  # optimiser steps from one attempt to the next
     ahead: tuple[int, ...] = (0, 10, 25, 50)  # optimiser steps; all are tried, the best is taken
 
     def __post_init__(self) -> None:
-        if self.degree < 1 or self.snapshots <= self.degree:
-            raise ValueError(
-                f"snapshots must be more than degree, and degree at least 1, "
-                f"got {self.snapshots} and {self.degree}."
-            )
+        if self.snapshots < 2:
+            raise ValueError(f"snapshots must be at least 2, got {self.snapshots}.")
         if self.gap < 1 or self.every < 1:
             raise ValueError(
                 f"gap and every must be at least 1 step, got {self.gap} and {self.every}."
@@ -60,35 +57,28 @@ class Jump:
     seconds: float  # processor time of prediction and checks
 
 
-def trend_kernel(steps: Sequence[int], at: float, *, degree: int = 1) -> list[float]:
-    """Return how much each snapshot counts in the least-squares trend of the weights at a step.
+def trend_kernel(steps: Sequence[int], at: float) -> list[float]:
+    """Return how much each snapshot counts in the straight line through the weights, at a step.
 
     Args:
-        steps: Of the snapshots, in order, at any distances.
-        at: Where to read off the trend, among the steps or beyond them.
-        degree: 1 for a straight line, 2 for a parabola.
+        steps: Of the snapshots, at any distances.
+        at: Where to read off the line, among the steps or beyond them.
 
     Returns:
         Shares, some of them negative; all together 1.
 
     Raises:
-        ValueError: If there are too few different steps.
+        ValueError: If there are no two different steps.
 
     Example:
-        >>> [round(share, 6) for share in trend_kernel([0, 10], 30)]
+        >>> trend_kernel([0, 10], 30)
         [-2.0, 3.0]
     """
-    if len(set(steps)) <= degree:
-        raise ValueError(
-            f"A trend of degree {degree} needs {degree + 1} different steps, got {list(steps)}."
-        )
-    last, length = max(steps), max(steps) - min(steps)
-    powers = torch.arange(degree + 1)
-    times = (torch.tensor(steps, dtype=torch.float64) - last) / length  # -1 to 0
-    ahead = torch.tensor((at - last) / length, dtype=torch.float64)
-    fitted = torch.linalg.pinv(times[:, None] ** powers)  # (degree + 1, snapshots)
-    shares: list[float] = (ahead**powers @ fitted).tolist()
-    return shares
+    if len(set(steps)) < 2:
+        raise ValueError(f"A trend needs at least 2 different steps, got {list(steps)}.")
+    mean = statistics.fmean(steps)
+    slope = (at - mean) / math.fsum((step - mean) ** 2 for step in steps)
+    return [1 / len(steps) + slope * (step - mean) for step in steps]
 
 
 class Nowcaster:
@@ -125,7 +115,7 @@ class Nowcaster:
         Args:
             task: The model that trains, the loss, and the held-out batches as its validation data.
             plan: When to jump, and how far.
-            predict: Maps the window and a step to parameters, instead of the plan's trend.
+            predict: Maps the window and a step to parameters, instead of the straight lines.
 
         Raises:
             ValueError: If the task has no validation data, which decide on a jump.
@@ -135,7 +125,7 @@ class Nowcaster:
         self.step = 0  # optimiser steps done, as counted or given
         self.jumps: list[Jump] = []  # all attempts
         self._task = replace(task.repeatable(), model=unwrapped(task.model), metrics={})
-        self._predict = predict or partial(_on_trend, degree=self.plan.degree)
+        self._predict = predict or _on_lines
         self._window: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=self.plan.snapshots)
         self._detach: Callable[[], None] | None = None
 
@@ -267,6 +257,6 @@ class Nowcaster:
         self._window.extend(zip(state["steps"], map(clone, held), strict=True))
 
 
-def _on_trend(window: Trajectory, step: int, *, degree: int) -> Weights:
-    shares = trend_kernel(window.steps, step, degree=degree)
+def _on_lines(window: Trajectory, step: int) -> Weights:
+    shares = trend_kernel(window.steps, step)
     return rounded(weighted_sum(zip(window, shares, strict=True)), window.layout)
