@@ -84,7 +84,7 @@ def loss(model: nn.Module, batch: Pair) -> Tensor:
     return nn.functional.cross_entropy(model(batch[0]).flatten(0, -2), batch[1].flatten())
 
 
-def vit(folder: Path) -> Kind:
+def vit(folder: Path, steps: int | None) -> Kind:
     """CIFAR-10: 50,000 images, half of them mirrored; tested on 2000 that are not among them."""
     (images, labels), (unseen, classes) = (
         (
@@ -100,11 +100,13 @@ def vit(folder: Path) -> Kind:
         mirrored = bool(torch.rand(1, generator=generator) < 0.5)
         return (x.flip(-1) if mirrored else x), labels[chosen]
 
-    test, other = ([(unseen[part], classes[part])] for part in (slice(2000), slice(2000, 4000)))
-    return Kind("ViT", Vit(), batch, other, test, 390 * 8, 1e-3)
+    count = min(2000, len(unseen) // 2)
+    parts = slice(count), slice(count, 2 * count)
+    test, other = ([(unseen[part], classes[part])] for part in parts)
+    return Kind("ViT", Vit(), batch, other, test, steps or 390 * 8, 1e-3)
 
 
-def gpt(path: Path) -> Kind:
+def gpt(path: Path, steps: int | None) -> Kind:
     """Characters of Shakespeare: trained on nine tenths, measured on 500 texts of the last one."""
     text = path.read_text(encoding="utf-8")
     characters = sorted(set(text))
@@ -116,10 +118,11 @@ def gpt(path: Path) -> Kind:
         words = ids[starts[:, None] + places]
         return words[:, :-1], words[:, 1:]
 
-    starts = cut + torch.arange(1000) * (LENGTH + 1)
+    count = min(500, (len(ids) - cut) // (LENGTH + 1) // 2)
+    starts = cut + torch.arange(2 * count) * (LENGTH + 1)
     words = ids[starts[:, None] + places]
-    test, other = ([(part[:, :-1], part[:, 1:])] for part in (words[:500], words[500:]))
-    return Kind("GPT", Gpt(characters=len(characters)), batch, other, test, 2000, 2e-3)
+    test, other = ([(part[:, :-1], part[:, 1:])] for part in (words[:count], words[count:]))
+    return Kind("GPT", Gpt(characters=len(characters)), batch, other, test, steps or 2000, 2e-3)
 
 
 def trained(kind: Kind, seed: int, cache: Path) -> Weights:
@@ -249,7 +252,10 @@ def main() -> None:
     parser.add_argument("--cifar10", type=Path)
     parser.add_argument("--text", type=Path)
     parser.add_argument("--networks", type=Path, required=True, help="folder of trained networks")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=600, help="that train the rotations")
+    parser.add_argument(
+        "--training", type=int, help="steps that train a network, if not 3120, 2000"
+    )
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -258,7 +264,9 @@ def main() -> None:
     for make, folder in ((vit, arguments.cifar10), (gpt, arguments.text)):
         if folder:
             kept = arguments.networks / f"{make.__name__}_rows.json"
-            rows += measured(make(folder), arguments.networks, arguments.steps, kept)
+            rows += measured(
+                make(folder, arguments.training), arguments.networks, arguments.steps, kept
+            )
     data = {"machine": facts, "steps": arguments.steps, "rows": rows}
     write(arguments.output, summary(rows, arguments.steps, facts), data)
 

@@ -52,6 +52,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "recipes": "--seeds 2",
     "recording": "--quick",
     "report": "--repeats 1",
+    "rotations": ("--cifar10 {data} --text {data}/text.txt --networks kept --steps 2 --training 2"),
     "subspace": "--case noisy --case clean-batchnorm --seeds 1",
     "symmetry": "--only mlp",
     "symmetry large": "--large Llama¬3¬8B",
