@@ -87,6 +87,39 @@ def test_the_step_of_0_1_still_says_where_to_resume(tmp_path):
     recorder.close()
 
 
+@pytest.mark.parametrize("order", ["logged after", "logged before", "both"])
+def test_without_an_optimizer_values_go_to_the_weights_they_were_measured_at(tmp_path, order):
+    model = nn.Linear(2, 1)
+    with Recorder(tmp_path / "run", model) as recorder:
+        for step in range(3):
+            with torch.no_grad():
+                model.weight.add_(1)
+            if order != "logged after":
+                recorder.log(before=float(step))
+            recorder.record(step=step)
+            if order != "logged before":
+                recorder.log(after=float(step))
+                recorder.log(other=2.0 * step)
+    names = {"logged after": ["after", "other"], "logged before": ["before"]}
+    for snapshot in Trajectory.open(tmp_path / "run"):
+        step = float(snapshot.step)
+        values = {"before": step, "after": step, "other": 2 * step}
+        listed = names.get(order, list(values))
+        assert dict(snapshot.metrics) == {name: values[name] for name in listed}
+
+
+def test_what_is_logged_after_resuming_is_not_added_to_an_old_snapshot(tmp_path):
+    model = nn.Linear(2, 1)
+    with Recorder(tmp_path / "run", model) as recorder:
+        recorder.record(step=0)
+    with torch.no_grad():
+        model.weight.add_(1)
+    with Recorder(tmp_path / "run", model, resume=True) as recorder:
+        recorder.log(loss=3.0)
+        recorder.record(step=1)
+    assert [dict(s.metrics) for s in Trajectory.open(tmp_path / "run")] == [{}, {"loss": 3.0}]
+
+
 def test_another_optimizer_continues_the_count(tmp_path, caplog):
     model, optimizer = setup()
     with Recorder(tmp_path / "run", model, schedule=Schedule.every(2)).attach(

@@ -1,12 +1,6 @@
-"""Recording a training run from inside any loop, without changes to it.
-
-The loop pays for one copy of the weights; a thread writes it. The memory of the copy is used again
-and again: while it is being written, the next snapshot waits.
-"""
+"""Recording a training run from inside any loop, without changes to it."""
 
 import logging
-import queue
-import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
@@ -18,15 +12,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from slipstream.trajectory.layout import STATISTICS, Layout
+from slipstream.trajectory.background import Background
+from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.optimizer_steps import after_each_step
 from slipstream.trajectory.run_files import read_run
-from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run
+from slipstream.trajectory.run_folder import create_run, reopen_run
 from slipstream.trajectory.schedule import Schedule
-from slipstream.weights import Weights, is_continuous, weights_of
+from slipstream.weights import weights_of
 
 _log = logging.getLogger(__name__)
-_BUFFERS = 1  # copies of the model: a second one is seldom worth its memory
 
 
 def _takes_step(start: Callable[..., None]) -> Callable[..., None]:
@@ -124,7 +118,9 @@ class Recorder:
         self._metrics: dict[str, float | Tensor] = {}  # logged since the step began
         self._kept_names: set[str] = set()  # of metrics that a snapshot holds
         self._left_out: set[str] = set()
-        self._background = _Background(writer)
+        # Whether the weights are, or may be, no longer those of the last snapshot.
+        self._moved = self._last_kept is not None
+        self._background = Background(writer)
         self._detach: Callable[[], None] | None = None
         self._attached: torch.optim.Optimizer | None = None
         # A recorder that is forgotten, or alive when Python ends, still writes what it holds.
@@ -164,7 +160,8 @@ class Recorder:
         """Keep values for the snapshot of the present step; a later call replaces an earlier one.
 
         They belong to the weights as they are now. If this step has its snapshot already, they are
-        added to it. If it is never recorded, they are left out, with a warning: record it, with
+        added to it; without an attached optimiser, as long as the weights are those of the last
+        snapshot. If it is never recorded, they are left out, with a warning: record it, with
         `record(metrics=...)`. What is logged in the step before a snapshot, such as the training
         loss of every batch, goes to that snapshot.
 
@@ -175,6 +172,11 @@ class Recorder:
         self._epoch = epoch if epoch is not None else self._epoch
         for name, value in metrics.items():
             self._metrics[name] = value.detach() if isinstance(value, Tensor) else value
+        if self._detach is None and self._last_kept == self.step and not self._moved:
+            # Nobody counts steps: only the weights tell whether they are still those of a snapshot.
+            self._moved = not self._background.holds(weights_of(self._model))
+            if not self._moved:
+                self._settle()
 
     def record(
         self,
@@ -203,7 +205,7 @@ class Recorder:
         epoch = self.schedule.epoch_of(self.step) if self._epoch is None else self._epoch
         weights = self._layout.untie(weights_of(self._model), where=f"step {self.step}")
         self._background.put(self.step, weights, epoch, self._values())
-        self._last_kept = self.step
+        self._last_kept, self._moved = self.step, False
         self._epoch, self._metrics = None, {}
 
     def wait(self) -> None:
@@ -285,114 +287,3 @@ class Recorder:
         self.step += 1
         if self.step in self.schedule:
             self.record()
-
-
-class _Background:
-    """Writes snapshots on a thread."""
-
-    def __init__(self, writer: RunWriter) -> None:
-        self._writer = writer
-        self._error: Exception | None = None
-        self._seen = False  # whether the training loop got the error
-        self._free: queue.Queue[_Buffer] = queue.Queue()
-        for _ in range(_BUFFERS):
-            self._free.put(_Buffer())
-        self._full: queue.Queue[tuple[_Buffer | None, dict[str, Any]] | None] = queue.Queue()
-        self._last: _Buffer | None = None
-        self._thread = threading.Thread(target=self._write, name="slipstream", daemon=True)
-        self._thread.start()
-
-    def put(
-        self, step: int, weights: Weights, epoch: float | None, metrics: dict[str, float]
-    ) -> None:
-        """Copy the weights and have them written; waits while all buffers are full."""
-        buffer = self._free.get()
-        try:
-            if self._error is not None:
-                self._seen = True
-                raise self._error
-            buffer.fill(weights)
-        except BaseException:  # Ctrl-C too: a half-filled buffer must not be written
-            self._free.put(buffer)
-            raise
-        self._last = buffer
-        self._full.put((buffer, {"step": step, "epoch": epoch, "metrics": metrics}))
-
-    def wait(self) -> None:
-        """Wait until nothing is left to write; raise what went wrong."""
-        self._full.join()
-        if self._error is not None:
-            self._seen = True
-            raise self._error
-
-    def amend(self, epoch: float | None, metrics: dict[str, float]) -> None:
-        """Have metrics added to the last snapshot."""
-        self._full.put((None, {"epoch": epoch, "metrics": metrics}))
-
-    def holds(self, weights: Weights) -> bool:
-        """Whether these are the weights that were put last."""
-        if self._last is None:
-            return True
-        held = self._last.wait()
-        return all(
-            torch.equal(held[name].cpu(), value.detach().cpu())
-            for name, value in weights.items()
-            if name in held and is_continuous(value) and name.rpartition(".")[2] not in STATISTICS
-        )
-
-    def raise_unseen(self) -> None:
-        """Raise what went wrong on the thread, unless `put` has done so."""
-        if self._error is not None and not self._seen:
-            raise self._error
-
-    def close(self) -> None:
-        """Wait until all is written, and release the run."""
-        self._full.put(None)
-        self._thread.join()
-        self._writer.close()
-
-    def _write(self) -> None:
-        while (job := self._full.get()) is not None:
-            buffer, snapshot = job
-            try:
-                if self._error is not None:
-                    pass  # the run ends at the first failure, without a gap
-                elif buffer is None:
-                    self._writer.amend(**snapshot)
-                else:
-                    self._writer.append(weights=buffer.wait(), **snapshot)
-            except Exception as error:  # ruff: ignore[blind-except] - raised in the training loop
-                self._error = error
-                _log.error("The recording stopped: %s", error)
-            if buffer is not None:
-                self._free.put(buffer)
-            self._full.task_done()
-        self._full.task_done()  # of the None
-
-
-class _Buffer:
-    """A copy of the weights in host memory."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
-        self._copied: list[torch.cuda.Event] = []
-
-    def fill(self, weights: Weights) -> None:
-        """Copy `weights`; those on a GPU arrive later, behind what its stream is doing."""
-        for name, value in weights.items():
-            if name not in self._held:
-                self._held[name] = torch.empty(
-                    value.shape, dtype=value.dtype, pin_memory=value.is_cuda
-                )
-            self._held[name].copy_(value, non_blocking=value.is_cuda)
-        self._copied = []
-        for device in dict.fromkeys(value.device for value in weights.values() if value.is_cuda):
-            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            event.record(torch.cuda.current_stream(device))
-            self._copied.append(event)
-
-    def wait(self) -> dict[str, Tensor]:
-        """Return the copy, once it is whole."""
-        for event in self._copied:
-            event.synchronize()
-        return self._held
