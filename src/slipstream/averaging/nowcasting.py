@@ -33,7 +33,7 @@ class NowcastPlan:
     snapshots: int = 10  # in the window
     gap: int = 5  # optimiser steps between them
     every: int = 50  # optimiser steps from one attempt to the next
-    ahead: tuple[int, ...] = (0, 10, 25, 50)  # optimiser steps; all are tried, the best is taken
+    ahead: tuple[int, ...] = (0, 10)  # optimiser steps; all are tried, the best is taken
 
     def __post_init__(self) -> None:
         if self.snapshots < 2:
