@@ -1,3 +1,4 @@
+import contextlib
 import itertools
 import math
 from collections import Counter
@@ -8,6 +9,7 @@ import torch
 import slipstream.matching.objective as objective_module
 from oracles.plain_matching import plain_value
 from slipstream.matching import LowRank, Objective, Solver, assign, match_weights, products, solve
+from slipstream.symmetry import gather
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
 
@@ -431,6 +433,18 @@ def test_a_nan_is_refused():
     source = tensors(CHAIN, 0)
     with pytest.raises(ValueError, match="NaN"):
         match_weights(source, {**source, "w1": source["w1"] * torch.nan}, groups=CHAIN)
+
+
+def test_what_is_kept_lies_on_no_default_device_of_the_moment():
+    permutation = Permutation.random(GROUPED, seed=0)
+    value = torch.randn(GROUPED.shapes["w"])
+    expected = permutation.apply_to("w", value)
+    gather._grid.cache_clear()
+    with torch.device("meta"), contextlib.suppress(RuntimeError, NotImplementedError):
+        gather.source_places(GROUPED, "w", permutation.orders)
+    gather.source_places(GROUPED, "w", permutation.orders)
+    again = Permutation(GROUPED, permutation.orders, permutation.signs)
+    assert torch.equal(again.apply_to("w", value), expected)
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 14])

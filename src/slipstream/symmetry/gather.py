@@ -124,7 +124,8 @@ def _numbers(groups: NeuronGroups, block: Block) -> list[tuple[str | int, Tensor
 @lru_cache(maxsize=256)
 def _grid(sizes: tuple[int, ...], axis: int, rank: int) -> tuple[Tensor, ...]:
     """The number of each factor at every position; nobody may write into these."""
-    grid = torch.meshgrid(*map(torch.arange, sizes), indexing="ij")
+    # It is kept, so no default device of the moment, such as "meta", may decide where it lies.
+    grid = torch.meshgrid(*(torch.arange(size, device="cpu") for size in sizes), indexing="ij")
     return tuple(_along(number.flatten(), axis, rank) for number in grid)
 
 
