@@ -68,6 +68,7 @@ class Objective:
     def __init__(self, groups: NeuronGroups) -> None:
         self.groups = groups
         self.identity = 0.0  # the objective of the identity
+        self.kept_bytes = 0  # of the pairs that are kept because their product may still change
         self._constant = 0.0  # what no permutation changes
         self._precision = torch.float32
         self._kept = 0  # values of all products together
@@ -103,18 +104,11 @@ class Objective:
                 self._constant += product - (_traced(self._final[key]) - held)
             elif blocks:
                 self._pairs.setdefault(name, []).append((value, moving))
+                self.kept_bytes += sum(
+                    side.numel() * dtype_of(side).itemsize for side in (value, moving)
+                )
             else:
                 self._constant += product
-
-    @property
-    def kept_bytes(self) -> int:
-        """How many bytes the pairs take that are kept because their product may still change."""
-        return sum(
-            side.numel() * dtype_of(side).itemsize
-            for pairs in self._pairs.values()
-            for pair in pairs
-            for side in pair
-        )
 
     def _only_group(self, blocks: tuple[Block, ...]) -> str | None:
         """The group of a tensor whose product no permutation of other groups changes."""
@@ -180,9 +174,15 @@ class Objective:
                 total += _chosen(self._final[group, signed], group, permutation, signed=signed)[0]
         for block in self.groups.blocks_of(group):
             if block.tensor in self._pairs:
-                product = self._products[group, block]
-                part = product.worths(self._pairs[block.tensor], permutation)
-                total += part.view(order.shape).cpu()
+                inner = self._products[block.groups[-1], block]
+                by_child = (*self.groups[group].parents, group)
+                part = None
+                if self.groups[inner.group].parents == by_child:
+                    part = self._at_hand(inner, permutation)
+                if part is None:
+                    product = self._products[group, block]
+                    part = product.worths(self._pairs[block.tensor], permutation)
+                total += part.reshape(*order.shape, -1).sum(-1).cpu()
         return total
 
     def value(self, permutation: Permutation, *, of: str | None = None) -> float:
@@ -215,12 +215,18 @@ class Objective:
             product = self._products[block.groups[-1], block]
             if self.groups.length(block) == self.groups.shapes[name][block.axis]:
                 # Its product sees all of the tensor; if it is at hand, there is little to do.
-                group = block.groups[-1]
-                entries = product.at_hand(pairs, permutation)
-                if entries is not None:
-                    chosen = _chosen(entries, group, permutation, signed=product.signed)
+                chosen = self._at_hand(product, permutation)
+                if chosen is not None:
                     return float(chosen.sum())
         return product.value(pairs, permutation)
+
+    def _at_hand(self, product: Product, permutation: Permutation) -> Tensor | None:
+        """The worth of each position by a product that was kept, (*sizes of the parents, n)."""
+        entries = product.at_hand(self._pairs[product.block.tensor], permutation)
+        if entries is None:
+            return None
+        chosen = _chosen(entries, product.group, permutation, signed=product.signed)
+        return chosen.view(permutation.orders[product.group].shape)
 
     def neighbours(self, group: str) -> set[str]:
         """Return the groups on whose order the similarity of `group` depends."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -78,35 +79,40 @@ class Move:
         )
 
 
+_Place = tuple[str, int | None]  # a tensor, and an axis of it that does not count
+
+
 class Moves:
     """The moves of tensors, remembered as long as the orders that they depend on are the same."""
 
     def __init__(self, groups: NeuronGroups) -> None:
         self._groups = groups
-        self._listed: dict[str, frozenset[str]] = {}  # groups that a tensor depends on
-        self._known: dict[str, list[tuple[list[Tensor | None], Move]]] = {}  # the latest first
+        self._listed: dict[_Place, frozenset[str]] = {}  # groups that a move depends on
+        self._known: dict[_Place, list[tuple[list[Tensor | None], Move]]] = {}  # the latest first
 
-    def of(self, name: str, orders: Table, signs: Table) -> Move:
-        """Return what orders and signs do to a tensor."""
-        listed = sorted(self._groups_on(name))
+    def of(self, name: str, orders: Table, signs: Table, *, but: int | None = None) -> Move:
+        """Return what orders and signs do to a tensor, on all axes or on all but one."""
+        listed = sorted(self._groups_on(name, but))
         given = [orders[group] for group in listed] + [signs.get(group) for group in listed]
-        known = self._known.setdefault(name, [])
+        known = self._known.setdefault((name, but), [])
         for entry in known:
             if all(_same(*pair) for pair in zip(given, entry[0], strict=True)):
                 return entry[1]
         move = Move(
             source_places(self._groups, name, orders), sign_factors(self._groups, name, signs)
         )
+        move = move if but is None else move.without(but)
         known.insert(0, (given, move))
         del known[2 if move.numbers > REMEMBERED else 16 :]
         return move
 
-    def _groups_on(self, name: str) -> frozenset[str]:
-        if name not in self._listed:
-            listed = {group for block in self._groups.blocks_on(name) for group in block.groups}
+    def _groups_on(self, name: str, but: int | None) -> frozenset[str]:
+        if (name, but) not in self._listed:
+            blocks = (block for block in self._groups.blocks_on(name) if block.axis != but)
+            listed = {group for block in blocks for group in block.groups}
             parents = (self._groups[group].parents for group in listed)
-            self._listed[name] = frozenset(listed.union(*parents))
-        return self._listed[name]
+            self._listed[name, but] = frozenset(listed.union(*parents))
+        return self._listed[name, but]
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -121,7 +127,7 @@ class Product:
     group: str
     block: Block
     moves: Moves = field(repr=False)
-    _total: Tensor | None = field(default=None, repr=False)  # (rows, n, n)
+    _total: Tensor | None = field(default=None, repr=False)  # (rows, n, n), or of all rows at once
     _move: Move = field(default_factory=lambda: Move({}, {}), repr=False)  # that of `_total`
     _seen: int = 0  # pairs in `_total`
 
@@ -133,8 +139,8 @@ class Product:
     @property
     def numbers(self) -> int:
         """How many values the product has."""
-        outer = (self._size(parent) for parent in self.groups[self.group].parents)
-        return math.prod(outer) * self._size(self.group) ** 2
+        outer = math.prod(self._size(parent) for parent in self.groups[self.group].parents)
+        return outer * self._size(self.group) ** 2 * (outer if self._for_all_parents else 1)
 
     @property
     def kept(self) -> int:
@@ -153,23 +159,23 @@ class Product:
             receives source neuron j, with a positive sign and the other groups as `permutation` has
             them.
         """
-        move = self._around(permutation)
+        move = self._around(permutation, whole=self._for_all_parents)
         changed = self._changed(move, pairs)
         if self._total is None or changed is None:
-            total = self._sum(pairs, move)
+            total = self._sum(pairs, move, whole=self._for_all_parents)
         else:
             total = self._total  # it is brought up to date where it lies
             for axis, positions in changed.items():
                 self._correct(total, pairs[: self._seen], move, axis, positions)
             if self._seen < len(pairs):
-                self._sum(pairs[self._seen :], move, total)
+                self._sum(pairs[self._seen :], move, total, whole=self._for_all_parents)
         self._total, self._move, self._seen = total, move, len(pairs)
-        return total
+        return self._with_parents_of(total, permutation)
 
     def add_to(self, total: Tensor, pairs: list[Pair], permutation: Permutation) -> None:
         """Add the same to `total`, on the CPU, and keep nothing."""
         self._total = None
-        move = self._around(permutation)
+        move = self._around(permutation, whole=False)
         sides = [
             side.left if isinstance(side, LowRank) else side for pair in pairs for side in pair
         ]
@@ -182,7 +188,10 @@ class Product:
         """Return the product if it was kept, with the other groups as they are now."""
         if self._total is None or self._seen != len(pairs):
             return None
-        return self._total if self._changed(self._around(permutation), pairs) == {} else None
+        move = self._around(permutation, whole=self._for_all_parents)
+        if self._changed(move, pairs) != {}:
+            return None
+        return self._with_parents_of(self._total, permutation)
 
     def unmoved(self, pair: Pair, *, total: Tensor | None = None) -> Tensor:
         """Return one pair's product with no neuron moved, (n, n), added to `total` in place."""
@@ -208,12 +217,37 @@ class Product:
                 total += sum(inner_product(*piece) for piece in self._pieces(target, source, move))
         return total
 
-    def _around(self, permutation: Permutation) -> Move:
+    @cached_property
+    def _for_all_parents(self) -> bool:
+        """Whether one product can be kept that holds the entries for every order of the parents."""
+        parents = self.groups[self.group].parents
+        blocks = self.groups.blocks_on(self.block.tensor)
+        across = [f for b in blocks if b.axis != self.block.axis for f in b.groups]
+        elsewhere = {*across}.union(*(self.groups[name].parents for name in across))
+        return (
+            bool(parents)
+            and sorted(self.block.groups) == sorted((*parents, self.group))
+            and elsewhere.union(self.block.signs).isdisjoint(parents)
+            and all(self.groups[p].parents == parents[:k] for k, p in enumerate(parents))
+        )
+
+    def _with_parents_of(self, total: Tensor, permutation: Permutation) -> Tensor:
+        """The entries of a kept product that the order of the parents asks for."""
+        if not self._for_all_parents:
+            return total
+        places = torch.zeros((), dtype=torch.int64)
+        for parent in self.groups[self.group].parents:
+            places = places.unsqueeze(-1) * self._size(parent) + permutation.orders[parent]
+        here, there = torch.arange(places.numel()), places.flatten()
+        n = self._size(self.group)
+        return total.view(len(here), n, len(here), n)[here, :, there]
+
+    def _around(self, permutation: Permutation, *, whole: bool) -> Move:
         """The move of every axis, with this group left alone on the block's own axis."""
         name, own = self.block.tensor, self.block.axis
+        if whole or all(f == self.group or isinstance(f, int) for f in self.block.factors):
+            return self.moves.of(name, permutation.orders, permutation.signs, but=own)
         move = self.moves.of(name, permutation.orders, permutation.signs)
-        if all(f == self.group or isinstance(f, int) for f in self.block.factors):
-            return move.without(own)
         still = torch.arange(self._size(self.group)).expand_as(permutation.orders[self.group])
         orders = {**permutation.orders, self.group: still}
         signs = {group: sign for group, sign in permutation.signs.items() if group != self.group}
@@ -237,11 +271,14 @@ class Product:
             changed[axis] = positions.flatten()
         return changed
 
-    def _sum(self, pairs: list[Pair], move: Move, total: Tensor | None = None) -> Tensor:
+    def _sum(
+        self, pairs: list[Pair], move: Move, total: Tensor | None = None, *, whole: bool = False
+    ) -> Tensor:
         """Sum over pairs of `target @ source.T` along the block's axis, added to `total`."""
         for pair in pairs:
             for target, source in self._pieces(*pair, move):
-                rows, others = self._rows(target), self._rows(source).transpose(1, 2)
+                rows, others = (self._rows(side, whole=whole) for side in (target, source))
+                others = others.transpose(1, 2)
                 if total is None:
                     total = torch.bmm(rows, others)
                 else:
@@ -294,10 +331,12 @@ class Product:
                 m.part(axis, positions).on(axis, of=axis)(wide(source)) for m in (move, self._move)
             )
             part = wide(target).index_select(axis, there)
-            rows, others = self._rows(part), self._rows(rest(new - old))
+            rows, others = (
+                self._rows(side, whole=self._for_all_parents) for side in (part, rest(new - old))
+            )
             total.baddbmm_(rows, others.transpose(1, 2))
 
-    def _rows(self, value: Tensor) -> Tensor:
+    def _rows(self, value: Tensor, *, whole: bool = False) -> Tensor:
         """The block's part of `value` as (positions of the parents, neurons, everything else)."""
         part = value.narrow(self.block.axis, self.block.offset, self.groups.length(self.block))
         names: list[str | int] = []
@@ -310,7 +349,8 @@ class Product:
         rest = [position for position in range(len(names)) if position not in front]
         sizes = [shape[position] for position in front]
         split = part.reshape(shape).permute(*front, *rest)
-        return split.reshape(math.prod(sizes[:-1]), sizes[-1], -1)
+        outer = 1 if whole else math.prod(sizes[:-1])
+        return split.reshape(outer, math.prod(sizes) // outer, -1)
 
     def _split(self, axis: int) -> list[str | int]:
         """The factors of an axis, where they are the block's own or hold a parent that it lacks."""
