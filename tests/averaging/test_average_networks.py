@@ -5,8 +5,11 @@ import torch
 
 from slipstream.averaging import average_networks
 from slipstream.evaluation import Task
+from slipstream.matching import BasisPlan
+from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.rotation import GroupRotation
 from slipstream.symmetry.rotation_proof import find_rotatable_groups
+from slipstream.testbed.networks import mlp
 from slipstream.weights import clone, weights_of
 from small_transformer import inputs, transformer
 
@@ -28,3 +31,21 @@ def test_one_network_has_no_average():
     model = transformer()
     with pytest.raises(ValueError, match="networks must be at least two, got 1"):
         average_networks([weights_of(model)], rotatable=find_rotatable_groups(model, inputs()))
+
+
+@pytest.mark.parametrize("method", ["weights", "activations"])
+def test_neurons_that_none_may_rotate_are_permuted(method):
+    torch.manual_seed(0)
+    model, x = mlp(inputs=6, width=8, classes=3), torch.randn(40, 6)
+    own = clone(weights_of(model))
+    found = find_rotatable_groups(model, x)
+    assert not found.rotatable
+    hidden = Permutation.random(found.groups, seed=1).apply(own)
+    task = Task(model, [(x, torch.zeros(40, dtype=torch.int64))])
+    mean = average_networks([own, hidden], task, rotatable=found, plan=BasisPlan(method))
+    for name, value in own.items():
+        torch.testing.assert_close(mean.weights[name], value)
+    with pytest.raises(ValueError, match="No neuron group may be rotated"):
+        average_networks([own, hidden], task, rotatable=found, plan=BasisPlan(learn_steps=1))
+    with pytest.raises(ValueError, match="A task with data is needed"):
+        average_networks([own, hidden], rotatable=found)

@@ -1,13 +1,21 @@
 """The average of networks that were trained apart, in the basis of the first."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor
 
 from slipstream.evaluation import Task
-from slipstream.matching import BasisMatching, BasisPlan, match_basis
+from slipstream.matching import (
+    BasisMatching,
+    BasisPlan,
+    Matching,
+    match_activations,
+    match_basis,
+    match_weights,
+)
 from slipstream.symmetry.rotation import RotatableGroups
 from slipstream.weights import Weights, is_continuous
 
@@ -17,7 +25,7 @@ class NetworkAverage:
     """Result of `average_networks`."""
 
     weights: dict[str, Tensor]
-    matchings: tuple[BasisMatching, ...]  # of all networks but the first
+    matchings: tuple[BasisMatching | Matching, ...]  # of all networks but the first
 
 
 def average_networks(
@@ -27,15 +35,16 @@ def average_networks(
     rotatable: RotatableGroups,
     plan: BasisPlan | None = None,
 ) -> NetworkAverage:
-    """Average networks that were trained apart, each rotated into the basis of the first.
+    """Average networks that were trained apart, each aligned to the first.
 
-    Without the rotation, the mean of independent networks computes nothing. With it, the loss of
-    the mean of two is what `align_then_barrier` measures in the middle: measure it before use. The
-    gains of normalisations are the first network's; the architecture does not change.
+    Each is rotated into the basis of the first, or permuted where nothing may be rotated. As they
+    are, the mean of independent networks computes nothing. Aligned, the loss of the mean of two is
+    what `align_then_barrier` measures in the middle: measure it before use. The gains of
+    normalisations are the first network's; the architecture does not change.
 
     Args:
         networks: At least two, of the same layout.
-        task: The model and training data, as for `match_basis`.
+        task: The model and training data, as for `match_basis` and `match_activations`.
         rotatable: What may be rotated and permuted, as of `find_rotatable_groups`.
         plan: How each is aligned.
 
@@ -43,7 +52,8 @@ def average_networks(
         The mean, and how each network was aligned; integers are the first network's.
 
     Raises:
-        ValueError: If there are fewer than two networks, or as of `match_basis`.
+        ValueError: If there are fewer than two networks, if rotations should be learned and there
+            are none, or as of `match_basis`.
 
     Example:
         >>> from slipstream.symmetry.rotation_proof import find_rotatable_groups
@@ -57,12 +67,38 @@ def average_networks(
     if len(networks) < 2:
         raise ValueError(f"networks must be at least two, got {len(networks)}.")
     first, *others = networks
-    found = [match_basis(n, first, task, rotatable=rotatable, plan=plan) for n in others]
+    plan = plan or BasisPlan()
+    found = [_aligned(n, first, task, rotatable, plan) for n in others]
     aligned = [m.source_to_target.apply(n) for m, n in zip(found, others, strict=True)]
-    weights = {
-        name: torch.stack([value.detach(), *(w[name].detach() for w in aligned)]).mean(0)
+    return NetworkAverage(mean_of_networks([first, *aligned]), tuple(found))
+
+
+def mean_of_networks(networks: Sequence[Weights]) -> dict[str, Tensor]:
+    """Return the mean of networks as they are.
+
+    Args:
+        networks: At least one, of the same layout.
+
+    Returns:
+        The mean of each tensor; integers are the first network's.
+    """
+    first = networks[0]
+    return {
+        name: torch.stack([weights[name].detach() for weights in networks]).mean(0)
         if is_continuous(value)
         else value.detach().clone()
         for name, value in first.items()
     }
-    return NetworkAverage(weights, tuple(found))
+
+
+def _aligned(
+    source: Weights, target: Weights, task: Task | None, rotatable: RotatableGroups, plan: BasisPlan
+) -> BasisMatching | Matching:
+    if rotatable.rotatable or plan.learn_steps:
+        return match_basis(source, target, task, rotatable=rotatable, plan=plan)
+    if plan.method == "weights":
+        return match_weights(source, target, groups=rotatable.groups)
+    if task is None:
+        raise ValueError('A task with data is needed: give it, or use BasisPlan("weights").')
+    seen = replace(task, data=list(islice(task.unlabelled_batches, plan.batches)))
+    return match_activations(source, target, seen, groups=rotatable.groups)
