@@ -127,6 +127,27 @@ def other_inputs_for(model: nn.Module, example_input: Any) -> Iterator[dict[str,
                 yield {**example_input, name: make(main, model)}
 
 
+def with_masks(model: nn.Module, example_input: Any) -> dict[str, Any]:
+    """Return the example with masks that mask nothing, which compiled models may demand.
+
+    Args:
+        model: Any module; of another origin than transformers, it takes no masks.
+        example_input: As `example_input_for` returns it.
+
+    Returns:
+        Keyword arguments; none if the model takes no further mask.
+    """
+    if not hasattr(model, "main_input_name") or not isinstance(example_input, Mapping):
+        return {}
+    names = inspect.signature(model.forward).parameters
+    masks = {
+        mask: torch.ones_like(example_input[given])
+        for given, mask in MASKS.items()
+        if mask in names and example_input.get(mask) is None and given in example_input
+    }
+    return {**example_input, **masks} if masks else {}
+
+
 def _wants(model: nn.Module, name: str) -> bool:
     config: Any = model.config
     if name == model.main_input_name:
@@ -186,6 +207,7 @@ def _masked_times(waves: Tensor, model: nn.Module) -> Tensor:
     return torch.ones(len(waves), int(count), dtype=torch.bool, device=waves.device)
 
 
+MASKS = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
 _OPTIONAL: dict[str, Callable[[Tensor, nn.Module], Tensor]] = {
     "token_type_ids": lambda tokens, _: torch.zeros_like(tokens),
     "attention_mask": lambda given, _: torch.ones_like(given, dtype=torch.int64),

@@ -51,6 +51,12 @@ def _sum_in(first, second, result):
     return torch.add(first, second, out=result)
 
 
+@torch.enable_grad()
+def _slope(energy, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(energy(x).sum(), x, create_graph=True)[0]
+
+
 def linear(inputs, outputs):
     return lambda: nn.Linear(inputs, outputs)
 
@@ -436,6 +442,92 @@ CASES = {
             o=linear(6, 3),
         ),
         [],
+    ),
+    "norms of vectors and matrices": (
+        *rows(
+            lambda s, x: s.o(
+                s.a(x) / torch.linalg.norm(s.a(x), dim=-1, keepdim=True)
+                + torch.linalg.matrix_norm(s.w, "nuc")
+            ),
+            a=linear(5, 6),
+            w=lambda: weight(7, 8),
+            o=linear(6, 3),
+        ),
+        [6, 7, 8],
+    ),
+    "quantiles of units": (
+        *rows(
+            lambda s, x: s.o(
+                s.a(x) - s.a(x).quantile(torch.tensor([0.2, 0.7]).to(x), -1, keepdim=True).sum(0)
+            ),
+            a=linear(5, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
+    "inverse of a matrix": (
+        *rows(
+            lambda s, x: s.o(s.a(x) @ torch.linalg.inv(s.w)),
+            a=linear(5, 6),
+            w=lambda: weight(6, 6),
+            o=linear(6, 3),
+        ),
+        [6, 6],
+    ),
+    "units on a diagonal": (
+        *rows(
+            lambda s, x: s.o((torch.diag_embed(s.a(x)) + s.w).sum(-1)),
+            a=linear(5, 6),
+            w=lambda: weight(6, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
+    "units in steps": (
+        *rows(
+            lambda s, x: s.o(
+                s.a(x) * torch.bucketize(s.a(x), torch.tensor([-1.0, 0.0, 1.0]).to(x))
+            ),
+            a=linear(5, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
+    "random slopes": (
+        *rows(lambda s, x: s.o(s.r(s.a(x))), a=linear(5, 6), r=nn.RReLU, o=linear(6, 3)),
+        [6],
+    ),
+    "one network for each row": (
+        *rows(
+            lambda s, x: torch.vmap(torch.vmap(lambda row: s.o(s.a(row).tanh())))(x[None]),
+            a=linear(5, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
+    "an ensemble of one layer": (
+        *rows(
+            lambda s, x: torch.einsum(
+                "eno,eop->np", torch.vmap(functional.linear, in_dims=(None, 0))(x, s.w).relu(), s.v
+            ),
+            w=lambda: weight(4, 6, 5),
+            v=lambda: weight(4, 6, 2),
+        ),
+        [4, 6],
+    ),
+    "a gradient as output": (
+        *rows(
+            lambda s, x: torch.func.vmap(torch.func.grad(lambda row: s.o(s.a(row).tanh()).sum()))(
+                x
+            ),
+            a=linear(5, 6),
+            o=linear(6, 1),
+        ),
+        [6],
+    ),
+    "forces, by autograd": (
+        *rows(lambda s, x: _slope(lambda x: s.o(s.a(x).tanh()), x), a=linear(5, 6), o=linear(6, 1)),
+        [6],
     ),
     "pairs of units as complex numbers": (
         *rows(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from slipstream.symmetry.eval_copy import traceable
 from slipstream.symmetry.outputs import OutputError, output_tensors
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -86,6 +87,20 @@ def test_what_transformers_returns_on_the_way_to_its_logits_is_named():
     assert groups.sizes() == {"trunk.weight:0": 8}
     assert "hidden_states are not counted as outputs" in groups.caveats[0]
     assert "note: hidden_states are not counted" in str(groups)
+
+
+def test_a_cache_for_the_next_call_is_no_output():
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+
+    class Decoder(TwoHeads):
+        def forward(self, x):
+            hidden = self.trunk(x).relu()
+            cache = Hidden(hidden)
+            return outputs.BaseModelOutputWithPast(self.policy(hidden), past_key_values=cache)
+
+    groups = find_neuron_groups(Decoder(None), INPUTS)
+    assert groups.sizes() == {"trunk.weight:0": 8}
+    assert groups.caveats[0].startswith("past_key_values are not counted as outputs")
 
 
 class Hidden:
@@ -210,6 +225,26 @@ def test_what_is_stored_and_not_returned_counts_as_an_output():
     torch.testing.assert_close(after, before)
 
 
+class Regularised(nn.Module):
+    """Keeps a number that training adds to the loss."""
+
+    def __init__(self, penalty):
+        super().__init__()
+        self.trunk, self.head, self.penalty = nn.Linear(5, 8), nn.Linear(8, 3), penalty
+
+    def forward(self, x):
+        hidden = self.trunk(x).relu()
+        self.extra = self.penalty(hidden)
+        return self.head(hidden)
+
+
+def test_a_stored_loss_of_the_same_weights_counts_as_an_output():
+    orders = Regularised(lambda hidden: (hidden * torch.arange(8).to(hidden)).sum())
+    assert not len(find_neuron_groups(orders, INPUTS))
+    for penalty in (lambda hidden: hidden.square().mean(), lambda hidden: hidden):
+        assert find_neuron_groups(Regularised(penalty), INPUTS).sizes() == {"trunk.weight:0": 8}
+
+
 def test_an_optional_input_of_transformers_is_tried():
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
@@ -232,3 +267,42 @@ def test_an_optional_input_of_transformers_is_tried():
     tokens = {"input_ids": torch.randint(0, 20, (2, 5))}
     groups = find_neuron_groups(Typed(config), tokens)
     assert groups.blocks_on("bert.embeddings.token_type_embeddings.weight", 1)
+
+
+def test_a_mask_that_only_compiled_models_demand_is_given():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(hidden_size=8, num_hidden_layers=0, vocab_size=20)
+
+    class Masked(transformers.BertForSequenceClassification):
+        """Makes its own mask, but not while it is compiled."""
+
+        def forward(self, input_ids, attention_mask=None):
+            if attention_mask is None and not torch.compiler.is_compiling():
+                attention_mask = torch.ones_like(input_ids)
+            hidden = self.bert.embeddings.word_embeddings(input_ids)
+            return {"logits": self.classifier(hidden * attention_mask[..., None])}
+
+    tokens = {"input_ids": torch.randint(0, 20, (2, 5))}
+    assert list(find_neuron_groups(Masked(config), tokens).sizes().values()) == [8]
+
+
+@pytest.mark.parametrize("kind", ["switch_transformers", "nllb_moe"])
+def test_experts_that_are_modules_are_all_asked(kind):
+    name = f"transformers.models.{kind}.modeling_{kind}"
+    module = pytest.importorskip(name)
+    torch.manual_seed(0)
+    chosen = torch.tensor([[0], [2], [2], [1]])
+    if kind == "nllb_moe":
+        config = module.NllbMoeConfig(d_model=6, num_experts=3, moe_token_dropout=0.0)
+        experts = module.NllbMoeExperts(config, ffn_dim=8)
+        chosen = torch.cat([chosen, (chosen + 1) % 3], 1)
+    else:
+        config = module.SwitchTransformersConfig(d_model=6, d_ff=8, num_experts=3)
+        experts = module.SwitchTransformersExperts(config)
+        chosen = torch.nn.functional.one_hot(chosen, 3)
+        chosen[3] = 0  # beyond the expert's capacity
+    hidden, weights = torch.randn(4, 6), torch.rand(chosen.shape[:2])
+    expected = experts.eval()(hidden, chosen, weights)
+    with traceable(experts):
+        torch.testing.assert_close(experts(hidden, chosen, weights), expected)
+    assert "forward" not in vars(experts)

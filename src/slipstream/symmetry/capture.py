@@ -75,11 +75,12 @@ def capture(model: nn.Module, example_input: ExampleInput, *, training: bool = F
     """
     failures: list[Exception] = []
     with in_mode(model, training=training):
-        for tracer in (_by_make_fx, _by_export):
+        for tracer in (_by_make_fx, _by_export, _below_autograd):
             try:
                 with _silent(logging.getLogger("torch._subclasses.fake_tensor")), traceable(model):
                     captured = tracer(model, example_input)
                 _check_shapes_known(captured.graph)
+                _check_no_transforms(captured.graph)
                 break
             except OutputError:
                 raise
@@ -95,7 +96,8 @@ def capture(model: nn.Module, example_input: ExampleInput, *, training: bool = F
 
 
 def _return_what_is_stored_(captured: Capture) -> None:
-    """Let the graph return what only some weights compute, and nothing returns: a stored loss."""
+    """Let the graph return what is computed and not returned: a stored loss, an own head."""
+    # Of other weights than the outputs, or a single number; anything else may be inside the model.
     output = captured.graph.output_node()
     live = _above([output, *filter(is_writing, captured.graph.nodes)])
     seen = {captured.weights.get(node) for node in live}
@@ -105,10 +107,15 @@ def _return_what_is_stored_(captured: Capture) -> None:
             above = _above([node])
             names = {captured.weights[n] for n in above if n in captured.weights}
             live |= above
-            if names - seen and isinstance(node.meta.get("val"), Tensor):
+            value = node.meta.get("val")
+            if isinstance(value, Tensor) and (names - seen or (names and _is_a_number(value))):
                 stored.append(node)
                 seen |= names
     output.args = ([*tree_flatten(output.args[0])[0], *stored],)
+
+
+def _is_a_number(value: Tensor) -> bool:
+    return value.dim() == 0 and value.is_floating_point()
 
 
 def _above(nodes: Iterable[torch.fx.Node]) -> set[torch.fx.Node]:
@@ -154,7 +161,21 @@ def _check_shapes_known(graph: torch.fx.Graph) -> None:
                 )
 
 
-def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
+def _check_no_transforms(graph: torch.fx.Graph) -> None:
+    """What torch.func does to a batch, or to gradients, is seen below it, as plain operators."""
+    for node in graph.nodes:
+        if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
+            raise ValueError(f"{node.name} of torch.func is no operator.")
+
+
+def _below_autograd(model: nn.Module, example_input: ExampleInput) -> Capture:
+    """Trace what is computed once gradients and torch.func have done their work."""
+    return _by_make_fx(model, example_input, pre_dispatch=False)
+
+
+def _by_make_fx(
+    model: nn.Module, example_input: ExampleInput, *, pre_dispatch: bool = True
+) -> Capture:
     tensors = dict(weights_of(model))
     names = tuple(tensors)
     tensors |= {name: b for name, b in model.named_buffers() if name not in tensors}
@@ -173,7 +194,9 @@ def _by_make_fx(model: nn.Module, example_input: ExampleInput) -> Capture:
         not_counted[:] = left_out(result) if isinstance(result, Mapping) else []
         return list(output_tensors(result).values())
 
-    trace = make_fx(run, tracing_mode="fake", pre_dispatch=True, _allow_non_fake_inputs=True)
+    trace = make_fx(
+        run, tracing_mode="fake", pre_dispatch=pre_dispatch, _allow_non_fake_inputs=True
+    )
     with torch.no_grad(), _noting_modules(model):
         graph = trace(*tensors.values(), *(leaves[place] for place in places)).graph
     own = dict(zip(graph.find_nodes(op="placeholder"), tensors, strict=False))

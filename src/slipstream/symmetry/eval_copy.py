@@ -5,6 +5,7 @@ import io
 import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import GeneratorType, ModuleType
 from typing import Any
 from unittest.mock import patch
@@ -125,10 +126,15 @@ def traceable(model: nn.Module) -> Generator[None]:
     ]
     for module, name, _ in before:
         setattr(module, name, plain[name])
+    listed = [module for module in model.modules() if _lists_experts(module)]
+    for module in listed:
+        module.forward = partial(_listed_experts, module)
     try:
         with _experts(model, DENSE), patch.object(torch.compiler, "_is_compiling_flag", True):
             yield
     finally:
+        for module in listed:
+            del module.forward
         for module, name, value in before:
             setattr(module, name, value)
 
@@ -181,6 +187,21 @@ def _register_dense_experts() -> None:
 
     if DENSE not in ALL_EXPERTS_FUNCTIONS:
         ALL_EXPERTS_FUNCTIONS.register(DENSE, _dense_experts)
+
+
+def _lists_experts(module: nn.Module) -> bool:
+    """Whether a module of transformers holds its experts as modules: Switch, NLLB."""
+    named = type(module).__module__.startswith("transformers.")
+    return named and isinstance(module, nn.ModuleDict) and hasattr(module, "num_experts")
+
+
+def _listed_experts(layer: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """As `_dense_experts`, of experts that are modules; `chosen` may be marks, not numbers."""
+    marks = chosen if chosen.dim() == 3 else one_hot(chosen, layer.num_experts)
+    shares = (marks * weights[..., None]).sum(1)  # (tokens, experts)
+    answers = torch.stack([layer[f"expert_{n}"](hidden) for n in range(layer.num_experts)], 1)
+    summed: Tensor = (answers * shares[..., None]).sum(1)
+    return summed
 
 
 def _dense_experts(layer: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.utils import _pytree
 
 # What models of transformers return beside their logits on the way to them.
-INTERMEDIATE: tuple[str, ...] = ("hidden_states", "hidden_state", "attentions", "model_output")
-INTERMEDIATE += ("past_key_values", "cache_params", "mems", "rope_deltas")
+CACHES = ("past_key_values", "cache_params", "mems", "rope_deltas")  # for the next call
+INTERMEDIATE = ("hidden_states", "hidden_state", "attentions", "model_output", *CACHES)
 PLAIN = (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device, torch.Size)
 
 
@@ -22,7 +22,7 @@ class OutputError(ValueError):
 def output_tensors(result: Any) -> dict[str, Tensor]:
     """Return every tensor that a model returned, by its path.
 
-    Of the classes of transformers that hold logits, hidden states and caches are left out: see
+    Of the classes of transformers, caches are left out, and hidden states beside logits: see
     `left_out`.
 
     Args:
@@ -50,9 +50,10 @@ def output_tensors(result: Any) -> dict[str, Tensor]:
 
 def left_out(result: Any) -> list[str]:
     """Return the names of what `output_tensors` does not count as an output of `result`."""
-    if not _is_of_transformers(result) or not any("logits" in str(name) for name in result):
+    if not _is_of_transformers(result):
         return []
-    return [name for name in result if str(name).endswith(INTERMEDIATE)]
+    logits = any("logits" in str(name) for name in result)
+    return [name for name in result if str(name).endswith(INTERMEDIATE if logits else CACHES)]
 
 
 def _walk(result: Any, path: str) -> Iterator[tuple[str, Tensor]]:

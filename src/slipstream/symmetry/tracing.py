@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from slipstream.pretrained import example_input_for, other_inputs_for
+from slipstream.pretrained import example_input_for, other_inputs_for, with_masks
 from slipstream.symmetry.atoms import Layout
 from slipstream.symmetry.capture import Capture, ExampleInput, capture, same_graph
 from slipstream.symmetry.collecting import collect
@@ -132,7 +132,12 @@ def _traces(model: nn.Module, example_input: ExampleInput) -> _Traces:
             with left_as_it_was(memory):
                 return capture(replica, given, training=training)
 
-        captures = [trace(example_input)]
+        try:
+            captures = [trace(example_input)]
+        except ValueError:
+            if not (example_input := with_masks(model, example_input)):
+                raise
+            captures = [trace(example_input)]
         caveats = _not_counted(captures[0])
         try:
             captures += _new([trace(example_input, training=True)], captures)

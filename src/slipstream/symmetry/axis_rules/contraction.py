@@ -132,6 +132,15 @@ def matmul(call: Call) -> Layout:
     return _product(call, *call.tensors())
 
 
+@rule("inverse linalg_inv pinverse linalg_pinv", signs=True)
+def inverse(call: Call) -> Layout:
+    """Rows of the inverse meet columns of the matrix."""
+    *batch, rows, columns = call.axes("self", "A", "input")
+    call.independent(rows, columns)
+    call.independent(columns, rows)
+    return (*batch, columns, rows)
+
+
 @rule("addmm", "baddbmm", "addmv", signs=True)
 def add_product(call: Call) -> Layout:
     """A matrix product, added to something that broadcasts to it."""

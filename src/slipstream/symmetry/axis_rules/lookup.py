@@ -52,6 +52,14 @@ def one_hot(call: Call) -> Layout:
     return (*axes, marked if pointed is None or length(pointed) != length(marked) else pointed)
 
 
+@rule("bucketize")
+def bucketize(call: Call) -> Layout:
+    """Between which boundaries every position lies."""
+    if isinstance(call["boundaries"], Value):
+        call.pin(call.axes("boundaries")[0], LOOKED_UP)
+    return call.axes("self")
+
+
 @rule("embedding", signs=True, reads="indices")
 def embedding(call: Call) -> Layout:
     """Rows of the table, looked up by number."""

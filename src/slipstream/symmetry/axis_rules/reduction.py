@@ -1,8 +1,10 @@
 """Operators that take one axis, or several, together, or that see an order along an axis."""
 
+from itertools import permutations
+
 from slipstream.symmetry.atoms import Axis, Layout
 from slipstream.symmetry.axis_rules.elementwise import align
-from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
+from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Value, rule
 
 
 @rule("prod amax amin aminmax all any var std var_mean std_mean logsumexp")
@@ -16,8 +18,26 @@ def reduction(call: Call) -> Layout | list[Layout]:
 @rule("norm linalg_vector_norm", signs=True)
 def size(call: Call) -> Layout | list[Layout]:
     """The size of numbers, whatever their signs."""
-    axes = call.axes("self", "x")
+    axes = call.axes("self", "x", "A")
     return _reduced(call, tuple(call.multiply(axis, axis) for axis in axes))
+
+
+@rule("linalg_norm linalg_matrix_norm", signs=True)
+def matrix_norm(call: Call) -> Layout | list[Layout]:
+    """The size of a vector, or of a matrix whose rows and columns move as they are."""
+    axes = call.axes("self", "A")
+    if len(axes) - len(call.shapes[0]) != 1:
+        dims = range(len(axes)) if call["dim"] is None else dims_of(call["dim"], len(axes))
+        for first, second in permutations(dims, 2):
+            call.independent(axes[first], axes[second])
+    return size(call)
+
+
+@rule("quantile nanquantile")
+def quantile(call: Call) -> Layout:
+    """A symmetric function, for each of several shares on a first axis."""
+    result = _reduced(call, call.axes("self"))
+    return (*(call.axes("q") if isinstance(call["q"], Value) else ()), *result)
 
 
 def _reduced(call: Call, axes: Layout) -> Layout | list[Layout]:

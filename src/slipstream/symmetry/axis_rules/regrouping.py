@@ -8,7 +8,7 @@ from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, rule
 
 @rule("view reshape flatten unflatten squeeze unsqueeze", signs=True, keeps=True)
 @rule("view_as reshape_as ravel _unsafe_view _reshape_alias", signs=True, keeps=True)
-@rule("atleast_1d atleast_2d", signs=True, keeps=True)
+@rule("atleast_1d atleast_2d atleast_3d", signs=True, keeps=True)
 def view(call: Call) -> Layout:
     """The same positions in the same order, under other axes."""
     if call["dtype"] is not None:
@@ -194,6 +194,21 @@ def diagonal(call: Call) -> Layout:
         call.independent(first, axis)
         call.independent(axis, first)
     return tuple(kept) if call.operator == "trace" else (*kept, first)
+
+
+@rule("diag_embed", signs=True)
+def diag_embed(call: Call) -> Layout:
+    """The last axis becomes two, which list the same."""
+    *others, axis = call.axes("self")
+    if call["offset"] or {dim % len(call.shapes[0]) for dim in (call["dim1"], call["dim2"])} != {
+        len(others),
+        len(others) + 1,
+    }:
+        raise UnsupportedError("it fills another diagonal than that of the last axes")
+    call.unsigned(axis)
+    for other in others:
+        call.independent(axis, other)
+    return (*others, axis, axis)
 
 
 def _expanded(axes: Layout, shape: tuple[int, ...]) -> Layout:
