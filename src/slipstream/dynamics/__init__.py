@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from slipstream.dynamics.complexity import TrainingComplexity
     from slipstream.dynamics.complexity_meter import ComplexityMeter, complexity_of_run
     from slipstream.dynamics.first_layer import InputBias, with_input_bias
+    from slipstream.dynamics.margin import MarginProgress, margin_progress
     from slipstream.dynamics.motion import Motion, measure_motion
     from slipstream.dynamics.phases import Phase, Phases, find_phases
     from slipstream.dynamics.prediction_plan import PredictionPlan
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "Arrival", "ComplexityMeter", "InputBias", "Motion", "Phase", "Phases", "PredictionCost",
-    "PredictionPlan", "PrincipalPath", "TangentKernel", "TrainingComplexity", "TrainingTime",
-    "Trust", "complexity_of_run", "find_phases", "measure_motion", "predict_training_time",
-    "principal_path", "tangent_kernel", "with_input_bias",
+    "Arrival", "ComplexityMeter", "InputBias", "MarginProgress", "Motion", "Phase", "Phases",
+    "PredictionCost", "PredictionPlan", "PrincipalPath", "TangentKernel", "TrainingComplexity",
+    "TrainingTime", "Trust", "complexity_of_run", "find_phases", "margin_progress",
+    "measure_motion", "predict_training_time", "principal_path", "tangent_kernel",
+    "with_input_bias",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__)

@@ -16,7 +16,7 @@ from slipstream.landscape.plans import CurvaturePlan, Mode
 from slipstream.landscape.point_store import PointStore
 from slipstream.landscape.spectrum import SpectrumPlan, spectrum_of, trace_of
 from slipstream.storage.fingerprints import fingerprint
-from slipstream.trajectory import Snapshot, Trajectory
+from slipstream.trajectory import Trajectory
 from slipstream.weights import Weights
 
 SNAPSHOTS = 10  # measured along a run, by default
@@ -240,7 +240,7 @@ def curvature_along(
         tensor([4., 1.], dtype=torch.float64)
     """
     plan = plan or CurvaturePlan()
-    snapshots = _chosen(trajectory, steps)
+    snapshots = trajectory.chosen(steps, most=SNAPSHOTS)
     task = replace(task, data=[task.to(batch) for batch in task.data])
     inputs = {}
     if resume is not None:
@@ -290,14 +290,3 @@ def sharpness_of(mean: MeanLoss, slope: Tensor, radius: float) -> Sharpness:
     here = mean.value()
     raised = mean.value(slope * (radius / length)) if length > 0 else here
     return Sharpness(here, raised, length, radius)
-
-
-def _chosen(trajectory: Trajectory, steps: Sequence[int] | None) -> list[Snapshot]:
-    if not len(trajectory):
-        raise ValueError("The run holds no snapshot.")
-    if steps is None:
-        return list(trajectory if len(trajectory) <= SNAPSHOTS else trajectory.resample(SNAPSHOTS))
-    try:
-        return [trajectory.at(step) for step in steps]
-    except KeyError as error:
-        raise ValueError(error.args[0]) from error

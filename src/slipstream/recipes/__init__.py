@@ -60,6 +60,9 @@ if TYPE_CHECKING:
         pseudo_semi_supervised,
     )
     from slipstream.recipes.pseudo_transfer.source import PseudoSource
+    from slipstream.recipes.reconstruction.judging import Likeness, Pictures, likeness
+    from slipstream.recipes.reconstruction.plan import ReconstructionPlan
+    from slipstream.recipes.reconstruction.training import Attempt, Reconstruction, reconstruct
     from slipstream.recipes.side_tuning.controls import SideControls, side_controls
     from slipstream.recipes.side_tuning.networks import (
         SideNetwork,
@@ -80,17 +83,18 @@ if TYPE_CHECKING:
     from slipstream.recipes.subspaces.training import train_subspace
 
 __all__ = [
-    "Aggregation", "AggregationControls", "AggregationPlan", "ConditionalGenerator", "Consistency",
-    "DistilPlan", "DistilledSide", "GeneratorQuality", "Iterand", "IterandPlan", "IterandTraining",
-    "Lure", "LurePlan", "LureStage", "MetaPlan", "MetaTraining", "PretrainPlan", "Pretrained",
-    "PseudoControls", "PseudoPlan", "PseudoSource", "PseudoTransferred", "QualityPlan",
-    "SideControls", "SideNetwork", "SidePlan", "SideTask", "SideTuned", "SourceDistilled",
-    "Subspace", "SubspacePlan", "SyntheticBatches", "TaskScores", "Ticket", "TicketSize",
+    "Aggregation", "AggregationControls", "AggregationPlan", "Attempt", "ConditionalGenerator",
+    "Consistency", "DistilPlan", "DistilledSide", "GeneratorQuality", "Iterand", "IterandPlan",
+    "IterandTraining", "Likeness", "Lure", "LurePlan", "LureStage", "MetaPlan", "MetaTraining",
+    "Pictures", "PretrainPlan", "Pretrained", "PseudoControls", "PseudoPlan", "PseudoSource",
+    "PseudoTransferred", "QualityPlan", "Reconstruction", "ReconstructionPlan", "SideControls",
+    "SideNetwork", "SidePlan", "SideTask", "SideTuned", "SourceDistilled", "Subspace",
+    "SubspacePlan", "SyntheticBatches", "TaskScores", "Ticket", "TicketSize",
     "aggregation_controls", "check_transfer", "churn", "distil_side", "distil_source",
-    "features_of", "generator_quality", "judge_tasks", "least_salient", "load_subspace",
-    "load_ticket", "pseudo_controls", "pseudo_pretrain", "pseudo_samples",
-    "pseudo_semi_supervised", "reset_weights_", "resettable", "save_ticket", "select",
-    "side_controls", "side_tune", "small_side", "ticket_size", "train_aggregation",
+    "features_of", "generator_quality", "judge_tasks", "least_salient", "likeness",
+    "load_subspace", "load_ticket", "pseudo_controls", "pseudo_pretrain", "pseudo_samples",
+    "pseudo_semi_supervised", "reconstruct", "reset_weights_", "resettable", "save_ticket",
+    "select", "side_controls", "side_tune", "small_side", "ticket_size", "train_aggregation",
     "train_iterand", "train_lure", "train_meta", "train_subspace", "weight_saliency",
 ]  # fmt: skip
 

@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from slipstream.dynamics import Motion, Phases, PrincipalPath, TrainingComplexity, TrainingTime
+from slipstream.dynamics import (
+    MarginProgress,
+    Motion,
+    Phases,
+    PrincipalPath,
+    TrainingComplexity,
+    TrainingTime,
+)
 from slipstream.landscape import (
     AlignedBarriers,
     Barrier,
@@ -14,10 +21,12 @@ from slipstream.landscape import (
     LossPlane,
 )
 from slipstream.modes import ModePlane, Modes
+from slipstream.recipes import Pictures
 from slipstream.report.charts import landscape, motion, transfer
 from slipstream.report.charts import modes as mode_charts
 from slipstream.report.charts.complexity import complexity_charts
 from slipstream.report.charts.curvature import curvature_charts
+from slipstream.report.charts.reconstruction import margin_charts, pictures_chart
 from slipstream.report.charts.subject import Subject
 from slipstream.report.charts.training_time import training_time_chart
 from slipstream.report.content import Chart, Contours, HeatMap, Lines, Note, Panels
@@ -90,6 +99,30 @@ def plot_motion(
 def plot_curvature(found: CurvatureAlong) -> "Figure":
     """Draw how the loss bends along a run: loss, gradient, Hessian, sharpness and noise scale."""
     return figure_of(curvature_charts(found), columns=3, width=3.8)
+
+
+def plot_margin(found: MarginProgress) -> "Figure":
+    """Draw how far weights are made of training examples along a run, and the least margin."""
+    return figure_of(margin_charts(found))
+
+
+def plot_pictures(found: Pictures) -> "Figure":
+    """Draw images above what was found that is most like them.
+
+    Args:
+        found: Those of a `Reconstruction`.
+
+    Returns:
+        The figure; `savefig` writes it.
+
+    Raises:
+        ValueError: If they are not images.
+    """
+    chart = pictures_chart(found, Subject())
+    if chart is None:
+        shape = tuple(found.train.shape[1:])
+        raise ValueError(f"Inputs of shape {shape} are not images: there is nothing to draw.")
+    return figure_of([chart], columns=1, width=9.0)
 
 
 def plot_complexity(found: TrainingComplexity) -> "Figure":

@@ -13,13 +13,22 @@ from slipstream.testbed.datasets import DataSpec
 
 
 def mlp(
-    *, inputs: int = 784, classes: int = 10, width: int = 512, hidden_layers: int = 1
+    *,
+    inputs: int = 784,
+    classes: int = 10,
+    width: int = 512,
+    hidden_layers: int = 1,
+    activation: str = "relu",
 ) -> nn.Sequential:
-    """Return `hidden_layers` layers of `width` ReLU units, and a head."""
+    """Return `hidden_layers` layers of `width` units, ReLU or softplus or tanh, and a head."""
+    kinds: dict[str, Callable[[], nn.Module]] = {"relu": nn.ReLU, "softplus": nn.Softplus}
+    kinds["tanh"] = nn.Tanh
+    if activation not in kinds:
+        raise ValueError(f"activation must be relu, softplus or tanh, got {activation!r}.")
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     for number in range(1, hidden_layers + 1):
         layers[f"hidden{number}"] = nn.Linear(inputs if number == 1 else width, width)
-        layers[f"relu{number}"] = nn.ReLU()
+        layers[f"{activation}{number}"] = kinds[activation]()
     layers["head"] = nn.Linear(width if hidden_layers else inputs, classes)
     return nn.Sequential(layers)
 

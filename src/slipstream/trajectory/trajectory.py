@@ -297,6 +297,21 @@ class Trajectory:
         positions = ((2 * n * last + moves) // (2 * moves) for n in range(snapshots))
         return self._with(tuple(self.snapshots[position] for position in positions))
 
+    def chosen(self, steps: Sequence[int] | None, *, most: int) -> list[Snapshot]:
+        """Return the snapshots at some steps, or `most` evenly spaced ones if none are named.
+
+        Raises:
+            ValueError: If there is no such step, or no snapshot at all.
+        """
+        if not len(self):
+            raise ValueError("The run holds no snapshot.")
+        if steps is None:
+            return list(self if len(self) <= most else self.resample(most))
+        try:
+            return [self.at(step) for step in steps]
+        except KeyError as error:
+            raise ValueError(error.args[0]) from error
+
     def _with(self, snapshots: tuple[Snapshot, ...]) -> "Trajectory":
         return Trajectory(snapshots, self.layout, self.description)
 

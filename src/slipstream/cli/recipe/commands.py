@@ -8,6 +8,7 @@ from slipstream.cli.recipe.iterand import iterand
 from slipstream.cli.recipe.lure import lure
 from slipstream.cli.recipe.meta_ticket import meta_ticket
 from slipstream.cli.recipe.pseudo_transfer import pseudo_transfer
+from slipstream.cli.recipe.reconstruction import reconstruction
 from slipstream.cli.recipe.side_tuning import side_tuning
 from slipstream.cli.recipe.subspace import subspace
 
@@ -15,5 +16,8 @@ recipe = typer.Typer(
     no_args_is_help=True,
     help="Alternative training recipes: subspaces, masks, few-shot, continual, with side networks.",
 )
-for command in (subspace, iterand, meta_ticket, lure, side_tuning, aggregation, pseudo_transfer):
+for command in (
+    *(subspace, iterand, meta_ticket, lure, side_tuning, aggregation, pseudo_transfer),
+    reconstruction,
+):
     add_command(recipe, command)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 
+from slipstream.recipes import Pictures
+from slipstream.report.charts.reconstruction import pictures_chart
 from slipstream.report.content import Cell, Item, Lines, Note, Series, Table
 from slipstream.report.number_format import measured
 from slipstream.report.palette import BLACK, SPLITS, run_colour
@@ -19,6 +21,7 @@ _MEANINGS = {  # of what recipes record
     "blend": "how much the base counts beside the side network",
     "cosine": "that of the angle between the corners",
     "objective": "all that is minimised, on the training data",
+    "residual": "how far the equation is from being fulfilled; lower is better",
 }
 
 
@@ -35,6 +38,10 @@ def outcome(runs: Sequence[Shown]) -> list[Item]:
     if (values := _values(runs)).rows:
         items.append(values)
     items += curves([s for s in runs if not s.run.is_transfer and s.run.entries])
+    for shown in runs:
+        if pictures := Pictures.load(shown.run.path):
+            chart = pictures_chart(pictures, shown.subject)
+            items += [chart] if chart else []
     return [*items, settings_table(runs)]
 
 
