@@ -80,6 +80,6 @@ def _print(found: "MarginProgress") -> None:
     typer.echo(f"support vectors in the end: {', '.join(map(str, own[:_NAMED]))}{more}")
     if not found.homogeneous:
         typer.echo(
-            "The network is not homogeneous (such as with biases behind the first layer): nothing "
-            "makes its residual fall. Weight decay balances its gradients all the same."
+            "The network is not homogeneous (such as with biases behind the first layer): without "
+            "weight decay nothing makes its residual fall to 0."
         )

@@ -62,10 +62,12 @@ def margin_progress(
 
         theta = sum_i lam_i dPhi_i/dtheta,   lam_i >= 0, and 0 for examples that are not closest.
 
-    The coefficients are found by non-negative least squares. For a network that is not homogeneous
-    (biases beyond the first layer, softplus, normalisation) this residual need not fall. What holds
-    for every differentiable network is the balance of weight decay w: where the gradient of
-    `L + w |theta|^2 / 2` is 0, theta is exactly `-(1/w) dL/dtheta`, a sum of gradients of examples.
+    Phi_i is the output of the label less that of another class, and each pair counts. The
+    coefficients are found by non-negative least squares. A network that is not homogeneous (biases
+    beyond the first layer, softplus, normalisation) need not come there. What holds for every
+    differentiable network is the balance of weight decay w: where the gradient of
+    `L + w |theta|^2 / 2` is 0, theta is exactly `-(1/w) dL/dtheta`, a sum of gradients of examples,
+    and with cross entropy the residual is 0 as well.
 
     Args:
         trajectory: The run.

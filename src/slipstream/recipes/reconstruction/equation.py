@@ -13,7 +13,7 @@ from slipstream.dynamics.margin import margin_directions
 from slipstream.evaluation import Loss, Task
 from slipstream.evaluation.swapped_weights import eval_mode, functional_call
 from slipstream.recipes.reconstruction.plan import EquationName
-from slipstream.weights import Weights, check_same_layout, first_nonfinite
+from slipstream.weights import Weights, check_same_layout, first_nonfinite, weights_of
 
 _RELUS = (
     *(nn.functional.relu, nn.functional.relu_, torch.relu, torch.relu_),
@@ -57,7 +57,7 @@ class Equation:
             smoothness: ReLU's derivative is differentiated as that of sigmoid(smoothness x).
 
         Returns:
-            The equation, in the dtype of the weights.
+            The equation, in the dtype of the model.
 
         Raises:
             ValueError: If the weights do not fit or do not move, or a layer mixes examples.
@@ -67,14 +67,15 @@ class Equation:
         for name, value in (("weights", weights), ("later", later or {})):
             if bad := first_nonfinite(value):
                 raise ValueError(f"{name} holds a NaN or an infinity in {bad!r}.")
+        kinds = weights_of(task.model)
         trained = [name for name, p in task.model.named_parameters() if p.requires_grad]
-        own = {name: value.detach().to(task.device) for name, value in weights.items()}
+        own = {name: value.detach().to(kinds[name]) for name, value in weights.items()}
         target = {name: own[name] for name in trained}
         if kind == "displacement":
             if later is None:
                 raise ValueError("A displacement needs two snapshots: give the later one too.")
             check_same_layout(weights, later, names=("weights", "later"))
-            target = {name: later[name].to(own[name]) - own[name] for name in trained}
+            target = {name: (later[name] - weights[name]).to(own[name]) for name in trained}
         if not any(bool(value.any()) for value in target.values()):
             raise ValueError("Nothing moved between the two snapshots: give others.")
         return cls(kind, task.model, task.loss, own, target, smoothness)

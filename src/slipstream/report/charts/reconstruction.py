@@ -58,6 +58,7 @@ def pictures_chart(found: Pictures, subject: Subject) -> HeatMap | None:
         list(range(values.shape[1])),
         rows,
         plain(values),
+        square=True,
         run=subject.run,
     )
 
