@@ -31,7 +31,7 @@ from transfer.small_runs import batches, network, trained
 
 
 def transfer(run, target, model, *, trained_target=None, **options):
-    pieces = ("loss", "data", "validation", "metrics")
+    pieces = ("loss", "data", "validation", "metrics", "calibration")
     task = Task(model, **{"data": batches()} | {n: options.pop(n) for n in pieces if n in options})
     if trained_target is not None:
         target = Target(target, trained_target)
@@ -166,23 +166,27 @@ def test_matchings_start_and_end_where_the_plan_says(plain_run, method, warm, mo
     assert result.cost.seconds["assignments"] > 0
 
 
-def test_gradients_are_taken_with_statistics_of_the_weights_they_belong_to(run):
+@pytest.mark.parametrize("size", [1, 32])
+def test_gradients_are_taken_with_statistics_of_the_batch_if_it_has_any(run, size):
     other = [dict(s.weights) | {"1.running_mean": s.weights["1.running_mean"] + 5} for s in run]
     model, target = network(1), weights_of(network(2))
     plan = TransferPlan("fgmt", stages=2, path="recorded")
+    data = [(x[:size], y[:size]) for x, y in batches()]
+    task = {"data": data, "calibration": batches()[:2]}
     first, second = (
-        transfer(r, target, model, plan=plan) for r in (run, Trajectory.from_weights(other))
+        transfer(r, target, model, plan=plan, **task) for r in (run, Trajectory.from_weights(other))
     )
     assert first.stages == second.stages
-    # The first pair of gradients by autograd, in eval mode with those statistics.
-    slopes = []
+    slopes = []  # the first pair of gradients, by autograd
     for weights in (run[0].weights, target):
         buffers = recalibrate_batchnorm(model, weights=weights, data=batches()[:2])
-        other = network(1).eval()
+        other = network(1).train(size > 1)
         other.load_state_dict({**weights, **buffers})
-        slopes.append(plain_gradient(other, dict(other.named_parameters()), batches()[:1]))
+        loss = classification_loss(other, data[0])
+        names = [name for name, _ in other.named_parameters()]
+        slopes.append(dict(zip(names, torch.autograd.grad(loss, other.parameters()), strict=True)))
     permutation = first.permutations[1]
-    moved = permutation.apply({n: slopes[0][n] for n, _ in model.named_parameters()})
+    moved = permutation.apply(slopes[0])
     value = sum(float((moved[n] * slopes[1][n]).sum()) for n in moved)
     assert first.stages[1].objective == pytest.approx(value)
 

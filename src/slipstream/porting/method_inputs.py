@@ -182,7 +182,7 @@ class MethodInputs:
         """The gradient at the other base, over as many batches as all stages take."""
         batches = self.state.data.take(self.plan.stages * self.plan.batches_per_gradient)
         self.spend(self.plan.stages)
-        return self.state.gradient(self.state.start, batches, batch_statistics=True)
+        return self.state.gradient(self.state.start, batches)
 
     @cached_property
     def groups(self) -> NeuronGroups:

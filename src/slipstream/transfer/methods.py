@@ -150,15 +150,13 @@ def signed(
 ) -> Iterator[Step]:
     """Carry the path's increments, each beside a step against the sign of the target's gradient.
 
-    BatchNorm normalises by batch statistics here, as in training: the signs then fit much better.
-
     Yields:
         The target's weights after each stage.
     """
     permutation = matched.source_to_target
     weights = dict(start)
     for stage in range(1, len(path)):
-        gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
+        gradient = state.gradient(weights, state.next_batches())
         move = state.move(path, stage, permutation)
         strength = signs.strength(stage, len(path) - 1)
         for name, whole in move.items():
@@ -190,7 +188,7 @@ def sign_steps(
         size.lerp_(size.mean(), signs.smoothing)
     directions = {name: torch.zeros_like(size) for name, size in sizes.items()}
     for step in range(1, steps + 1):
-        gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
+        gradient = state.gradient(weights, state.next_batches())
         share = signs.size_at(step, steps)
         for name, size in sizes.items():
             slope = parts(dense(gradient[name])).to(size)
@@ -290,7 +288,7 @@ def _descended(
     sizes = {n: SignSteps().size * float((last[n] - first[n]).abs().mean()) for n in state.carried}
     weights = start
     for step in range(1, plan.descent_steps + 1):
-        gradient = state.gradient(weights, state.next_batches(), batch_statistics=True)
+        gradient = state.gradient(weights, state.next_batches())
         falling = -SignSteps(size=1.0).size_at(step, plan.descent_steps)
         move = {n: dense(gradient[n]).sign().mul_(falling * sizes[n]) for n in sizes}
         weights = state.displaced(weights, move)

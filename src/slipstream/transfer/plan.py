@@ -137,7 +137,7 @@ class TransferPlan:
     descent_steps: int = option(
         0, "Sign steps of the target before its activations are observed: these take gradients."
     )
-    batchnorm_batches: int = option(2, "Batches for BatchNorm's statistics, before each gradient.")
+    batchnorm_batches: int = option(2, "Batches for BatchNorm's statistics at each stage.")
     warm_start: bool = option(
         True, "Whether each matching starts from the permutation of the stage before."
     )
