@@ -50,6 +50,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "random_networks": "--count 3",
     "real_networks": "{data}/resources --ports all --labels 8",
     "recipes": "--seeds 2",
+    "reconstruction": "--seeds 1 --epochs 1 --only decay,¬tanh",
     "recording": "--quick",
     "report": "--repeats 1",
     "rotations": ("--cifar10 {data} --text {data}/text.txt --networks kept --steps 2 --training 2"),

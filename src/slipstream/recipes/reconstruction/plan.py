@@ -4,8 +4,6 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
-
 from slipstream.storage.plan_fields import check_choices, option
 from slipstream.training import TrainingPlan
 
@@ -64,6 +62,8 @@ class ReconstructionPlan:
             >>> plan.attempt(0) == plan, plan.attempt(1) == plan.attempt(1) != plan
             (True, True)
         """
+        import numpy as np  # which is slow to import, and only needed here
+
         if number == 0:
             return self
         drawn = np.random.default_rng((self.descent.seed, number)).uniform(-1, 1, 3).tolist()
