@@ -22,6 +22,7 @@ PARTS = {  # of others
     *("rotation_networks", "vision_families"),
 }
 RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables go
+    "checkpoint_prior": "work --quick --seeds 0",
     "complexity": "--seeds 2 --label-epochs 1 --frequency-seeds 2 --frequency-epochs 2",
     "compare mlp": "--only mlp",
     "compression": "",

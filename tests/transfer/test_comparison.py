@@ -108,6 +108,24 @@ def test_rivals_and_continued_transfers_stand_beside_transfers():
     assert found.of("distilled")[0].validation == learned.validation
 
 
+def test_a_function_of_the_start_is_a_row_without_gradients():
+    run, model = trained(network(0)), network(1)
+    targets = [Target(weights_of(network(n)), weights_of(network(3))) for n in (2, 4)]
+    task = Task(model, batches(), validation=batches(seed=8), test=batches(seed=9), metrics=METRICS)
+    end = run[-1].weights
+
+    def made(start):
+        return {name: (value + end[name]) / 2 for name, value in start.items()}
+
+    found = compare_methods(run, targets, task, plans={"made": made})
+    assert found.rows == (("target start", 0), ("made", 0), ("trained target", 0))
+    assert found.rivals == ()
+    for target, outcome in zip(targets, found.of("made"), strict=True):
+        expected = made(target.start)
+        assert outcome.metrics == task.evaluate(weights=expected, split="test")
+        assert outcome.validation == task.evaluate(weights=expected, split="validation")
+
+
 def test_plans_at_other_numbers_of_gradients():
     continued = ContinuedTransfer(TransferPlan("naive-signed", stages=10), DescentPlan())
     found = at_gradients(continued, (5, 10, 11, 30))

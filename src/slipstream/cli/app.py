@@ -22,6 +22,7 @@ from slipstream.cli.importing import import_
 from slipstream.cli.landscape import landscape
 from slipstream.cli.margin import margin
 from slipstream.cli.match import match
+from slipstream.cli.memorisation import memorisation
 from slipstream.cli.modes import modes
 from slipstream.cli.motion import motion
 from slipstream.cli.output import complain
@@ -93,7 +94,7 @@ def slipstream(
 
 for command in (
     *(demo, train, import_, show, check, groups, match, transfer, port),
-    *(compare, choose_start, evaluate, modes, average, compress, federate, predict),
+    *(compare, choose_start, memorisation, evaluate, modes, average, compress, federate, predict),
     *(motion, curvature, complexity, margin, report, view, plot),
 ):
     add_command(app, command)

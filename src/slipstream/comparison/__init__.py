@@ -1,4 +1,4 @@
-"""What checkpoints are to each other, and which of them is the best start."""
+"""What checkpoints are to each other, which is the best start, and whether they are new."""
 
 from typing import TYPE_CHECKING
 
@@ -7,14 +7,24 @@ from slipstream.lazy_names import lazy_names
 if TYPE_CHECKING:
     from slipstream.comparison.compare import CheckpointComparison, compare_checkpoints
     from slipstream.comparison.layers import LayerComparison
+    from slipstream.comparison.memorisation import (
+        Memorisation,
+        Nearest,
+        NoveltyRow,
+        measure_memorisation,
+    )
     from slipstream.comparison.pair import Certainty, PairComparison, Relation
-    from slipstream.comparison.plan import StartPlan
+    from slipstream.comparison.plan import MemorisationPlan, StartPlan
     from slipstream.comparison.start import StartCandidate, StartChoice, choose_start
 
 __all__ = [
     "Certainty",
     "CheckpointComparison",
     "LayerComparison",
+    "Memorisation",
+    "MemorisationPlan",
+    "Nearest",
+    "NoveltyRow",
     "PairComparison",
     "Relation",
     "StartCandidate",
@@ -22,6 +32,7 @@ __all__ = [
     "StartPlan",
     "choose_start",
     "compare_checkpoints",
+    "measure_memorisation",
 ]
 
 __getattr__ = lazy_names(__name__, __file__)

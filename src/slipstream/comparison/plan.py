@@ -1,4 +1,4 @@
-"""How the best start among checkpoints is found, as plain data."""
+"""How starts are tried, and what checkpoints are compared with, as plain data."""
 
 from dataclasses import dataclass
 
@@ -27,3 +27,24 @@ class StartPlan:
             raise ValueError(f"steps must not be negative, got {self.steps}.")
         if not self.rates or min(self.rates) <= 0:
             raise ValueError(f"rates must be above 0, got {self.rates}.")
+
+
+@dataclass(frozen=True)
+class MemorisationPlan:
+    """What a set of checkpoints is compared with, besides the known ones themselves."""
+
+    noise: tuple[float, ...] = option(
+        (0.1, 0.3, 1.0),
+        "Noise added to known checkpoints, over the root mean square of each tensor; repeatable.",
+    )
+    averaged: int = option(2, "How many known checkpoints an average is of.", minimum=2)
+    controls: int = option(10, "Checkpoints per baseline.", minimum=1)
+    seed: int = option(0, "Seed of the noise, and of which known checkpoints are taken.")
+
+    def __post_init__(self) -> None:
+        if self.averaged < 2:
+            raise ValueError(f"averaged must be at least 2, got {self.averaged}.")
+        if self.controls < 1:
+            raise ValueError(f"controls must be at least 1, got {self.controls}.")
+        if min(self.noise, default=0) < 0:
+            raise ValueError(f"noise must not be negative, got {self.noise}.")

@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from slipstream.recipes.aggregation.controls import AggregationControls, aggregation_controls
     from slipstream.recipes.aggregation.plan import AggregationPlan
     from slipstream.recipes.aggregation.training import Aggregation, train_aggregation
+    from slipstream.recipes.checkpoint_prior.generation import Generated, generate
+    from slipstream.recipes.checkpoint_prior.plan import GenerationPlan, PriorPlan
+    from slipstream.recipes.checkpoint_prior.prior import CheckpointPrior, load_prior
+    from slipstream.recipes.checkpoint_prior.training import train_prior
     from slipstream.recipes.few_shot.judging import TaskScores, judge_tasks
     from slipstream.recipes.few_shot.plan import MetaPlan
     from slipstream.recipes.few_shot.training import MetaTraining, train_meta
@@ -83,19 +87,21 @@ if TYPE_CHECKING:
     from slipstream.recipes.subspaces.training import train_subspace
 
 __all__ = [
-    "Aggregation", "AggregationControls", "AggregationPlan", "Attempt", "ConditionalGenerator",
-    "Consistency", "DistilPlan", "DistilledSide", "GeneratorQuality", "Iterand", "IterandPlan",
-    "IterandTraining", "Likeness", "Lure", "LurePlan", "LureStage", "MetaPlan", "MetaTraining",
-    "Pictures", "PretrainPlan", "Pretrained", "PseudoControls", "PseudoPlan", "PseudoSource",
-    "PseudoTransferred", "QualityPlan", "Reconstruction", "ReconstructionPlan", "SideControls",
-    "SideNetwork", "SidePlan", "SideTask", "SideTuned", "SourceDistilled", "Subspace",
-    "SubspacePlan", "SyntheticBatches", "TaskScores", "Ticket", "TicketSize",
-    "aggregation_controls", "check_transfer", "churn", "distil_side", "distil_source",
-    "features_of", "generator_quality", "judge_tasks", "least_salient", "likeness",
-    "load_subspace", "load_ticket", "pseudo_controls", "pseudo_pretrain", "pseudo_samples",
+    "Aggregation", "AggregationControls", "AggregationPlan", "Attempt", "CheckpointPrior",
+    "ConditionalGenerator", "Consistency", "DistilPlan", "DistilledSide", "Generated",
+    "GenerationPlan", "GeneratorQuality", "Iterand", "IterandPlan", "IterandTraining", "Likeness",
+    "Lure", "LurePlan", "LureStage", "MetaPlan", "MetaTraining", "Pictures", "PretrainPlan",
+    "Pretrained", "PriorPlan", "PseudoControls", "PseudoPlan", "PseudoSource", "PseudoTransferred",
+    "QualityPlan", "Reconstruction", "ReconstructionPlan", "SideControls", "SideNetwork",
+    "SidePlan", "SideTask", "SideTuned", "SourceDistilled", "Subspace", "SubspacePlan",
+    "SyntheticBatches", "TaskScores", "Ticket", "TicketSize", "aggregation_controls",
+    "check_transfer", "churn", "distil_side", "distil_source", "features_of", "generate",
+    "generator_quality", "judge_tasks", "least_salient", "likeness", "load_prior", "load_subspace",
+    "load_ticket", "pseudo_controls", "pseudo_pretrain", "pseudo_samples",
     "pseudo_semi_supervised", "reconstruct", "reset_weights_", "resettable", "save_ticket",
     "select", "side_controls", "side_tune", "small_side", "ticket_size", "train_aggregation",
-    "train_iterand", "train_lure", "train_meta", "train_subspace", "weight_saliency",
+    "train_iterand", "train_lure", "train_meta", "train_prior", "train_subspace",
+    "weight_saliency",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__, moved_names(__name__))

@@ -144,6 +144,11 @@ class StoredSnapshot:
             ) from error
 
 
+def run_folders_in(folder: str | Path) -> list[Path]:
+    """Return the run folders in a folder, by name; none if it is something else."""
+    return sorted(file.parent for file in Path(folder).glob(f"*/{DESCRIPTION}"))
+
+
 def read_run(path: str | Path) -> RunFolder:
     """Read what a run folder lists; no snapshot is opened.
 

@@ -1,6 +1,7 @@
 """What a transfer is worth: every method from the same starts, measured on the same data."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -17,6 +18,7 @@ from slipstream.weights import Weights
 
 TARGET_START, TRAINED_TARGET = "target start", "trained target"
 Further = Callable[[Weights], Weights]  # weights after some more training
+Update = Callable[[Weights], Weights]  # from a start to weights, by no gradient of the task
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def compare_methods(
     targets: Sequence[Target],
     task: Task,
     *,
-    plans: Mapping[str, Plan | Sequence[Plan]],
+    plans: Mapping[str, Plan | Update | Sequence[Plan]],
     groups: NeuronGroups | None = None,
     further: Further | None = None,
     progress: Callable[[str, int, int], None] | None = None,
@@ -192,8 +194,9 @@ def compare_methods(
             measured on its validation data, and the ends on its test data, by which nothing is
             chosen.
         plans: What to compare, by the name it has in the table: transfers, trainings of the start
-            itself (`rivals()`), a transfer with a training after it; of each one plan, or several
-            that take different numbers of gradients (`at_gradients`).
+            itself (`rivals()`), a transfer with a training after it, or a function from a start to
+            other weights, such as what a model of checkpoints generates; of each one plan, or
+            several that take different numbers of gradients (`at_gradients`).
         groups: What may be permuted; found and proven, once for all, when not given.
         further: Trains weights on and returns the new ones.
         progress: Called before each piece of work with its name, its number and how many there are.
@@ -211,7 +214,7 @@ def compare_methods(
     if groups is None and any(_permutes(plan) for given in plans.values() for plan in _list(given)):
         groups = find_neuron_groups(task.model, task.example())
     bench = _Bench(source, task.repeatable(), groups, further)
-    work: list[tuple[str, Plan | None]] = [(TARGET_START, None)]
+    work: list[tuple[str, Plan | Update | None]] = [(TARGET_START, None)]
     work += [(name, plan) for name, given in plans.items() for plan in _list(given)]
     work.append((TRAINED_TARGET, None))
     outcomes: list[Outcome] = []
@@ -270,11 +273,11 @@ def at_gradients(plan: Plan, gradients: Sequence[int]) -> Sequence[Plan]:
     return list(dict.fromkeys(one for one in found if one is not None))
 
 
-def _list(given: Plan | Sequence[Plan]) -> Sequence[Plan]:
+def _list(given: Plan | Update | Sequence[Plan]) -> Sequence[Plan | Update]:
     return given if isinstance(given, Sequence) else [given]
 
 
-def _permutes(plan: Plan) -> bool:
+def _permutes(plan: Plan | Update) -> bool:
     if isinstance(plan, ContinuedTransfer):
         return _permutes(plan.transfer)
     return isinstance(plan, TransferPlan) and plan.matching != "naive"
@@ -289,12 +292,16 @@ class _Bench:
     groups: NeuronGroups | None
     further: Further | None
 
-    def run(self, plan: Plan, target: Target) -> Outcome:
+    def run(self, plan: Plan | Update, target: Target) -> Outcome:
         """Return what a plan leads to; its name and its target's number are not known here."""
         if isinstance(plan, TransferPlan):
             return self._transfer(plan, target)[0]
         if isinstance(plan, DescentPlan):
             return self._descent(plan, target.start)
+        if not isinstance(plan, ContinuedTransfer):
+            began = time.perf_counter()
+            made = plan(target.start)
+            return self.outcome(made, seconds=time.perf_counter() - began)
         carried, weights = self._transfer(plan.transfer, target, measured=False)
         after = self._descent(plan.descent, weights)
         return replace(

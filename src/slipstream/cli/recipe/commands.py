@@ -4,6 +4,7 @@ import typer
 
 from slipstream.cli.command import add_command
 from slipstream.cli.recipe.aggregation import aggregation
+from slipstream.cli.recipe.checkpoint_prior import checkpoint_prior, generate
 from slipstream.cli.recipe.iterand import iterand
 from slipstream.cli.recipe.lure import lure
 from slipstream.cli.recipe.meta_ticket import meta_ticket
@@ -18,6 +19,6 @@ recipe = typer.Typer(
 )
 for command in (
     *(subspace, iterand, meta_ticket, lure, side_tuning, aggregation, pseudo_transfer),
-    reconstruction,
+    *(reconstruction, checkpoint_prior, generate),
 ):
     add_command(recipe, command)
