@@ -90,6 +90,13 @@ def landscape(script):
     script.beside_plain = lambda *given: plane(*given[:4], 3)
 
 
+def meta_neuron(script):
+    for name in ("LEARNED_ON", "CHOSEN_ON", "JUDGED_ON"):
+        form = replace(getattr(script, name), shots=1, queries=1, tasks=2, batches=1)
+        setattr(script, name, form)
+    script.RATES = (0.1,)
+
+
 def meta_ticket(script):
     from slipstream.testbed import tasks
 

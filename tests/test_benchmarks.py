@@ -39,6 +39,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "matching rebasin": "--only rebasin --networks resnet18",
     "meta_ticket sinusoid": "--case sinusoid --seeds 1",
     "meta_ticket omniglot": "--omniglot {data} --case 5-way¬1-shot --width 1 --seeds 1",
+    "meta_neuron": "--seeds 1 --epochs 1 --generations 1",
     "modes": "--quick",
     "modes_accuracy": "--case digits --seeds 2",
     "nowcasting": "--mnist {data} --text {data}/text.txt --seeds 1 --steps 60",

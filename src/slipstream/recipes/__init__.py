@@ -35,6 +35,11 @@ if TYPE_CHECKING:
         ticket_size,
     )
     from slipstream.recipes.masks.training import IterandTraining, train_iterand
+    from slipstream.recipes.meta_neuron.lives import Life, LivingNetwork, live
+    from slipstream.recipes.meta_neuron.neuron import MetaNeuron
+    from slipstream.recipes.meta_neuron.plan import NeuronPlan
+    from slipstream.recipes.meta_neuron.streams import AfterStream
+    from slipstream.recipes.meta_neuron.training import NeuronTraining, train_neuron
     from slipstream.recipes.pseudo_transfer.consistency import Consistency
     from slipstream.recipes.pseudo_transfer.controls import (
         PseudoControls,
@@ -87,21 +92,21 @@ if TYPE_CHECKING:
     from slipstream.recipes.subspaces.training import train_subspace
 
 __all__ = [
-    "Aggregation", "AggregationControls", "AggregationPlan", "Attempt", "CheckpointPrior",
-    "ConditionalGenerator", "Consistency", "DistilPlan", "DistilledSide", "Generated",
-    "GenerationPlan", "GeneratorQuality", "Iterand", "IterandPlan", "IterandTraining", "Likeness",
-    "Lure", "LurePlan", "LureStage", "MetaPlan", "MetaTraining", "Pictures", "PretrainPlan",
-    "Pretrained", "PriorPlan", "PseudoControls", "PseudoPlan", "PseudoSource", "PseudoTransferred",
-    "QualityPlan", "Reconstruction", "ReconstructionPlan", "SideControls", "SideNetwork",
-    "SidePlan", "SideTask", "SideTuned", "SourceDistilled", "Subspace", "SubspacePlan",
-    "SyntheticBatches", "TaskScores", "Ticket", "TicketSize", "aggregation_controls",
-    "check_transfer", "churn", "distil_side", "distil_source", "features_of", "generate",
-    "generator_quality", "judge_tasks", "least_salient", "likeness", "load_prior", "load_subspace",
-    "load_ticket", "pseudo_controls", "pseudo_pretrain", "pseudo_samples",
-    "pseudo_semi_supervised", "reconstruct", "reset_weights_", "resettable", "save_ticket",
-    "select", "side_controls", "side_tune", "small_side", "ticket_size", "train_aggregation",
-    "train_iterand", "train_lure", "train_meta", "train_prior", "train_subspace",
-    "weight_saliency",
+    "AfterStream", "Aggregation", "AggregationControls", "AggregationPlan", "Attempt",
+    "CheckpointPrior", "ConditionalGenerator", "Consistency", "DistilPlan", "DistilledSide",
+    "Generated", "GenerationPlan", "GeneratorQuality", "Iterand", "IterandPlan", "IterandTraining",
+    "Life", "Likeness", "LivingNetwork", "Lure", "LurePlan", "LureStage", "MetaNeuron", "MetaPlan",
+    "MetaTraining", "NeuronPlan", "NeuronTraining", "Pictures", "PretrainPlan", "Pretrained",
+    "PriorPlan", "PseudoControls", "PseudoPlan", "PseudoSource", "PseudoTransferred", "QualityPlan",
+    "Reconstruction", "ReconstructionPlan", "SideControls", "SideNetwork", "SidePlan", "SideTask",
+    "SideTuned", "SourceDistilled", "Subspace", "SubspacePlan", "SyntheticBatches", "TaskScores",
+    "Ticket", "TicketSize", "aggregation_controls", "check_transfer", "churn", "distil_side",
+    "distil_source", "features_of", "generate", "generator_quality", "judge_tasks", "least_salient",
+    "likeness", "live", "load_prior", "load_subspace", "load_ticket", "pseudo_controls",
+    "pseudo_pretrain", "pseudo_samples", "pseudo_semi_supervised", "reconstruct", "reset_weights_",
+    "resettable", "save_ticket", "select", "side_controls", "side_tune", "small_side",
+    "ticket_size", "train_aggregation", "train_iterand", "train_lure", "train_meta", "train_neuron",
+    "train_prior", "train_subspace", "weight_saliency",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__, moved_names(__name__))

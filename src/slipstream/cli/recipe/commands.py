@@ -7,6 +7,7 @@ from slipstream.cli.recipe.aggregation import aggregation
 from slipstream.cli.recipe.checkpoint_prior import checkpoint_prior, generate
 from slipstream.cli.recipe.iterand import iterand
 from slipstream.cli.recipe.lure import lure
+from slipstream.cli.recipe.meta_neuron import meta_neuron
 from slipstream.cli.recipe.meta_ticket import meta_ticket
 from slipstream.cli.recipe.pseudo_transfer import pseudo_transfer
 from slipstream.cli.recipe.reconstruction import reconstruction
@@ -20,5 +21,6 @@ recipe = typer.Typer(
 for command in (
     *(subspace, iterand, meta_ticket, lure, side_tuning, aggregation, pseudo_transfer),
     *(reconstruction, checkpoint_prior, generate),
+    meta_neuron,
 ):
     add_command(recipe, command)
