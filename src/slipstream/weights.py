@@ -221,7 +221,7 @@ def norm(weights: Weights) -> float:
 def inner(first: Weights, second: Weights) -> float:
     """Return the inner product over the tensors of `first`, summed in float64."""
     return math.fsum(
-        torch.dot(_wide(left), _wide(right)).item()
+        torch.dot(wide(left), wide(right)).item()
         for name, value in first.items()
         # In pieces, or the two copies in float64 would be the largest thing in memory.
         for left, right in zip(_pieces(value), _pieces(second[name]), strict=True)
@@ -241,10 +241,16 @@ def first_nonfinite(weights: Weights) -> str | None:
     return None
 
 
-def _wide(value: Tensor) -> Tensor:
-    """In float64; complex values as their real and imaginary parts."""
-    real = torch.view_as_real(value.resolve_conj()).flatten() if value.is_complex() else value
-    return real.double()
+def wide(value: Tensor) -> Tensor:
+    """Return values in float64; complex ones as real and imaginary parts, along the last axis.
+
+    Example:
+        >>> wide(torch.tensor([[1 + 2j, 3 + 4j]]))
+        tensor([[1., 2., 3., 4.]], dtype=torch.float64)
+    """
+    if value.is_complex():
+        value = torch.view_as_real(value.resolve_conj()).flatten(-2)
+    return value.double()
 
 
 def _pieces(value: Tensor) -> tuple[Tensor, ...]:

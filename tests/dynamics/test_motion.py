@@ -155,3 +155,26 @@ def test_a_long_random_walk_has_the_shares_that_theory_gives():
     path = principal_path(run_of(steps.cumsum(0)), components=3)
     expected = torch.tensor([6 / (math.pi * k) ** 2 for k in (1, 2, 3)], dtype=torch.float64)
     torch.testing.assert_close(path.shares, expected, rtol=0.05, atol=0)
+
+
+def test_complex_weights_move_as_their_real_and_imaginary_parts():
+    torch.manual_seed(0)
+    points = torch.randn(5, 3, 2, dtype=torch.complex64)
+    run, parts = (
+        Trajectory.from_weights([{"w": value} for value in values])
+        for values in (points, torch.view_as_real(points))
+    )
+    for found, expected in zip(
+        vars(measure_motion(run)).values(), vars(measure_motion(parts)).values(), strict=True
+    ):
+        assert_same(found, expected)
+    found, expected = (principal_path(one, components=3) for one in (run, parts))
+    assert_same(found.coordinates, expected.coordinates)
+    assert_same(found.shares, expected.shares)
+
+
+def assert_same(found, expected):
+    if isinstance(found, torch.Tensor):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    else:
+        assert found == expected

@@ -204,3 +204,32 @@ def test_too_large_a_kernel_is_told_with_what_would_do():
         tangent_kernel(Task(model, data), outputs="separate", memory=4_000_000)
     with pytest.raises(ValueError, match="outputs must be full or separate, got 'all'"):
         tangent_kernel(Task(model, data), outputs="all")
+
+
+class Scaled(nn.Module):
+    """A parameter of a single number, with no axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.scale = nn.Linear(3, 2), nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        return self.inner(x).tanh() * self.scale
+
+
+@pytest.mark.parametrize("kind", ["full", "separate"])
+def test_a_parameter_without_axes_counts(kind):
+    torch.manual_seed(0)
+    model, inputs = Scaled().double(), torch.randn(4, 3, dtype=torch.float64)
+    slope = model.inner(inputs).tanh().detach()
+    model.inner.requires_grad_(False)
+    kernel = tangent_kernel(Task(model, [inputs]), outputs=kind).blocks
+    rows = slope.flatten()[None] if kind == "full" else slope.T
+    assert_same(kernel, rows[:, :, None] * rows[:, None])
+
+
+def test_complex_parameters_are_refused_in_words():
+    model = nn.Linear(3, 2, dtype=torch.complex64)
+    inputs = torch.randn(4, 3, dtype=torch.complex64)
+    with pytest.raises(ValueError, match=r"'weight' is complex.*view_as_real"):
+        tangent_kernel(Task(model, [inputs]))

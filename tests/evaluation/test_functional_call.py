@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from slipstream.evaluation import Task, evaluate, gradient
 from slipstream.evaluation.swapped_weights import functional_call
 from slipstream.weights import weights_of
 
@@ -34,3 +35,25 @@ def test_any_name_of_a_tied_tensor_will_do():
     model, x = tied(), torch.ones(1, 3)
     found = functional_call(model, {"1.weight": torch.eye(3) * 2}, (x,))
     assert found.tolist() == [[4.0, 4.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")]
+)
+def test_a_wrapped_model_has_the_names_of_the_model_inside(wrap):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    wrapped = wrap(model)
+    batches = [(torch.randn(5, 3), torch.tensor([0, 1, 1, 0, 1]))]
+    other = {name: torch.randn_like(value) for name, value in weights_of(model).items()}
+    plain, task = Task(model, batches), Task(wrapped, batches)
+    assert task.evaluate(weights=other) == plain.evaluate(weights=other)
+    assert evaluate(wrapped, plain.measured, data=batches, weights=other) == task.evaluate(
+        weights=other
+    )
+    for found in (task.gradient(), gradient(wrapped, task.loss, data=batches)):
+        torch.testing.assert_close(found, plain.gradient())
+    torch.testing.assert_close(
+        functional_call(wrapped, other, batches[0][0]),
+        torch.func.functional_call(model, other, (batches[0][0],)),
+    )

@@ -224,3 +224,19 @@ def test_a_run_that_spans_no_plane_is_told():
     broken = {"weight": b["weight"] * torch.nan}
     with pytest.raises(ValueError, match="NaN or an infinity in 'weight' at step 1"):
         trajectory_plane(Trajectory.from_weights([a, broken, b]))
+
+
+def test_planes_of_complex_weights_have_complex_directions():
+    torch.manual_seed(0)
+    points = torch.randn(5, 3, 2, dtype=torch.complex64)
+    run, parts = (
+        Trajectory.from_weights([{"w": value} for value in values])
+        for values in (points, torch.view_as_real(points))
+    )
+    found, expected = trajectory_plane(run), trajectory_plane(parts)
+    torch.testing.assert_close(found.path, expected.path)
+    for one, other in zip(found.directions, expected.directions, strict=True):
+        torch.testing.assert_close(torch.view_as_real(one["w"]), other["w"])
+    drawn = random_plane({"w": points[0]}).first["w"]
+    assert drawn.imag.abs().min() > 0
+    torch.testing.assert_close(drawn.norm(dim=1), points[0].norm(dim=1))

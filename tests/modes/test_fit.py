@@ -6,7 +6,8 @@ import torch
 from moving_runs import curves, moving_run
 
 from oracles import plain_modes
-from slipstream.modes import fit_modes
+from slipstream.modes import OnlineModes, fit_modes
+from slipstream.modes.embedded import EmbeddedModes
 from slipstream.modes.grouping import combinations, group_rows, standardised
 from slipstream.modes.sampling import draw, rows_of
 from slipstream.trajectory import Layout, Trajectory, create_run
@@ -275,3 +276,16 @@ def test_a_snapshot_of_other_tensors_is_told(tmp_path):
     (tmp_path / "run" / name).write_bytes((tmp_path / "other" / name).read_bytes())
     with pytest.raises((OSError, ValueError), match=r"step 2.*('[vw]'|checksum)"):
         fit_modes(Trajectory.open(tmp_path / "run"), modes=1)
+
+
+def test_complex_weights_are_refused_in_words():
+    values = torch.randn(12, 3, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    run = Trajectory.from_weights([{"w": value} for value in values])
+    with pytest.raises(ValueError, match=r"'w' is complex.*view_as_real"):
+        fit_modes(run)
+    layer = torch.nn.Linear(2, 2, dtype=torch.complex64)
+    with pytest.raises(ValueError, match=r"'weight' is complex"):
+        OnlineModes(layer)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"'weight' is complex"):
+        EmbeddedModes(layer, optimizer)

@@ -282,6 +282,9 @@ def test_the_number_in_a_name(name, number):
         (["acc_0.95-step_7.pt", "acc_0.5-step_8.pt"], [7, 8]),
         (["checkpoint-3-of-gpt2.pt"], [3]),
         (["best.pt", "run_3.pt"], [None, 3]),
+        (["acc_91.pt", "val-loss-2.pt", "seed_1.pt", "model_v2.pt"], [None] * 4),
+        (["epoch_3_acc_95.pt", "best_acc_97.pt", "resnet18.pt"], [3, None, None]),
+        (["epoch_1_of_10.pt", "epoch_2_of_10.pt"], [1, 2]),
     ],
 )
 def test_the_steps_of_a_folder_of_names(names, steps):
@@ -293,7 +296,10 @@ def test_the_steps_of_a_folder_of_names(names, steps):
     [
         (["run_3_7.pt"], "several numbers"),
         (["2024-11-05.pt"], "several numbers"),
-        (["step_100.pt", "epoch_2.pt"], "some.*others|Some of the names"),
+        (["step_100.pt", "epoch_2.pt"], "Some of the names"),
+        (["epoch_1.pt", "epoch_2.pt", "checkpoint-500"], "Some of the names"),
+        (["epoch_1.pt", "1000.pt"], "Some of the names"),
+        (["step_900.pt", "step_1_000.pt"], "behind each other"),
     ],
 )
 def test_what_names_do_not_tell_is_asked_for(names, words):
@@ -347,3 +353,39 @@ def test_two_files_with_one_tensor_are_refused(source, tmp_path):
     (source / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=r"Two files of .* hold the tensor 'w'"):
         import_run(source, tmp_path / "run")
+
+
+def test_tensors_of_other_layouts_are_read_or_refused_in_words(source):
+    held = {"s": torch.eye(3).to_sparse(), "c": torch.tensor([1 + 2j]).conj()}
+    torch.save(held, source / "1.pt")
+    run = import_run(source)
+    torch.testing.assert_close(run[0].weights["s"], torch.eye(3))
+    torch.testing.assert_close(run[0].weights["c"], torch.tensor([1 - 2j]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(3, device="meta"),
+        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+    ],
+    ids=["meta", "quantised", "nested"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_tensors_without_plain_values_are_refused_in_words(source, make):
+    torch.save({"w": make()}, source / "1.pt")
+    with pytest.raises(ValueError, match=r"1\.pt is refused: the tensor 'w'"):
+        import_run(source)
+
+
+def test_two_tensors_of_the_same_name_in_one_file_are_refused(source):
+    torch.save({0: torch.ones(2), "0": torch.zeros(2)}, source / "1.pt")
+    with pytest.raises(ValueError, match="same name"):
+        import_run(source)
+
+
+def test_a_damaged_safetensors_file_is_named(source):
+    (source / "1.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1\.safetensors holds no safetensors checkpoint"):
+        import_run(source)

@@ -64,6 +64,11 @@ class Network:
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         if not trained:
             raise ValueError("The model has no parameter that requires a gradient.")
+        if found := [name for name, value in trained.items() if value.is_complex()]:
+            raise ValueError(
+                f"Parameter {found[0]!r} is complex, and the Jacobian is taken over real ones: "
+                "keep its real and imaginary parts as two parameters (torch.view_as_real)."
+            )
         if dtype is None:
             dtype = torch.float32
             for value in trained.values():

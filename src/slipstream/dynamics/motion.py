@@ -9,6 +9,7 @@ from torch import Tensor
 
 from slipstream.deprecated import moved_names
 from slipstream.trajectory import Trajectory
+from slipstream.weights import wide
 
 __getattr__ = moved_names(__name__)  # of version 0.1
 
@@ -220,7 +221,7 @@ def _measure(trajectory: Trajectory, name: str) -> tuple[Tensor, Tensor, Tensor,
     sizes = (snapshots - 1, snapshots - 2, snapshots, snapshots)
     moved, turned, away, norms = (torch.zeros(size, dtype=torch.float64) for size in sizes)
     for _, block in trajectory.blocks(name):
-        rows = block.double()  # (snapshots, stretch)
+        rows = wide(block)  # (snapshots, stretch)
         norms += rows.square().sum(1)
         away += (rows - rows[0]).square().sum(1)
         moves = rows.diff(dim=0)

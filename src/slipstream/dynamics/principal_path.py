@@ -7,6 +7,7 @@ from torch import Tensor
 
 from slipstream.dynamics.motion import Progress, check_finite_sums, moving_names
 from slipstream.trajectory import Trajectory
+from slipstream.weights import wide
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ def principal_path(
         if progress is not None:
             progress(name, number, len(names))
         for _, block in trajectory.blocks(name):
-            rows = block.double()
+            rows = wide(block)
             rows -= rows[0].clone()  # what all snapshots share would drown the little they differ
             check_finite_sums(rows.square().sum(1), name, trajectory.steps)
             gram += rows @ rows.T

@@ -297,7 +297,8 @@ class _Sum:
             return
         others = rows if second is first else self._rows(second)
         for name in first.names:
-            products = self._products(rows[name].flatten(2), others[name].flatten(2))
+            pair = (found[name].reshape(*found[name].shape[:2], -1) for found in (rows, others))
+            products = self._products(*pair)
             if self._kind == "separate":
                 self._kernel[first.outputs, first.examples, second.examples] += products
                 if second is not first:

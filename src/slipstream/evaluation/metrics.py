@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from slipstream.evaluation.batches import Batch, Loss, Metric, batch_size, sized_batches
 from slipstream.evaluation.swapped_weights import eval_mode, weights_in
-from slipstream.weights import Weights
+from slipstream.weights import Weights, unwrapped
 
 
 def evaluate(
@@ -83,7 +83,7 @@ def gradient(
         >>> gradient(model, lambda model, batch: model(batch).mean(), data=batches)
         {'weight': tensor([[2.]])}
     """
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in unwrapped(model).named_parameters() if p.requires_grad}
     means = {
         name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
         for name, p in trained.items()

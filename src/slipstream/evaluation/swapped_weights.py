@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from slipstream.weights import Weights, check_shapes
+from slipstream.weights import Weights, check_shapes, unwrapped
 
 
 @contextmanager
@@ -33,6 +33,7 @@ def weights_in(model: nn.Module, weights: Weights | None) -> Generator[None]:
         ...     model(Tensor([[2.0]])).item()
         6.0
     """
+    model = unwrapped(model)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     own: dict[str, Tensor] = {**parameters, **buffers}
@@ -95,6 +96,7 @@ def functional_call(
         >>> twice[0].weight is layer.weight
         True
     """
+    model = unwrapped(model)
     named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     named |= dict(model.named_buffers(remove_duplicate=False))
     given = {id(named[name]): value for name, value in tensors.items() if name in named}

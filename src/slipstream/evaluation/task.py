@@ -21,7 +21,7 @@ from slipstream.evaluation.batches import (
 )
 from slipstream.evaluation.batchnorm import forward_inputs, recalibrate_batchnorm
 from slipstream.evaluation.metrics import evaluate, gradient
-from slipstream.weights import Weights
+from slipstream.weights import Weights, unwrapped
 
 Split = Literal["train", "validation", "test"]
 
@@ -39,7 +39,9 @@ class Task:
         (['accuracy', 'loss'], torch.Size([3]))
     """
 
-    model: nn.Module  # left as it was by whatever takes the task, unless it says otherwise
+    # Left as it was by whatever takes the task, unless it says otherwise; without the wrappers of
+    # torch.compile and data parallelism
+    model: nn.Module
     data: Iterable[
         Batch
     ] = ()  # training batches; `data.epoch(n)`, if there, gives those of epoch n
@@ -53,6 +55,11 @@ class Task:
     unlabelled: Iterable[Batch] | None = None  # to observe the model on; `data` if None
     example_input: Any = None  # what the model is traced with; the first batch's inputs if None
     configuration: Mapping[str, Any] = field(default_factory=dict)  # the names that made it
+
+    def __post_init__(self) -> None:
+        # Weights have the names that they have in the model inside torch.compile or DataParallel.
+        if isinstance(self.model, nn.Module):
+            object.__setattr__(self, "model", unwrapped(self.model))
 
     @property
     def device(self) -> torch.device:

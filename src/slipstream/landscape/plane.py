@@ -339,17 +339,18 @@ def _directions(trajectory: Trajectory, scores: Tensor) -> list[dict[str, Tensor
         dtype = torch.promote_types(form.dtype, torch.float32)
         found = torch.empty(2, math.prod(form.shape), dtype=dtype)
         for at, block in trajectory.blocks(name):
-            rows = block.double()
+            rows = block.to(torch.promote_types(block.dtype, torch.float64))
             rows -= rows[-1].clone()  # the scores sum to 0, so any origin gives the same sums
-            found[:, at] = (sums @ rows).to(dtype)
+            found[:, at] = (sums.to(rows.dtype) @ rows).to(dtype)
         for side, values in zip(sides, found, strict=True):
             side[name] = values.view(form.shape)
     return sides
 
 
 def _like_filters(value: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(value.shape, generator=generator, dtype=torch.float64)
-    own = value.detach().double().cpu().flatten(1).norm(dim=1)
+    dtype = torch.promote_types(value.dtype, torch.float64)
+    drawn = torch.randn(value.shape, generator=generator, dtype=dtype)
+    own = value.detach().to("cpu", dtype).flatten(1).norm(dim=1)
     scale = own / drawn.flatten(1).norm(dim=1).clamp(min=1e-300)
     scaled: Tensor = drawn * scale.view(-1, *[1] * (value.dim() - 1))
     return scaled.to(value)

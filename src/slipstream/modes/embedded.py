@@ -11,7 +11,9 @@ from torch.optim import SGD, Optimizer
 
 from slipstream.modes.embedding import FREE, Embedding
 from slipstream.modes.growth import Growth
+from slipstream.modes.sampling import check_real
 from slipstream.trajectory.optimizer_steps import after_each_step
+from slipstream.weights import unwrapped
 
 Pace = Literal["projected", "weight"]
 
@@ -79,16 +81,17 @@ class EmbeddedModes:
                 default, what suits the optimiser.
 
         Raises:
-            ValueError: If the optimiser holds none of the model's parameters.
+            ValueError: If the optimiser holds none of the model's parameters, or a complex one.
         """
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         self._pieces = [
             _Piece(name, parameter)
-            for name, parameter in model.named_parameters()
+            for name, parameter in unwrapped(model).named_parameters()
             if id(parameter) in held
         ]
         if not self._pieces:
             raise ValueError("The optimizer holds no parameter of the model.")
+        check_real({piece.name: piece.parameter.dtype for piece in self._pieces})
         self.growth = growth or Growth()
         self._pace = pace or ("projected" if isinstance(optimizer, SGD) else "weight")
         self._optimizer = optimizer

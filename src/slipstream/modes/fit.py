@@ -9,7 +9,7 @@ from torch import Tensor
 
 from slipstream.modes.grouping import Grouping, Reference, combinations, group_rows, standardised
 from slipstream.modes.modes import Modes
-from slipstream.modes.sampling import draw, owners, rows_of
+from slipstream.modes.sampling import check_real, draw, owners, rows_of
 from slipstream.modes.statistics import blocks, check_finite, computed_in, regress_
 from slipstream.trajectory import Trajectory
 
@@ -118,12 +118,14 @@ def sample_rows(trajectory: Trajectory, samples: int, *, seed: int) -> tuple[Ten
 
 
 def check_length(trajectory: Trajectory) -> None:
-    """Raise if the run has too few snapshots for a decomposition."""
+    """Raise if the run has too few snapshots for a decomposition, or complex weights."""
     if len(trajectory) < FEWEST_STEPS:
         raise ValueError(
             f"The run has {len(trajectory)} snapshots; modes need at least {FEWEST_STEPS}: "
             "record more often, for example with Schedule.every(10)."
         )
+    tensors = trajectory.layout.tensors
+    check_real({name: tensors[name].dtype for name in trajectory.layout.learned})
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from slipstream.evaluation import takes_task
 from slipstream.modes.moments import Follower, Leaders, OnlinePlan
-from slipstream.modes.sampling import draw, gather
+from slipstream.modes.sampling import check_real, draw, gather
 from slipstream.trajectory import Layout
-from slipstream.weights import weights_of
+from slipstream.weights import is_continuous, unwrapped, weights_of
 
 FORMAT = 1
 
@@ -64,16 +63,16 @@ class OnlineModes:
             plan: How many modes are fitted, and how.
 
         Raises:
-            ValueError: If nothing in the model can be modelled.
+            ValueError: If nothing in the model can be modelled, or a tensor is complex.
         """
-        wrapped = isinstance(model, DataParallel | DistributedDataParallel)
-        self._model = model.get_submodule("module") if wrapped else model
+        self._model = unwrapped(model)
         self._plan = plan = OnlinePlan() if plan is None else plan
         sizes = {
             name: value.numel()
             for name, value in self._model.named_parameters()
-            if value.requires_grad and value.is_floating_point()
+            if value.requires_grad and is_continuous(value)
         }
+        check_real({name: self._model.get_parameter(name).dtype for name in sizes})
         if not sizes:
             raise ValueError("No parameter of the model requires a gradient: nothing will move.")
         self._names = list(sizes)

@@ -58,6 +58,15 @@ def rows_of(trajectory: Trajectory, positions: Positions) -> Tensor:
     return torch.stack(columns, 1)
 
 
+def check_real(dtypes: Mapping[str, torch.dtype]) -> None:
+    """Raise if a tensor is complex: a mode is a line through real values."""
+    if found := [name for name, dtype in dtypes.items() if dtype.is_complex]:
+        raise ValueError(
+            f"Tensor {found[0]!r} is complex, and modes are fitted to real ones: keep its real and "
+            "imaginary parts as two (torch.view_as_real)."
+        )
+
+
 def nonfinite_message(name: str, step: int) -> str:
     """What to say of a NaN or an infinity in a run."""
     return (

@@ -46,6 +46,7 @@ def tensor_chunks(
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """Return the memory of a contiguous CPU tensor as bytes to read or to write."""
+    tensor = tensor.resolve_conj().resolve_neg()
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 

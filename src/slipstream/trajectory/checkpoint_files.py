@@ -148,7 +148,10 @@ def _weights_in(held: object, path: Path, key: str | None) -> dict[str, Tensor]:
         if isinstance(held, Mapping) and isinstance(held.get(place), Mapping):
             held = held[place]
     if isinstance(held, Mapping):
-        tensors = {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+        found = [(str(name), value) for name, value in held.items() if isinstance(value, Tensor)]
+        tensors = {name: _plain(value, name, path) for name, value in found}
+        if len(tensors) < len(found):
+            raise ValueError(f"{path} is refused: two of its tensors have the same name.")
         others = [str(name) for name in held if str(name) not in tensors]
         if tensors and all(name.rpartition(".")[2] == "_extra_state" for name in others):
             if others:
@@ -159,6 +162,19 @@ def _weights_in(held: object, path: Path, key: str | None) -> dict[str, Tensor]:
         f"No weights were found in {path}. It holds {listed}: pass key= with the one that "
         "holds the state dict."
     )
+
+
+def _plain(value: Tensor, name: str, path: Path) -> Tensor:
+    """The values of a tensor in the usual layout."""
+    if value.is_meta or value.is_quantized or value.is_nested:
+        raise ValueError(
+            f"{path} is refused: the tensor {name!r} is on the meta device, quantised or nested, "
+            "so that its values cannot be read."
+        )
+    try:
+        return (value if value.layout is torch.strided else value.to_dense()).resolve_conj()
+    except RuntimeError as error:  # a sparse tensor may be of any size
+        raise ValueError(f"{path} is refused: {name!r} is sparse, and too large.") from error
 
 
 def model_files(folder: Path) -> tuple[Path, ...]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from slipstream.storage.reading import parsing
 from slipstream.storage.strict_json import read_json
 from slipstream.storage.tensor_file import map_tensors
 from slipstream.storage.tensor_header import Place, read_header, read_places
@@ -166,7 +167,9 @@ def _places(checkpoint: Checkpoint) -> dict[str, Place]:
     """Where the tensors lie in all shards together."""
     places: dict[str, Place] = {}
     for path in checkpoint.files:
-        for name, place in read_places(path).items():
+        with parsing(path, "safetensors checkpoint"):
+            found = read_places(path)
+        for name, place in found.items():
             if name in places:
                 raise ValueError(f"Two files of {checkpoint.name} hold the tensor {name!r}.")
             places[name] = place
