@@ -1,6 +1,6 @@
 """What a transfer costs beside its gradients, beside a plain implementation, and in memory.
 
-    python benchmarks/cost.py --mnist DIR --cifar10 DIR --output benchmarks/results/cost
+    python benchmarks/cost.py --mnist DIR --cifar10 DIR --text FILE --output cost
 
 The floor of FGMT in T stages is 2T gradient evaluations; they are timed in the same run, by plain
 autograd. Processor time is compared, which a busy machine disturbs least. The plain implementation
@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from common import machine, machine_line, table, write
 from slipstream.evaluation import Task, classification_loss, gradient
@@ -32,14 +31,18 @@ from slipstream.training import TrainingPlan, train
 from slipstream.trajectory import Trajectory
 from slipstream.transfer import TransferPlan, transfer_trajectory
 from slipstream.weights import clone, weights_of
+from transfer_cases import Gpt, Vit
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 STAGES = (5, 10, 30)
+Setup = NamedTask | Gpt | Vit
 
 
-def networks(mnist: str, cifar10: str) -> dict[str, NamedTask]:
+def networks(mnist: str, cifar10: str, text: str) -> dict[str, Setup]:
     """Return the networks whose transfer is timed."""
     return {
+        "GPT, 2 layers of 4 heads, characters": Gpt(text),
+        "ViT, 3 layers of 4 heads, MNIST": Vit(f"mnist:{mnist}", batch_size=128),
         "MLP, 1 x 1024, MNIST": NamedTask("mlp", f"mnist:{mnist}", width=1024),
         "MLP, 2 x 512, MNIST": NamedTask(
             "mlp", f"mnist:{mnist}", width=512, options={"hidden_layers": 2}
@@ -53,23 +56,23 @@ def networks(mnist: str, cifar10: str) -> dict[str, NamedTask]:
     }
 
 
-def short_run(
-    setup: NamedTask, steps: int
-) -> tuple[nn.Module, Trajectory, dict[str, Any], list[Any]]:
-    """Train for a few steps; the model, its run, another start, and batches for gradients."""
+def short_run(setup: Setup, steps: int) -> tuple[Task, Trajectory, dict[str, Any], list[Any]]:
+    """Train for a few steps; the task, its run, another start, and batches for gradients."""
     experiment = setup.build()
     start = clone(weights_of(experiment.model))
     batches = [batch for batch, _ in zip(experiment.data, range(steps), strict=False)]
     train(experiment.on(batches), TrainingPlan(epochs=1, lr=0.02))
     run = Trajectory.from_weights([start, clone(weights_of(experiment.model))])
-    target = clone(weights_of(setup.build(seed=1).model))
-    return experiment.model, run, target, batches
+    target = clone(weights_of(replace(setup, seed=1).build().model))
+    return experiment, run, target, batches
 
 
-def ratios(name: str, setup: NamedTask, repeats: int, steps: int) -> list[dict[str, Any]]:
+def ratios(
+    name: str, setup: NamedTask | Gpt | Vit, repeats: int, steps: int
+) -> list[dict[str, Any]]:
     """Time FGMT and the gradients it cannot do without, in turns."""
-    model, run, target, batches = short_run(setup, steps)
-    groups = find_neuron_groups(model, batches[0][0])
+    task, run, target, batches = short_run(setup, steps)
+    groups = find_neuron_groups(task.model, task.example())
     found = []
     for stages in STAGES:
         plan = TransferPlan("fgmt", stages=stages)
@@ -78,18 +81,14 @@ def ratios(name: str, setup: NamedTask, repeats: int, steps: int) -> list[dict[s
             began = time.process_time()
             for stage in range(stages):
                 for weights in (run[0].weights, target):
-                    gradient(
-                        model,
-                        classification_loss,
-                        weights=weights,
-                        data=[batches[stage % len(batches)]],
-                    )
+                    batch = batches[stage % len(batches)]
+                    gradient(task.model, task.loss, weights=weights, data=[batch])
             floors.append(time.process_time() - began)
             began = time.process_time()
             result = transfer_trajectory(
                 run,
                 target,
-                Task(model, batches, classification_loss),
+                Task(task.model, batches, task.loss),
                 plan=plan,
                 groups=groups,
             )
@@ -116,18 +115,18 @@ def against_plain(mnist: str, cifar10: str) -> list[dict[str, Any]]:
     """Time FGMT and GMT beside the plain implementation, in float64, T = 30."""
     from oracles.plain_transfer import plain_transfer
 
-    small = networks(mnist, cifar10)
+    small = networks(mnist, cifar10, "")
     cases = {
         "MLP, 1 x 1024, MNIST": (small["MLP, 1 x 1024, MNIST"], ("fgmt", "gmt")),
         "Conv8, width 0.25, CIFAR-10": (
-            replace(small["Conv8, width 0.5, CIFAR-10"], width=0.25),
+            NamedTask("conv8", f"cifar10:{cifar10}", width=0.25, options={"batchnorm": False}),
             ("fgmt",),
         ),
     }
     found = []
     for name, (setup, methods) in cases.items():
-        model, run, target, batches = short_run(setup, 30)
-        model = model.double()
+        task, run, target, batches = short_run(setup, 30)
+        model = task.model.double()
         run = Trajectory.from_weights([{n: v.double() for n, v in s.weights.items()} for s in run])
         target = {n: v.double() for n, v in target.items()}
         batches = [(inputs.double(), labels) for inputs, labels in batches]
@@ -302,6 +301,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mnist", help="folder of MNIST")
     parser.add_argument("--cifar10", help="folder of CIFAR-10")
+    parser.add_argument("--text", help="a text file")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
     parser.add_argument("--only", choices=("ratios", "plain", "memory"), help="renew one part")
@@ -310,8 +310,8 @@ def main() -> None:
     if options.peak:
         peak(options.peak[0], int(options.peak[1]))
         return
-    if not (options.mnist and options.cifar10):
-        parser.error("give the folders: --mnist DIR --cifar10 DIR")
+    if not (options.mnist and options.cifar10 and options.text):
+        parser.error("give the data: --mnist DIR --cifar10 DIR --text FILE")
     found: dict[str, Any] = {}
     if options.only and options.output:
         found = json.loads(options.output.with_suffix(".json").read_text(encoding="utf-8"))
@@ -319,9 +319,9 @@ def main() -> None:
     parts = {
         "ratios": lambda: [
             row
-            for name, setup in networks(options.mnist, options.cifar10).items()
+            for name, setup in networks(options.mnist, options.cifar10, options.text).items()
             # minutes each for the Conv8, and steady enough
-            for row in ratios(name, setup, options.repeats if "MLP" in name else 1, 30)
+            for row in ratios(name, setup, 1 if "Conv8" in name else options.repeats, 30)
         ],
         "plain": lambda: against_plain(options.mnist, options.cifar10),
         "memory": memory,

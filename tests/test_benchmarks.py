@@ -27,7 +27,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "compare mlp": "--only mlp",
     "compression": "",
     "averages": "--cifar10 {data} --text {data}/text.txt --seeds 1 --steps 20",
-    "cost": "--mnist {data} --cifar10 {data} --repeats 1",
+    "cost": "--mnist {data} --cifar10 {data} --text {data}/text.txt --repeats 1",
     "embedded": "--mnist {data} --seeds 1",
     "faults": "--kills 1 --interrupted 1 --flips 2 --files 2 --messages 2",
     "federated": "--rounds 3 --seeds 1 --limit 8",
