@@ -75,10 +75,10 @@ PLANS = {
         )
     },
     "activations-signed": PortPlan("activations-signed", stages=BUDGET),
-    # With the rates that few-shot fine-tuning has.
-    AUTO_FEW: PortPlan(budget=BUDGET, rates=RATES["Adam"]),
+    # With the rates that few-shot fine-tuning by sign descent has.
+    AUTO_FEW: PortPlan(budget=BUDGET, rates=RATES["sign descent"]),
     # As many gradients as few-shot fine-tuning takes to find its rate.
-    AUTO: PortPlan(budget=BUDGET * len(RATES["Adam"]), rates=RATES["Adam"]),
+    AUTO: PortPlan(budget=BUDGET * len(RATES["sign descent"]), rates=RATES["sign descent"]),
 }
 UNTOUCHED, OWN, SOURCE = "untouched", "its own fine-tune", "the source's fine-tune"
 FEW_SHOT = "few-shot"

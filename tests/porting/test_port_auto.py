@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,12 @@ from torch import nn
 
 from slipstream.evaluation import Task, evaluate, squared_loss
 from slipstream.porting import FineTune, PortPlan, port_fine_tune
+from slipstream.porting.choosing import Choice
+from slipstream.porting.displacement import Prepared
 from slipstream.porting.fitting import output_biases
 from slipstream.porting.judge import Measured
 from slipstream.porting.labels import within_budget
+from slipstream.porting.search import Search
 from slipstream.weights import clone, parameter_names, weights_of
 
 TRUE = {"weight": torch.tensor([[1.0, -2.0, 0.5]]), "bias": torch.tensor([0.25])}
@@ -180,6 +184,32 @@ def test_a_margin_weighs_parts_by_their_sizes():
     # Differences 4 and 0, their mean 1: apart by 3/4 and -3/4 once weighted.
     assert first.margin(second, errors=1) == pytest.approx(3 * math.sqrt(2 * 2 * 0.75**2))
     assert Measured(torch.zeros(1), torch.ones(1)).margin(first, errors=1) is None
+
+
+def chosen_of(untouched, free, trained):
+    """Which of three candidates is taken, by their losses on each part of the validation data."""
+    sizes = torch.ones(4, dtype=torch.float64)
+    tried = []
+    for step, losses in (("untouched", untouched), ("function", free), ("few-shot", trained)):
+        narrow, wide = (
+            Measured(torch.tensor(values), torch.ones(len(values), dtype=torch.float64))
+            for values in (losses[:4], losses)
+        )
+        measured = replace(narrow, wider=wide if len(losses) > len(sizes) else None)
+        tried.append(Choice(Prepared(step, "identity", {}), float(len(tried)), measured=measured))
+    inputs = SimpleNamespace(plan=PortPlan(), note=None)
+    return Search(inputs, None, None, tried=tried).surely_best(tried[0])[0].method
+
+
+def test_between_two_that_change_something_the_lower_loss_is_taken():
+    # On average the second is lower, by less than its standard error.
+    assert chosen_of([9.0] * 8, [1.0, 3.0] * 4, [3.0, 0.9, 1.0, 3.0]) == "few-shot"
+    assert chosen_of([9.0] * 8, [1.0, 3.0] * 4, [3.0, 1.1, 1.0, 3.0]) == "function"
+
+
+def test_what_is_surely_better_than_nothing_is_taken_if_the_lowest_loss_is_not():
+    # The third is lowest on the four parts that it was measured on, by luck on three of them.
+    assert chosen_of([9.0] * 8, [8.0] * 8, [0.0, 0.0, 0.0, 25.0]) == "function"
 
 
 def test_one_batch_that_cannot_be_split_is_warned_of():

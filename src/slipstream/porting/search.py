@@ -163,17 +163,15 @@ class Search:
 
     def surely_best(self, untouched: Choice) -> tuple[Choice, str, float]:
         """The best choice, or the untouched base where that may only seem worse."""
-        # What learns from labels was measured on fewer of them, so it must surely be better.
-        methods = {choice.method for choice in self.tried} - {"untouched"}
+        tried = len({choice.method for choice in self.tried} - {"untouched"}) or 1
         free = min((c for c in self.tried if c.learns_from_no_label), key=_score)
-        best = min(self.tried, key=lambda choice: choice.loss)
-        tried = max(len(methods), 1)
-        if not best.learns_from_no_label and best.loss < free.loss:
-            if free.loss - best.loss <= self._margin(best, free, tried, wide=False):
-                best = free
-        else:
-            best = free
-        return self._unless_untouched(best, untouched, tried)
+        trained = [choice for choice in self.tried if not choice.learns_from_no_label]
+        # Between two that change something no margin is needed: either mistake costs little.
+        best = min((free, *trained), key=lambda choice: choice.loss)
+        found = self._unless_untouched(best, untouched, tried)
+        if found[0] is untouched and best is not free:  # which is known from more labels
+            return self._unless_untouched(free, untouched, tried)
+        return found
 
     def extend(
         self, step: PortStep, before: Choice | None = None, plan: PortPlan | None = None
