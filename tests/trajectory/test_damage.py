@@ -116,6 +116,13 @@ def test_a_pipe_is_not_waited_for(run):
                 "tensors": {"w": {"shape": [1], "dtype": ["bool"]}},
             }
         },
+        {
+            "model": {
+                "class": "",
+                "aliases": {},
+                "tensors": {"w": {"shape": [1 << 40, 1 << 40], "dtype": "bool"}},
+            }
+        },
         {"model": {"class": "", "aliases": [], "tensors": []}},
         {"model": {"class": "", "aliases": {"v": "w"}, "tensors": {}}},
         {"configuration": []},
@@ -136,6 +143,17 @@ def test_a_hostile_description_is_a_value_error(run, change):
 def test_a_number_that_no_float_holds_is_damage(run):
     with (run / "snapshots.jsonl").open("a") as index:
         index.write('{"amends": 2, "epoch": null, "metrics": {"loss": 1' + "0" * 400 + "}}\n")
+    with pytest.raises(ValueError, match="line 5 is damaged"):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": True}, {"bytes": True}, {"files": ["snapshots/a", "snapshots/a"]}]
+)
+def test_an_entry_that_no_recorder_writes_is_damage(run, change):
+    line = {"step": 9, "epoch": None, "files": ["x"], "bytes": 1, "metrics": {}, "prefix": ""}
+    with (run / "snapshots.jsonl").open("ab") as index:
+        index.write(checked_json(line | change))
     with pytest.raises(ValueError, match="line 5 is damaged"):
         read_run(run)
 

@@ -175,6 +175,8 @@ def test_a_closed_recorder_is_detached(tmp_path):
     assert recorder.step == 2
     assert Trajectory.open(tmp_path / "run").steps == [0, 1, 2]
     with pytest.raises(RuntimeError, match="This recorder is closed"):
+        recorder.log(loss=1.0)
+    with pytest.raises(RuntimeError, match="This recorder is closed"):
         recorder.record(step=5)
 
 
@@ -370,3 +372,30 @@ def test_a_snapshot_is_a_mapping_of_its_tensors():
     assert list(snapshot) == ["w", "n"]
     with pytest.raises(KeyError, match="tensors by name, got 0"):
         snapshot[0]
+
+
+def test_a_metric_of_several_values_is_refused_by_name(tmp_path):
+    recorder = Recorder(tmp_path / "run", nn.Linear(2, 1))
+    with pytest.raises(ValueError, match=r"'accuracy' must be one value; its shape is \(2,\)"):
+        recorder.log(accuracy=torch.ones(2))
+    recorder.close()
+
+
+class Passing:
+    """Wraps an optimiser, and passes on whatever it is asked for."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def __getattr__(self, name):
+        return getattr(self.optimizer, name)
+
+
+def test_an_optimizer_inside_two_wrappers_that_pass_on_is_found(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapped = Passing(Passing(optimizer))
+    with Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(wrapped):
+        model(torch.ones(1, 2)).sum().backward()
+        wrapped.step()
+    assert Trajectory.open(tmp_path / "run").steps == [0, 1]

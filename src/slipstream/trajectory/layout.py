@@ -1,5 +1,6 @@
 """Which tensors the snapshots of a run hold: names, shapes, dtypes and ties."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 __getattr__ = moved_names(__name__)  # of version 0.1
 
+_MOST = 1 << 60  # values of a tensor: more have no address
 STATISTICS = ("running_mean", "running_var")  # of BatchNorm: estimated, not learned
 
 
@@ -163,7 +165,7 @@ class Layout:
         for name, form in data["tensors"].items():
             shape, dtype = form["shape"], form["dtype"]
             sizes = isinstance(shape, list) and all(type(n) is int and n >= 0 for n in shape)
-            if not sizes or not isinstance(dtype, str):
+            if not sizes or math.prod(n or 1 for n in shape) > _MOST or not isinstance(dtype, str):
                 raise ValueError(f"the tensor {name!r} has the shape {shape} and the dtype {dtype}")
             tensors[name] = TensorForm(tuple(shape), dtype)
         aliases, model = dict(data["aliases"]), data["class"]

@@ -27,7 +27,8 @@ def after_each_step(optimizer: Optimizer, call: Callable[..., None]) -> Callable
 def _wrapped(optimizer: Any) -> Optimizer:
     """The optimiser that has hooks: a wrapper that never called `Optimizer.__init__` has none."""
     found = optimizer
-    while not hasattr(found, "_optimizer_step_post_hooks"):
+    # Its own attribute: a wrapper may pass on those of what it wraps.
+    while "_optimizer_step_post_hooks" not in getattr(found, "__dict__", {}):
         inner = getattr(found, "optimizer", None) or getattr(found, "_optimizer", None)
         if inner is None or inner is found:
             raise TypeError(

@@ -168,9 +168,18 @@ class Recorder:
         Args:
             epoch: Epochs done.
             metrics: Values, or tensors of one value, which are read when the snapshot is taken.
+
+        Raises:
+            RuntimeError: If the recorder is closed.
+            ValueError: If a tensor holds several values.
         """
+        self._check_open()
         self._epoch = epoch if epoch is not None else self._epoch
         for name, value in metrics.items():
+            if isinstance(value, Tensor) and value.numel() != 1:
+                raise ValueError(
+                    f"The metric {name!r} must be one value; its shape is {tuple(value.shape)}."
+                )
             self._metrics[name] = value.detach() if isinstance(value, Tensor) else value
         if self._detach is None and self._last_kept == self.step and not self._moved:
             # Nobody counts steps: only the weights tell whether they are still those of a snapshot.
@@ -196,8 +205,7 @@ class Recorder:
             ValueError: If the step does not grow.
             RuntimeError: If the recorder is closed.
         """
-        if not self._release.alive:
-            raise RuntimeError("This recorder is closed; to continue, make one with resume=True.")
+        self._check_open()
         self.step = self.step if step is None else step
         if self._last_kept is not None and self.step <= self._last_kept:
             raise ValueError(f"step must grow: {self.step} comes after {self._last_kept}.")
@@ -207,6 +215,10 @@ class Recorder:
         self._background.put(self.step, weights, epoch, self._values())
         self._last_kept, self._moved = self.step, False
         self._epoch, self._metrics = None, {}
+
+    def _check_open(self) -> None:
+        if not self._release.alive:
+            raise RuntimeError("This recorder is closed; to continue, make one with resume=True.")
 
     def wait(self) -> None:
         """Wait until all that was recorded is on disk."""

@@ -28,9 +28,10 @@ class Entry:
 
     def __post_init__(self) -> None:
         """Refuse what no recorder writes."""
-        whole = (isinstance(value, int) and value >= 0 for value in (self.step, self.bytes))
+        whole = (type(value) is int and value >= 0 for value in (self.step, self.bytes))
         texts = all(isinstance(text, str) for text in (*self.files, *self.checksums, self.prefix))
-        if not all(whole) or not self.files or not texts:
+        once = texts and len(set(self.files)) == len(self.files)
+        if not all(whole) or not self.files or not once:
             raise ValueError("step, bytes or files are not what a recorder writes")
         if self.checksums and len(self.checksums) != len(self.files):
             raise ValueError("there is not one checksum per file")
