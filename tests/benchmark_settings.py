@@ -91,7 +91,7 @@ def landscape(script):
 
 
 def meta_neuron(script):
-    for name in ("LEARNED_ON", "CHOSEN_ON", "JUDGED_ON"):
+    for name in ("LEARNED_ON", "THEN_ON", "CHOSEN_ON", "JUDGED_ON"):
         form = replace(getattr(script, name), shots=1, queries=1, tasks=2, batches=1)
         setattr(script, name, form)
     script.RATES = (0.1,)
@@ -148,6 +148,12 @@ def recording(script):
 
 def report(script):
     script.SNAPSHOTS, script.RUNS, script.CLICKS, script.SECONDS = 5, 3, 2, 0.1
+
+
+def routed_pretraining(script):
+    script.EACH, script.BATCH, script.SHOTS, script.DRAWS, script.TESTED = 40, 20, 2, 1, 50
+    script.ALPHABETS = ("Greek", "Latin")
+    at_most(script.RoutedPlan, clusters=2)
 
 
 def symmetry(script):

@@ -72,6 +72,8 @@ if TYPE_CHECKING:
     from slipstream.recipes.reconstruction.judging import Likeness, Pictures, likeness
     from slipstream.recipes.reconstruction.plan import ReconstructionPlan
     from slipstream.recipes.reconstruction.training import Attempt, Reconstruction, reconstruct
+    from slipstream.recipes.routed_pretraining.plan import RoutedPlan
+    from slipstream.recipes.routed_pretraining.training import RoutedPretraining, pretrain_routed
     from slipstream.recipes.side_tuning.controls import SideControls, side_controls
     from slipstream.recipes.side_tuning.networks import (
         SideNetwork,
@@ -98,11 +100,12 @@ __all__ = [
     "Life", "Likeness", "LivingNetwork", "Lure", "LurePlan", "LureStage", "MetaNeuron", "MetaPlan",
     "MetaTraining", "NeuronPlan", "NeuronTraining", "Pictures", "PretrainPlan", "Pretrained",
     "PriorPlan", "PseudoControls", "PseudoPlan", "PseudoSource", "PseudoTransferred", "QualityPlan",
-    "Reconstruction", "ReconstructionPlan", "SideControls", "SideNetwork", "SidePlan", "SideTask",
-    "SideTuned", "SourceDistilled", "Subspace", "SubspacePlan", "SyntheticBatches", "TaskScores",
-    "Ticket", "TicketSize", "aggregation_controls", "check_transfer", "churn", "distil_side",
-    "distil_source", "features_of", "generate", "generator_quality", "judge_tasks", "least_salient",
-    "likeness", "live", "load_prior", "load_subspace", "load_ticket", "pseudo_controls",
+    "Reconstruction", "ReconstructionPlan", "RoutedPlan", "RoutedPretraining", "SideControls",
+    "SideNetwork", "SidePlan", "SideTask", "SideTuned", "SourceDistilled", "Subspace",
+    "SubspacePlan", "SyntheticBatches", "TaskScores", "Ticket", "TicketSize",
+    "aggregation_controls", "check_transfer", "churn", "distil_side", "distil_source",
+    "features_of", "generate", "generator_quality", "judge_tasks", "least_salient", "likeness",
+    "live", "load_prior", "load_subspace", "load_ticket", "pretrain_routed", "pseudo_controls",
     "pseudo_pretrain", "pseudo_samples", "pseudo_semi_supervised", "reconstruct", "reset_weights_",
     "resettable", "save_ticket", "select", "side_controls", "side_tune", "small_side",
     "ticket_size", "train_aggregation", "train_iterand", "train_lure", "train_meta", "train_neuron",

@@ -11,6 +11,7 @@ from slipstream.cli.recipe.meta_neuron import meta_neuron
 from slipstream.cli.recipe.meta_ticket import meta_ticket
 from slipstream.cli.recipe.pseudo_transfer import pseudo_transfer
 from slipstream.cli.recipe.reconstruction import reconstruction
+from slipstream.cli.recipe.routed_pretraining import routed_pretraining
 from slipstream.cli.recipe.side_tuning import side_tuning
 from slipstream.cli.recipe.subspace import subspace
 
@@ -22,5 +23,6 @@ for command in (
     *(subspace, iterand, meta_ticket, lure, side_tuning, aggregation, pseudo_transfer),
     *(reconstruction, checkpoint_prior, generate),
     meta_neuron,
+    routed_pretraining,
 ):
     add_command(recipe, command)
