@@ -9,6 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "slipstream"
 LAYERS = {
     "deprecated": 0,
     "lazy_names": 0,
+    "sharded": 0,
     "weights": 0,
     "pretrained": 0,
     "evaluation": 0,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from slipstream.deprecated import moved_names
+from slipstream.sharded import cut_like, refuse_flat
 
 Weights = Mapping[str, Tensor]
 
@@ -25,14 +26,19 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
 
     Returns:
         State-dict names to tensors that share memory with the model; a tied tensor appears once.
+        Of a sharded model each process gets its piece, as a `DTensor`.
+
+    Raises:
+        TypeError: If the model is sharded by FSDP1, which hides its tensors.
 
     Example:
         >>> list(weights_of(nn.BatchNorm1d(2)))
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
     """
     model = unwrapped(model)
+    refuse_flat(model)
+    persistent = model.state_dict().keys()  # first: FSDP2 then frees what it has gathered
     weights = {name: value.detach() for name, value in model.named_parameters()}
-    persistent = model.state_dict().keys()
     for name, buffer in model.named_buffers():
         if name in persistent:
             weights[name] = buffer.detach()
@@ -104,7 +110,7 @@ def load_weights_(model: nn.Module, weights: Weights) -> None:
     """Copy `weights` into `model`, in place; tensors that `weights` lacks are left alone.
 
     Args:
-        model: Receives the values.
+        model: Receives the values; if it is sharded, each process takes its piece of them.
         weights: Names and shapes of tensors of `model`.
 
     Raises:
@@ -116,7 +122,7 @@ def load_weights_(model: nn.Module, weights: Weights) -> None:
     check_shapes(weights, {name: tuple(value.shape) for name, value in own.items()})
     with torch.no_grad():
         for name, value in weights.items():
-            own[name].copy_(value)
+            own[name].copy_(cut_like(value, own[name]))
 
 
 def check_shapes(weights: Weights, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -351,7 +351,7 @@ def test_two_files_with_one_tensor_are_refused(source, tmp_path):
     weights = {"w": "1.safetensors", "v1": "1.safetensors", "v2": "2.safetensors"}
     index = json.dumps({"weight_map": weights})
     (source / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(ValueError, match=r"Two files of .* hold the tensor 'w'"):
+    with pytest.raises(ValueError, match="two files hold the same part of tensor 'w'"):
         import_run(source, tmp_path / "run")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slipstream.averaging.rules import AverageRule
 from slipstream.averaging.running import is_averaged, widened
+from slipstream.sharded import cut_like, gathered, is_cut, is_sharded
 from slipstream.trajectory import Layout, Snapshot, Trajectory
 from slipstream.trajectory.optimizer_steps import after_each_step
 from slipstream.weights import Weights, check_same_layout, first_nonfinite, unwrapped, weights_of
@@ -87,7 +88,8 @@ class Averages:
 
     The training is not altered. Call `update` after an optimiser step, or `attach` once. Under
     `DistributedDataParallel` all processes hold the same weights: one of them is enough, or each
-    does the same.
+    does the same. Of a sharded model (FSDP2, tensor parallelism) each process averages its pieces:
+    all must have the averages, and ask for `weights` or `state_dict` together.
 
     Example:
         >>> from slipstream.averaging import EMA, SWA
@@ -118,8 +120,14 @@ class Averages:
                 and is needed where the GPU has no float64 (MPS).
 
         Raises:
-            ValueError: If there is no rule, or one is given twice.
+            ValueError: If there is no rule, one is given twice, or `device` is given for a sharded
+                model.
         """
+        if device is not None and is_sharded(model):
+            raise ValueError(
+                "device cannot be given for a sharded model: the averages are kept where its "
+                "pieces are."
+            )
         self.rules = tuple(rules)
         if not self.rules or len(set(self.rules)) < len(self.rules):
             raise ValueError(f"rules must be different ones, at least one, got {self.rules}.")
@@ -197,7 +205,8 @@ class Averages:
             rule: One of `rules`.
 
         Returns:
-            New tensors in the dtypes of the model and on its device, each tied tensor once.
+            New tensors in the dtypes of the model and on its device, each tied tensor once; of a
+            sharded model its pieces, as `DTensor`.
 
         Raises:
             KeyError: If it is not one of the rules.
@@ -218,8 +227,14 @@ class Averages:
         return self._running[rule].mean() is not None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors and plain data, which `torch.save` keeps and `load_state_dict` reads."""
+        """Return tensors and plain data, which `torch.save` keeps and `load_state_dict` reads.
+
+        Tensors of a sharded model are gathered, on the CPU: another number of processes can load
+        them.
+        """
         running = {str(rule): running.state_dict() for rule, running in self._running.items()}
+        for state in running.values():
+            state["weights"] = [_whole(weights) for weights in state["weights"]]
         return {"step": self.step, "averages": running}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -242,8 +257,15 @@ class Averages:
                 check_same_layout(own, weights, names=("the model", f"the state of {rule}"))
         for rule, running in self._running.items():
             moved = [
-                {name: value.to(self._device or own[name].device) for name, value in w.items()}
+                {
+                    name: cut_like(value, own[name]).to(self._device or own[name].device)
+                    for name, value in w.items()
+                }
                 for w in held[str(rule)]["weights"]
             ]
             running.load_state_dict({**held[str(rule)], "weights": moved})
         self.step = state["step"]
+
+
+def _whole(weights: Weights) -> dict[str, Tensor]:
+    return {n: gathered(value).cpu() if is_cut(value) else value for n, value in weights.items()}

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from slipstream.sharded import local_part
 from slipstream.weights import Weights, clone, is_continuous
 
 
@@ -56,8 +57,8 @@ class RunningMean:
             return
         averaged = [name for name, value in weights.items() if is_averaged(value)]
         torch._foreach_lerp_(  # one kernel for all tensors on a GPU
-            [self._held[name] for name in averaged],
-            [weights[name].to(self._held[name].dtype) for name in averaged],
+            [local_part(self._held[name]) for name in averaged],
+            [local_part(weights[name]).to(self._held[name].dtype) for name in averaged],
             self._share(self._count, step, before),
         )
         self._held |= {n: value.clone() for n, value in weights.items() if not is_averaged(value)}

@@ -2,10 +2,13 @@
 
 import pickle
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 T = TypeVar("T")
 
@@ -20,19 +23,20 @@ def is_main_process() -> bool:
     return not in_process_group() or torch.distributed.get_rank() == 0
 
 
-def from_main_process(value: T) -> T:
+def from_main_process(value: T, group: "ProcessGroup | None" = None) -> T:
     """Return the main process's value in all of them: what only one may decide, or can read."""
     held = [value]
     if in_process_group():
-        torch.distributed.broadcast_object_list(held)
+        torch.distributed.broadcast_object_list(held, group=group)
     return held[0]
 
 
-def on_main_process(work: Callable[[], T]) -> T:
+def on_main_process(work: Callable[[], T], group: "ProcessGroup | None" = None) -> T:
     """Do something in the main process only, and return its result in all of them.
 
     Args:
         work: Returns something that pickles.
+        group: Of all processes, to communicate in; by default the usual one.
 
     Returns:
         What it returned.
@@ -48,13 +52,14 @@ def on_main_process(work: Callable[[], T]) -> T:
         except BaseException as raised:  # ruff: ignore[blind-except]  an interruption, too
             error = raised
     if in_process_group():
-        value, error = from_main_process((value, _picklable(error)))
+        value, error = from_main_process((value, picklable(error)), group)
     if error is not None:
         raise error
     return value  # type: ignore[return-value]
 
 
-def _picklable(error: BaseException | None) -> BaseException | None:
+def picklable(error: BaseException | None) -> BaseException | None:
+    """Return an error that can be sent to other processes: itself, or one that says the same."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # ruff: ignore[blind-except]  whatever an error's own pickling raises
@@ -62,12 +67,12 @@ def _picklable(error: BaseException | None) -> BaseException | None:
     return error
 
 
-def of_all_processes(value: T) -> list[T]:
+def of_all_processes(value: T, group: "ProcessGroup | None" = None) -> list[T]:
     """Return the values of all processes, in the order of their ranks."""
     if not in_process_group():
         return [value]
     values: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(values, value)
+    torch.distributed.all_gather_object(values, value, group=group)
     return values
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from slipstream.sharded import is_sharded
 from slipstream.weights import Weights, check_shapes, unwrapped
 
 
@@ -25,7 +26,7 @@ def weights_in(model: nn.Module, weights: Weights | None) -> Generator[None]:
         Nothing.
 
     Raises:
-        ValueError: If a name is unknown to the model or a shape differs.
+        ValueError: If a name is unknown to the model, a shape differs, or the model is sharded.
 
     Example:
         >>> model = nn.Linear(1, 1, bias=False)
@@ -34,6 +35,12 @@ def weights_in(model: nn.Module, weights: Weights | None) -> Generator[None]:
         6.0
     """
     model = unwrapped(model)
+    if weights and is_sharded(model):
+        raise ValueError(
+            "Other weights cannot be put into a sharded model for a while, as FSDP keeps its own "
+            "hold of them: evaluate an unsharded copy, or copy them in for good with "
+            "load_weights_(model, weights)."
+        )
     parameters = dict(model.named_parameters(remove_duplicate=False))
     buffers = dict(model.named_buffers(remove_duplicate=False))
     own: dict[str, Tensor] = {**parameters, **buffers}

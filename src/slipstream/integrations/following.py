@@ -13,6 +13,7 @@ from slipstream.averaging import AverageRule, Averages, Nowcaster
 from slipstream.evaluation import Batch, device_of, recalibrate_batchnorm, to_device
 from slipstream.evaluation.swapped_weights import weights_in
 from slipstream.modes import OnlineModes, OnlinePlan
+from slipstream.sharded import is_sharded
 from slipstream.trajectory import Recorder, Schedule
 from slipstream.weights import clone, weights_of
 
@@ -60,6 +61,11 @@ class AveragesDuringTraining:
 
     def make(self, model: nn.Module) -> Averages:
         """Return the averages of the model, before the first update."""
+        if self._validated is not None and is_sharded(model):
+            raise ValueError(
+                "validate cannot be given for a sharded model: FSDP keeps its own hold of the "
+                "weights, so that averaged ones cannot be put in for a while."
+            )
         return Averages(model, self._rules, device=self._device)
 
     def put_averages_in(self, model: nn.Module) -> None:

@@ -24,6 +24,7 @@ from slipstream.integrations.following import (
     check_every,
     is_due,
 )
+from slipstream.sharded import is_sharded
 from slipstream.trajectory import Schedule
 from slipstream.weights import clone, load_weights_
 
@@ -37,7 +38,7 @@ class RecordingCallback(Callback):
     """Records a run while the Trainer trains.
 
     A training that resumes from a checkpoint continues the same run folder; snapshots after the
-    checkpoint are dropped. Of several processes only the first one records.
+    checkpoint are dropped. Of several processes only the first one records, of a sharded model all.
 
     Example:
         >>> callback = RecordingCallback("run", module="network", schedule=Schedule.every(500))
@@ -69,10 +70,11 @@ class RecordingCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the run, or continue it."""
         self._close()
-        if trainer.is_global_zero:
+        model = pl_module.get_submodule(self._module)
+        if trainer.is_global_zero or is_sharded(model):
             self._recorder = FollowingRecorder(
                 self._path,
-                pl_module.get_submodule(self._module),
+                model,
                 step=trainer.global_step,
                 schedule=self._schedule,
                 overwrite=self._overwrite,
@@ -134,9 +136,10 @@ class _TrackingCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, or continue from a checkpoint."""
-        if not (trainer.is_global_zero or self._everywhere):
+        model = pl_module.get_submodule(self._module)
+        if not (trainer.is_global_zero or self._everywhere or is_sharded(model)):
             return
-        self._tracker = self.make(pl_module.get_submodule(self._module))
+        self._tracker = self.make(model)
         self._seen = trainer.global_step
         if self._resumed is not None:
             self._tracker.load_state_dict(self._resumed)

@@ -26,6 +26,7 @@ from slipstream.integrations.following import (
     check_every,
     is_due,
 )
+from slipstream.sharded import is_sharded
 from slipstream.trajectory import Schedule
 from slipstream.weights import load_weights_, unwrapped
 
@@ -48,7 +49,7 @@ class RecordingCallback(TrainerCallback):
     """Records a run while the Trainer trains.
 
     A training that resumes from a checkpoint continues the same run folder; snapshots after the
-    checkpoint are dropped. Of several processes only the main one records.
+    checkpoint are dropped. Of several processes only the main one records, of a sharded model all.
 
     Example:
         >>> from transformers import Trainer
@@ -74,7 +75,7 @@ class RecordingCallback(TrainerCallback):
     ) -> None:
         """Make the run, or continue it."""
         self.close()
-        if state.is_world_process_zero:
+        if state.is_world_process_zero or is_sharded(kwargs["model"]):
             self._recorder = FollowingRecorder(
                 self._path,
                 kwargs["model"],
@@ -151,7 +152,7 @@ class _TrackingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Begin, or continue from a checkpoint."""
-        if not (state.is_world_process_zero or self._everywhere):
+        if not (state.is_world_process_zero or self._everywhere or is_sharded(kwargs["model"])):
             return
         self._tracker, self._seen = self.make(kwargs["model"]), state.global_step
         if state.global_step and not self._restart:
@@ -186,8 +187,10 @@ class _TrackingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Save the state in the checkpoint that the Trainer has just written."""
-        if self._tracker and state.is_world_process_zero:
-            torch.save(self.state(), _checkpoints(args, state)[0] / self._files[0])
+        if self._tracker:
+            kept = self.state()  # of a sharded model, all processes gather it
+            if state.is_world_process_zero:
+                torch.save(kept, _checkpoints(args, state)[0] / self._files[0])
 
     @property
     def settings(self) -> str:
@@ -299,10 +302,7 @@ class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
     ) -> None:
         """Begin, or continue from a checkpoint with the trained weights."""
         if self._everywhere and not self._attached:
-            raise RuntimeError(
-                "validate needs the Trainer: call callback.attach(trainer) instead of passing the "
-                "callback in callbacks=[...]."
-            )
+            raise RuntimeError("validate needs callback.attach(trainer), not callbacks=[callback].")
         self._model = unwrapped(kwargs["model"])
         super().on_train_begin(args, state, control, **kwargs)
 

@@ -10,6 +10,7 @@ from torch import Tensor, distributed, nn
 from slipstream.evaluation import takes_task
 from slipstream.modes.moments import Follower, Leaders, OnlinePlan
 from slipstream.modes.sampling import check_real, draw, gather
+from slipstream.sharded import gathered, is_cut
 from slipstream.trajectory import Layout
 from slipstream.weights import is_continuous, unwrapped, weights_of
 
@@ -35,7 +36,9 @@ class OnlineModes:
     average of the run, but not behind it. BatchNorm needs new statistics for them.
 
     In memory are, for each weight, a mean, a co-moment and the number of its mode; during the
-    trial, a co-moment for each mode. Of several processes only the first keeps anything.
+    trial, a co-moment for each mode. Of several processes only the first keeps anything: whole
+    tensors, also of a sharded model (FSDP2, tensor parallelism), of which all processes have to
+    update.
 
     Source: "Enhancing Neural Training via a Correlated Dynamics Model" (Brokman et al., 2024), its
     online algorithm. Unlike there, the lines are fitted from the end of the warm-up on, so that
@@ -121,13 +124,13 @@ class OnlineModes:
             ValueError: If the step does not grow, the model holds a NaN or an infinity (nothing is
                 changed then), or at the end of the warm-up too few sampled weights have moved.
         """
+        weights = self._gathered()
         if not _keeps():
             return
         before = self._steps[-1] if self._steps else 0
         step = before + 1 if step is None else step
         if self._steps and step <= before:
             raise ValueError(f"step must grow: {step} comes after {before}.")
-        weights = self._weights()
         _check_finite(weights, step)
         row = gather(weights, self._positions)
         if self.updates == self._plan.warm_up:
@@ -144,7 +147,8 @@ class OnlineModes:
         """Return the modelled weights: each on its line, at the present values of the references.
 
         Returns:
-            New tensors for what is modelled; other parameters and buffers as the model has them.
+            New tensors for what is modelled; other parameters and buffers as the model has them,
+            without those that are cut over several processes.
 
         Raises:
             RuntimeError: Before the warm-up and the trial are over.
@@ -152,10 +156,11 @@ class OnlineModes:
         leaders, followers = self._fixed()
         leads = leaders.values(self._rows[-1]) - leaders.mean
         return {
-            name: followers[name].at(leads, leaders.spread).view_as(value).to(value.dtype)
+            name: followers[name].at(leads, leaders.spread).view(value.shape).to(value.dtype)
             if name in followers
             else value.clone()
             for name, value in weights_of(self._model).items()
+            if name in followers or not is_cut(value)
         }
 
     def coefficients(self) -> Coefficients:
@@ -172,8 +177,8 @@ class OnlineModes:
         for name, value in self._weights().items():
             slopes = followers[name].slopes(leaders.spread)
             centres = leaders.mean.to(value.device)[followers[name].mode.int()]
-            a[name] = slopes.view_as(value)
-            b[name] = (followers[name].mean - slopes * centres).view_as(value)
+            a[name] = slopes.view(value.shape)
+            b[name] = (followers[name].mean - slopes * centres).view(value.shape)
         return Coefficients(a, b)
 
     def state_dict(self) -> dict[str, Any]:
@@ -226,6 +231,11 @@ class OnlineModes:
     def _weights(self) -> dict[str, Tensor]:
         weights = weights_of(self._model)
         return {name: weights[name] for name in self._names}
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """Whole in the first process; the others of a sharded model only lend their pieces."""
+        whole = ((name, gathered(value)) for name, value in self._weights().items())
+        return {name: value for name, value in whole if _keeps()}
 
     def _follow(self, leaders: Leaders, weights: dict[str, Tensor], row: Tensor) -> None:
         keep = self._plan.forgetting

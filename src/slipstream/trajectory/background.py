@@ -14,6 +14,7 @@ from torch import Tensor
 
 from slipstream.trajectory.layout import STATISTICS
 from slipstream.trajectory.run_folder import RunWriter
+from slipstream.trajectory.sharded_run import ShardedWriter
 from slipstream.weights import Weights, is_continuous
 
 _log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ _BUFFERS = 1  # copies of the model: a second one is seldom worth its memory
 class Background:
     """Writes snapshots on a thread."""
 
-    def __init__(self, writer: RunWriter) -> None:
+    def __init__(self, writer: RunWriter | ShardedWriter) -> None:
         self._writer = writer
         self._error: Exception | None = None
         self._seen = False  # whether the training loop got the error
@@ -44,7 +45,7 @@ class Background:
             if self._error is not None:
                 self._seen = True
                 raise self._error
-            buffer.fill(weights)
+            buffer.fill(self._writer.mine(weights))
         except BaseException:  # Ctrl-C too: a half-filled buffer must not be written
             self._free.put(buffer)
             raise
@@ -69,9 +70,14 @@ class Background:
         held = self._last.wait()
         return all(
             torch.equal(held[name].cpu(), value.detach().cpu())
-            for name, value in weights.items()
+            for name, value in self._writer.mine(weights).items()
             if name in held and is_continuous(value) and name.rpartition(".")[2] not in STATISTICS
         )
+
+    def all_hold(self, weights: Weights) -> bool:
+        """The same for all processes that write the run; none of them may be left out."""
+        self._full.join()
+        return self._writer.all_agree(self.holds(weights))
 
     def raise_unseen(self) -> None:
         """Raise what went wrong on the thread, unless `put` has done so."""

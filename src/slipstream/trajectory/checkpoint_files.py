@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from slipstream.storage.packed_file import unpack_tensors
 from slipstream.storage.packed_header import SUFFIX as PACKED
 from slipstream.storage.reading import parsing
+from slipstream.trajectory.distributed_checkpoint import METADATA as DISTRIBUTED
+from slipstream.trajectory.distributed_checkpoint import read_distributed
 
 _log = logging.getLogger(__name__)
 _SUFFIXES = (".pt", ".pth", ".pth.tar", ".ckpt", ".safetensors", PACKED)
@@ -51,8 +54,8 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
     """Return the checkpoints in a folder, in the order of their names; or a single file.
 
     Args:
-        source: Holds `.pt`, `.pth`, `.ckpt` or `.safetensors` files, or Hugging Face folders, or is
-            one of these itself.
+        source: Holds `.pt`, `.pth`, `.ckpt` or `.safetensors` files, or folders of Hugging Face or
+            of torch.distributed.checkpoint, or is one of these itself.
 
     Returns:
         At least one checkpoint.
@@ -76,7 +79,7 @@ def find_checkpoints(source: Path) -> list[Checkpoint]:
         return found
     raise ValueError(
         f"source {source} holds no checkpoints: neither files ending in {', '.join(_SUFFIXES)} "
-        f"nor folders with {', '.join(_HUGGING_FACE)}."
+        f"nor folders with {', '.join((*_HUGGING_FACE, DISTRIBUTED))}."
     )
 
 
@@ -100,7 +103,7 @@ def read_pickled(path: Path, *, key: str | None = None) -> PickledCheckpoint:
     """Read a `.pt`, `.pth`, `.ckpt`, `.bin` or `.packed` file; nothing in it is executed.
 
     Args:
-        path: What `torch.save` wrote.
+        path: What `torch.save` wrote, or the `.metadata` of torch.distributed.checkpoint.
         key: Where in a checkpoint the weights are; by default the usual places are tried.
 
     Returns:
@@ -114,6 +117,9 @@ def read_pickled(path: Path, *, key: str | None = None) -> PickledCheckpoint:
         raise ValueError(f"{path} is not a regular file.")
     if path.suffix == PACKED:
         return PickledCheckpoint(unpack_tensors(path))
+    if path.name == DISTRIBUTED:
+        choose = partial(_weights_in, path=path.parent, key=key)
+        return PickledCheckpoint(read_distributed(path.parent, choose))
     try:
         held = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
@@ -178,18 +184,18 @@ def _plain(value: Tensor, name: str, path: Path) -> Tensor:
 
 
 def model_files(folder: Path) -> tuple[Path, ...]:
-    """Return the files of a Hugging Face checkpoint, shards included; none if it is another folder.
+    """Return the files of a checkpoint of Hugging Face or of torch.distributed.checkpoint.
 
     Args:
         folder: Where to look.
 
     Returns:
-        The files in the order of their names.
+        The files in the order of their names, shards included; none if it is another folder.
 
     Raises:
         ValueError: If a shard is missing.
     """
-    for name in _HUGGING_FACE:
+    for name in (*_HUGGING_FACE, DISTRIBUTED):
         if (folder / name).is_file():
             return (folder / name,)
         index = folder / f"{name}.index.json"
@@ -199,7 +205,7 @@ def model_files(folder: Path) -> tuple[Path, ...]:
                 if not shards or not all(isinstance(shard, str) for shard in shards):
                     raise ValueError("weight_map must name files")
             return tuple(_shard(folder, shard) for shard in sorted(shards))
-    return ()
+    return tuple(sorted(folder.glob("shard-*-model-*-of-*.safetensors")))  # of torch's own writer
 
 
 def _shard(folder: Path, name: str) -> Path:

@@ -18,6 +18,7 @@ from slipstream.storage.packed_header import LONGEST_CHAIN, SUFFIX
 from slipstream.storage.strict_json import Checksum
 from slipstream.storage.writing import write_whole
 from slipstream.storage.zstd_text import require_zstandard
+from slipstream.trajectory.run_cleaning import remove_own
 from slipstream.trajectory.run_files import (
     FORMAT,
     PACKED_FORMAT,
@@ -25,7 +26,7 @@ from slipstream.trajectory.run_files import (
     read_run,
     rewrite_description,
 )
-from slipstream.trajectory.run_folder import RunWriter, remove_own, reopen_run
+from slipstream.trajectory.run_folder import RunWriter, reopen_run
 from slipstream.trajectory.run_index import Entry
 
 _PLAIN = ".safetensors"

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from slipstream.storage.pieces import Piece, pieces_of, whole_form
 from slipstream.storage.reading import parsing
 from slipstream.storage.strict_json import read_json
-from slipstream.storage.tensor_file import map_tensors
-from slipstream.storage.tensor_header import Place, read_header, read_places
+from slipstream.storage.tensor_form import TensorForm
+from slipstream.storage.tensor_header import read_header
 from slipstream.storage.writing import flush_folder
 from slipstream.trajectory.checkpoint_files import (
     Checkpoint,
@@ -21,6 +22,7 @@ from slipstream.trajectory.checkpoint_files import (
     trainer_state,
 )
 from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.run_files import StoredSnapshot
 from slipstream.trajectory.run_folder import RunWriter, create_run
 from slipstream.trajectory.step_names import steps_in
 from slipstream.trajectory.trajectory import Trajectory
@@ -43,8 +45,9 @@ def import_run(
     """Make a run folder of a folder of checkpoints.
 
     Safetensors files stay where they are and the run points to them; pickled files are converted,
-    and nothing in them is executed. Hugging Face `checkpoint-*` folders (sharded ones too),
-    Lightning `.ckpt`, `.pt`, `.pth` and `.safetensors` files are understood.
+    and nothing in them is executed. Hugging Face `checkpoint-*` folders (sharded ones too), folders
+    of torch.distributed.checkpoint, Lightning `.ckpt`, `.pt`, `.pth` and `.safetensors` files are
+    understood.
 
     Args:
         source: The folder of checkpoints, or a single one.
@@ -152,31 +155,31 @@ def _are_twins(first: Checkpoint, second: Checkpoint, key: str | None) -> bool:
 
 def _weights(checkpoint: Checkpoint, key: str | None) -> dict[str, Tensor]:
     if checkpoint.is_safetensors:
-        return {n: v for path in checkpoint.files for n, v in map_tensors(path).items()}
+        return StoredSnapshot(0, checkpoint.files, _layout(checkpoint, "", key)).weights()
     return _read(checkpoint, "", key)[0]
 
 
 def _layout(checkpoint: Checkpoint, prefix: str, key: str | None) -> Layout:
     if not checkpoint.is_safetensors:
         return Layout.of_weights(_read(checkpoint, prefix, key)[0], ties=True)
-    kept = _without_prefix(_places(checkpoint), prefix, checkpoint)
-    return Layout({name: place.form for name, place in kept.items()}, _aliases(checkpoint, kept))
+    kept = _without_prefix(_forms(checkpoint), prefix, checkpoint)
+    return Layout(kept, _aliases(checkpoint, kept))
 
 
-def _places(checkpoint: Checkpoint) -> dict[str, Place]:
-    """Where the tensors lie in all shards together."""
-    places: dict[str, Place] = {}
+def _forms(checkpoint: Checkpoint) -> dict[str, TensorForm]:
+    """The tensors in all shards together, put together where a file holds a piece only."""
+    pieces: dict[str, list[Piece]] = {}
     for path in checkpoint.files:
         with parsing(path, "safetensors checkpoint"):
-            found = read_places(path)
-        for name, place in found.items():
-            if name in places:
-                raise ValueError(f"Two files of {checkpoint.name} hold the tensor {name!r}.")
-            places[name] = place
-    return places
+            for name, piece in pieces_of(path).items():
+                pieces.setdefault(name, []).append(piece)
+    try:
+        return {name: whole_form(name, given) for name, given in pieces.items()}
+    except ValueError as error:
+        raise ValueError(f"{checkpoint.name} cannot be imported: {error}.") from error
 
 
-def _aliases(checkpoint: Checkpoint, kept: Mapping[str, Place]) -> dict[str, str]:
+def _aliases(checkpoint: Checkpoint, kept: Mapping[str, TensorForm]) -> dict[str, str]:
     """Further names of tied tensors, which `safetensors.torch.save_model` notes in the header."""
     found: dict[str, str] = {}
     for path in checkpoint.files:
@@ -187,7 +190,7 @@ def _aliases(checkpoint: Checkpoint, kept: Mapping[str, Place]) -> dict[str, str
 
 def _wrappers(checkpoint: Checkpoint, key: str | None) -> str:
     """The prefix that `torch.compile` and data parallelism put before all names."""
-    names = list(_places(checkpoint)) if checkpoint.is_safetensors else []
+    names = list(_forms(checkpoint)) if checkpoint.is_safetensors else []
     names = names or list(_read(checkpoint, "", key)[0])
     prefix = ""
     while wrapper := next(

@@ -47,19 +47,20 @@ class Layout:
             >>> Layout.of(model).aliases
             {'1.weight': '0.weight'}
         """
+        from slipstream.sharded import class_of
         from slipstream.weights import unwrapped, weights_of
 
         model = unwrapped(model)
+        weights = weights_of(model)  # first: FSDP2 then frees what it has gathered
         named: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         named |= dict(model.named_buffers(remove_duplicate=False))
-        weights = weights_of(model)
         firsts = {id(named[name]): name for name in weights}
         aliases = {
             name: firsts[id(value)]
             for name, value in named.items()
             if name not in weights and id(value) in firsts
         }
-        owner = type(model)
+        owner = class_of(model)
         return cls(_forms(weights), aliases, f"{owner.__module__}.{owner.__qualname__}")
 
     @classmethod

@@ -12,12 +12,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from slipstream.sharded import is_sharded
 from slipstream.trajectory.background import Background
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.optimizer_steps import after_each_step
 from slipstream.trajectory.run_files import read_run
-from slipstream.trajectory.run_folder import create_run, reopen_run
+from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run
 from slipstream.trajectory.schedule import Schedule
+from slipstream.trajectory.sharded_run import ShardedWriter
 from slipstream.weights import weights_of
 
 _log = logging.getLogger(__name__)
@@ -51,6 +53,10 @@ class Recorder:
     optimiser really takes and keeps those of the schedule. Use it in a `with` statement, or close
     it, to keep the last step too. When the loop breaks with an exception, what was recorded by
     then stays, and the weights, perhaps in the middle of an update, are not recorded.
+
+    A model that is sharded over processes (FSDP2, tensor parallelism) is recorded by all of them:
+    make, attach and close a recorder in each. They write their pieces and need a shared folder;
+    what the first one logs is kept.
 
     Example:
         >>> import tempfile
@@ -93,17 +99,19 @@ class Recorder:
 
         Raises:
             FileExistsError: If the folder is not empty.
-            ValueError: If the run to resume is of a model with other tensors.
+            ValueError: If the run to resume is of a model with other tensors, or the processes of a
+                sharded one disagree on the model or the folder.
         """
         self.schedule = schedule or Schedule.every(100)
         self._model = model
         layout = Layout.of(model)
-        if resume is not False:
-            before = read_run(path).layout  # compared before any snapshot is dropped
-            before.check(layout.tensors, where=f"The model to resume {path} with")
-            writer = reopen_run(path, keep_through=None if resume is True else resume)
-        else:
-            writer = create_run(
+
+        def begin() -> RunWriter:
+            if resume is not False:
+                before = read_run(path).layout  # compared before any snapshot is dropped
+                before.check(layout.tensors, where=f"The model to resume {path} with")
+                return reopen_run(path, keep_through=None if resume is True else resume)
+            return create_run(
                 path,
                 model=layout,
                 configuration=configuration,
@@ -111,6 +119,8 @@ class Recorder:
                 provenance={"recorded": {"schedule": self.schedule.to_json()}},
                 overwrite=overwrite,
             )
+
+        writer = ShardedWriter(model, path, begin) if is_sharded(model) else begin()
         self.step = (writer.last_step or 0) if isinstance(resume, bool) else resume
         self._last_kept = writer.last_step
         self._layout = writer.layout
@@ -272,7 +282,7 @@ class Recorder:
         """Record the last step, also if somebody else's steps have moved the weights since."""
         if self._last_kept != self.step:
             self.record()
-        elif not self._background.holds(weights_of(self._model)):
+        elif not self._background.all_hold(weights_of(self._model)):
             self._settle()
             _log.warning(
                 "The weights have moved since step %d, but not by the attached optimizer. They are "

@@ -12,14 +12,14 @@ import os
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from slipstream.storage.packed_header import SUFFIX, Stamp, in_present_form, places_of, stamp_of
+from slipstream.storage.packed_header import SUFFIX, Stamp, in_present_form, stamp_of
+from slipstream.storage.pieces import Piece, pieces_of, read_pieces, whole_form
 from slipstream.storage.strict_json import Checksum, checked_json, read_checked_json
 from slipstream.storage.tensor_form import TensorForm
-from slipstream.storage.tensor_header import Place
 from slipstream.storage.writing import write_whole
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.run_index import INDEX, Entry, entries_of, lines_in
@@ -78,6 +78,8 @@ class StoredSnapshot:
 
     def weights(self) -> "dict[str, Tensor]":
         """Return all tensors, mapped into memory or unpacked, after a look at the checksum."""
+        import torch
+
         from slipstream.storage.packed_file import unpack_tensors
         from slipstream.storage.tensor_file import map_tensors
 
@@ -86,26 +88,45 @@ class StoredSnapshot:
             with self._reading(path):
                 self._verify(number, path)
                 found |= self._own(unpack_tensors(path) if _packed(path) else map_tensors(path))
+        for name in self._cut:
+            form = self.layout.tensors[name]
+            found[name] = torch.empty(form.shape, dtype=form.dtype)
+            self.read_into(name, found[name])
         with self._reading(self.files[0]):
             return self.layout.untie(found, where=f"step {self.step}")
 
     def read_into(self, name: str, out: "Tensor", start: int = 0) -> None:
         """Read one tensor, or a stretch of it, into `out`, touching only its bytes."""
+        form = self.layout.tensors[name]
+        if name in (cut := self._cut):
+            with self._reading(self.files[0]):
+                if cut[name] != form:
+                    raise ValueError(f"tensor {name!r} is {cut[name]} in all, expected {form}")
+            read = partial(self._read_piece, name)
+            read_pieces(self._pieces[name], out, shape=form.shape, start=start, read=read)
+            return
+        path = self.files[0]
+        if len(self.files) > 1 and name in self._pieces:
+            path = self._pieces[name][0].path
+        self._read(path, name, out, form, start)
+
+    def _read_piece(self, name: str, piece: Piece, out: "Tensor", start: int) -> None:
+        self._read(piece.path, name, out, piece.form, start)
+
+    def _read(self, path: Path, name: str, out: "Tensor", form: TensorForm, start: int) -> None:
         from slipstream.storage.packed_file import read_packed
         from slipstream.storage.tensor_file import read_tensor
 
-        path = self.files[0]
-        if len(self.files) > 1 and name in self._places:
-            path = self._places[name][0]
         path = in_present_form(path)
         with self._reading(path):
-            form = self.layout.tensors[name]
             read = read_packed if _packed(path) else read_tensor
             read(path, self.prefix + name, out, form=form, start=start)
 
     def forms(self) -> dict[str, TensorForm]:
         """Return the shapes and dtypes of what the files hold; only their headers are read."""
-        return {name: place.form for name, (_, place) in self._places.items()}
+        found = self._pieces
+        with self._reading(self.files[0]):
+            return {name: whole_form(name, pieces) for name, pieces in found.items()}
 
     def verify(self) -> None:
         """Raise an OSError if a file is not what was written, to the bit."""
@@ -119,12 +140,22 @@ class StoredSnapshot:
             raise ValueError("it is damaged, its checksum differs from what was written")
 
     @cached_property
-    def _places(self) -> dict[str, tuple[Path, Place]]:
-        places: dict[str, tuple[Path, Place]] = {}
+    def _pieces(self) -> dict[str, list[Piece]]:
+        found: dict[str, list[Piece]] = {}
         for path in map(in_present_form, self.files):
             with self._reading(path):
-                places |= {n: (path, place) for n, place in self._own(places_of(path)).items()}
-        return places
+                for name, piece in self._own(pieces_of(path)).items():
+                    found.setdefault(name, []).append(piece)
+        return found
+
+    @cached_property
+    def _cut(self) -> dict[str, TensorForm]:
+        """The tensors that several files hold pieces of, as they are put together."""
+        if len(self.files) == 1:
+            return {}
+        found = self._pieces
+        with self._reading(self.files[0]):
+            return {n: whole_form(n, p) for n, p in found.items() if len(p) > 1}
 
     def _own(self, stored: Mapping[str, Value]) -> dict[str, Value]:
         """What belongs to the layout, under the names of the layout."""

@@ -8,7 +8,7 @@ import errno
 import itertools
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,17 +20,21 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from slipstream.storage.packed_header import SUFFIX as PACKED
 from slipstream.storage.strict_json import Checksum, checked_json
 from slipstream.storage.tensor_file import tensor_chunks
 from slipstream.storage.writing import (
-    TEMPORARY,
     make_folder,
     write_flushed,
     write_whole,
 )
-from slipstream.trajectory.companions import remove_companions
 from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.run_cleaning import (
+    check_free,
+    clear,
+    remove_own,
+    remove_temporary,
+    remove_unlisted_shards,
+)
 from slipstream.trajectory.run_files import (
     DESCRIPTION,
     FORMAT,
@@ -40,7 +44,7 @@ from slipstream.trajectory.run_files import (
     rewrite_description,
 )
 from slipstream.trajectory.run_index import INDEX, Entry, amendment, line_of, lines_in
-from slipstream.trajectory.run_lock import LOCK, RunLock
+from slipstream.trajectory.run_lock import RunLock
 from slipstream.weights import Weights
 
 
@@ -77,17 +81,40 @@ class RunWriter:
             OSError: If the disk is full or fails; the run then holds what it held before.
         """
         self._check_step(step)
-        checksum = Checksum()
-        chunks = checksum.over(tensor_chunks(self.layout.untie(weights, where=f"step {step}")))
+        weights = self.layout.untie(weights, where=f"step {step}")
         name = f"{SNAPSHOTS}/{step:08d}.safetensors"
         try:
-            size = write_whole(self.path / name, chunks)
-            entry = _entry(step, epoch, (name,), size, metrics)
-            self._list(replace(entry, checksums=(checksum.hex(),)))
+            checksum = write_tensor_file(self.path / name, weights)
+            self.list_written({name: checksum}, step=step, epoch=epoch, metrics=metrics)
         except OSError as error:
             (self.path / name).unlink(missing_ok=True)
             text = f"Step {step} could not be kept in {self.path}: {error.strerror}. "
             raise OSError(error.errno, text + "The snapshots before it are whole.") from error
+
+    def list_written(
+        self,
+        files: Mapping[str, str],
+        *,
+        step: int,
+        epoch: float | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """List a snapshot whose files have been written into the run folder.
+
+        Args:
+            files: The checksum of each file, by its path in the run folder.
+            step: Optimiser steps done; more than that of the last snapshot.
+            epoch: Epochs done, if known.
+            metrics: Numbers to keep with the snapshot.
+
+        Raises:
+            ValueError: If the step does not grow.
+            OSError: If a file is not there, or the disk is full or fails.
+        """
+        self._check_step(step)
+        size = sum((self.path / name).stat().st_size for name in files)
+        entry = _entry(step, epoch, tuple(files), size, metrics)
+        self._list(replace(entry, checksums=tuple(files.values())))
 
     def link(
         self,
@@ -151,6 +178,14 @@ class RunWriter:
             write_whole(self.path / INDEX, map(line_of, entries))
         finally:
             self._index = FileIO(self.path / INDEX, "r+")
+
+    def mine(self, weights: Weights) -> Weights:
+        """Return what this process has to write of a model: all of it, alone."""
+        return weights
+
+    def all_agree(self, answer: bool) -> bool:
+        """Return whether all processes that write the run say yes: there is only this one."""
+        return answer
 
     def close(self) -> None:
         """Release the run for other writers."""
@@ -241,14 +276,14 @@ def create_run(
         text = checked_json(description, indent=1)
     except TypeError as error:
         raise TypeError(f"configuration and provenance must be plain data: {error}.") from error
-    _check_free(folder, overwrite)
+    check_free(folder, overwrite)
     make_folder(folder)
     with ExitStack() as undo:
         lock = RunLock(folder)
         undo.callback(lock.release)
-        _check_free(folder, overwrite)  # again: another may have made it before the lock
+        check_free(folder, overwrite)  # again: another may have made it before the lock
         index = undo.enter_context(_empty_index(folder))
-        _clear(folder)
+        clear(folder)
         write_whole(folder / DESCRIPTION, [text])
         make_folder(folder / SNAPSHOTS)
         undo.pop_all()
@@ -291,57 +326,37 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
         make_folder(folder / SNAPSHOTS)
         for entry in run.entries[len(kept) :]:
             remove_own(folder, entry.files)
-        _remove_temporary(folder)
+        remove_temporary(folder)
+        remove_unlisted_shards(folder, {name for entry in kept for name in entry.files})
         undo.pop_all()
     return RunWriter(folder, run.layout, lock, index, kept[-1].step if kept else None)
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if not folder.exists() or (overwrite and (folder / DESCRIPTION).is_file()):
-        return
-    # All that is left of a run whose making was broken off:
-    unfinished = {INDEX: 0, DESCRIPTION + TEMPORARY: None, LOCK: None}
-    for file in folder.iterdir():
-        if file.name in unfinished and unfinished[file.name] in (None, file.stat().st_size):
-            continue
-        is_run = (folder / DESCRIPTION).is_file()
-        raise FileExistsError(
-            f"{folder} already holds a run: give another path, resume it, or pass overwrite=True."
-            if is_run
-            else f"{folder} is not empty (it holds {file.name}): give another path."
-        )
+def write_tensor_file(
+    path: Path, weights: Weights, metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write a safetensors file that is there whole or not at all, and return its checksum.
+
+    Args:
+        path: Where to.
+        weights: Tensors on the CPU.
+        metadata: Text to keep in its header.
+
+    Returns:
+        The checksum, as the index lists it.
+
+    Raises:
+        OSError: If the disk is full or fails.
+    """
+    checksum = Checksum()
+    write_whole(path, checksum.over(tensor_chunks(weights, metadata)))
+    return checksum.hex()
 
 
 def _empty_index(folder: Path) -> FileIO:
     if (folder / INDEX).is_symlink():
         (folder / INDEX).unlink()  # what it leads to is not the run's
     return FileIO(folder / INDEX, "w+")
-
-
-def _clear(folder: Path) -> None:
-    if (folder / SNAPSHOTS).is_symlink():
-        (folder / SNAPSHOTS).unlink()  # what it leads to is not the run's
-    for suffix in (".safetensors", PACKED):
-        for file in (folder / SNAPSHOTS).glob(f"*{suffix}"):
-            file.unlink()
-    remove_companions(folder)
-    _remove_temporary(folder)
-
-
-def remove_own(folder: Path, files: Iterable[str]) -> None:
-    """Remove snapshots that the run itself wrote, never linked files."""
-    for name in files:
-        if Path(name).parent == Path(SNAPSHOTS) and not (folder / SNAPSHOTS).is_symlink():
-            (folder / name).unlink(missing_ok=True)
-
-
-def _remove_temporary(folder: Path) -> None:
-    for name in (DESCRIPTION, INDEX):
-        (folder / (name + TEMPORARY)).unlink(missing_ok=True)
-    for file in (
-        [] if (folder / SNAPSHOTS).is_symlink() else (folder / SNAPSHOTS).glob(f"*{TEMPORARY}")
-    ):
-        file.unlink()
 
 
 def _reference(file: Path, folder: Path) -> str:
