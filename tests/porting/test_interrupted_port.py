@@ -1,12 +1,14 @@
 """A port on disk that is interrupted continues where it was, and ends in the same bytes."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from slipstream.porting import FineTune, PortPlan, port_checkpoint
+from slipstream.storage import room
 
 SHARDS = {"1.safetensors": ("a", "b"), "2.safetensors": ("c",), "3.safetensors": ("d", "e")}
 
@@ -78,3 +80,16 @@ def test_a_mistake_leaves_nothing(files, tmp_path):
     with pytest.raises(ValueError, match="matches no tensor"):
         port_checkpoint(tmp_path / "out", files, plan=PortPlan("identity", exclude=("zz",)))
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_too_little_memory_or_disk_is_said_before_anything_is_computed(
+    files, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(room, "free_memory", lambda: 10)
+        with pytest.raises(MemoryError, match=r"Porting, .* needs 0.0 MB of memory; 0.0 MB are"):
+            port_checkpoint(tmp_path / "out", files, plan=PortPlan("identity"))
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with pytest.raises(OSError, match=r"Writing .* needs 0.0 MB of disk; 0.0 MB are free"):
+        port_checkpoint(tmp_path / "out", files, plan=PortPlan("identity"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "B", "C"]

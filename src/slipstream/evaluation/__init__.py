@@ -23,6 +23,7 @@ from slipstream.evaluation.batchnorm import (
 )
 from slipstream.evaluation.determinism import DeterminismProbe, probe_determinism
 from slipstream.evaluation.ensembles import Ensemble
+from slipstream.evaluation.executors import spread_over
 from slipstream.evaluation.metrics import evaluate, gradient
 from slipstream.evaluation.swapped_weights import eval_mode, weights_in
 from slipstream.evaluation.takes_task import takes_task
@@ -32,8 +33,8 @@ __all__ = [
     "Batch", "DeterminismProbe", "Ensemble", "Loss", "Metric", "Split", "Task", "TaskBatch",
     "accuracy", "batch_size", "batch_statistics", "batches_of_epoch", "batchnorm_layers",
     "classification_loss", "device_of", "eval_mode", "evaluate", "forward_inputs", "gradient",
-    "inputs_of", "probe_determinism", "recalibrate_batchnorm", "squared_loss", "takes_task",
-    "to_device", "weights_in",
+    "inputs_of", "probe_determinism", "recalibrate_batchnorm", "spread_over", "squared_loss",
+    "takes_task", "to_device", "weights_in",
 ]  # fmt: skip
 
 __getattr__ = moved_names("slipstream.evaluation")

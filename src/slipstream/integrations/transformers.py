@@ -302,7 +302,7 @@ class AveragingCallback(AveragesDuringTraining, _TrackingCallback):
     ) -> None:
         """Begin, or continue from a checkpoint with the trained weights."""
         if self._everywhere and not self._attached:
-            raise RuntimeError("validate needs callback.attach(trainer), not callbacks=[callback].")
+            raise RuntimeError("validate needs the Trainer: call callback.attach(trainer).")
         self._model = unwrapped(kwargs["model"])
         super().on_train_begin(args, state, control, **kwargs)
 

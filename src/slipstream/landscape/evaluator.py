@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from slipstream.evaluation import (
     weights_in,
 )
 from slipstream.evaluation.batches import sized_batches
+from slipstream.evaluation.executors import is_spread, spread
 from slipstream.evaluation.swapped_weights import functional_call
 from slipstream.landscape.point_store import PointStore
 from slipstream.landscape.points import Corners, check_corners, named_weights
@@ -37,6 +39,7 @@ Progress = Callable[[int, int], object]  # points done, and in all
 
 _MEMORY = {"cpu": 4 << 20, "cuda": 1 << 30}  # bytes; on a CPU a chunk should stay in its cache
 _WORTH_BATCHING = 4  # points
+_JOBS = 32  # that the points are sent to an executor in
 
 
 @takes_task
@@ -113,17 +116,36 @@ def _fill(
 ) -> None:
     measured.probe(corners.at(table[:1]))
     size = measured.chunk_size(corners.nbytes, memory)
-    measure: Callable[[Weights], dict[str, Tensor]] = measured.together
-    if size < _WORTH_BATCHING or not measured.can_batch(corners.at(table[:size])):
-        measure, size = measured.one_by_one, 1
+    batched = size >= _WORTH_BATCHING and measured.can_batch(corners.at(table[:size]))
+    size = size if batched else 1
+    # Chunks begin at multiples of their size, so that resumed ones are rounded alike.
+    starts = range(store.done, len(table), size)
+    several = -(-len(starts) // _JOBS) if is_spread() else 1
+    blocks = torch.split(table[store.done :], size * several)
+    jobs = [(measured, corners, torch.split(b, size), batched, is_spread()) for b in blocks]
     try:
-        # Chunks begin at multiples of their size, so that resumed ones are rounded alike.
-        for start in range(store.done, len(table), size):
-            store.add(measure(corners.at(table[start : start + size])))
+        for values in spread(_block, jobs):
+            store.add(values)
             if progress is not None:
                 progress(store.done, len(table))
     finally:
         store.save()
+
+
+def _block(
+    measured: "_Measurement",
+    corners: Corners,
+    chunks: Sequence[Tensor],
+    batched: bool,
+    apart: bool,
+) -> dict[str, Tensor]:
+    """The metrics of some chunks of points; `apart` with a model that nobody else works on."""
+    if apart:
+        measured = deepcopy(measured, {id(measured.batches): measured.batches})
+    measure = measured.together if batched else measured.one_by_one
+    with torch.no_grad(), eval_mode(measured.model):
+        parts = [measure(corners.at(chunk)) for chunk in chunks]
+    return {name: torch.cat([part[name] for part in parts]) for name in measured.metrics}
 
 
 class _Measurement(nn.Module):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import wraps
@@ -41,6 +42,7 @@ from slipstream.porting.stored import (
 from slipstream.porting.vocabulary import AlignedVocabularies, align_vocabularies
 from slipstream.pretrained import example_input_for, load_pretrained, model_from_config
 from slipstream.storage.fingerprints import fingerprint_of_batches
+from slipstream.storage.room import check_memory, check_room
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.trajectory.layout import Layout
@@ -103,11 +105,14 @@ def port_checkpoint(
     Raises:
         FileExistsError: If something is at `out` already.
         FileNotFoundError: If an argument leads nowhere.
+        MemoryError: If there is too little memory even for a few tensors.
+        OSError: If there is too little room on the disk.
         ValueError: If the three do not fit together.
     """
     plan, place = PortPlan() if plan is None else plan, Path(out)
     files = _open(fine_tune)
     with whole_output(place, _identity(fine_tune, files, plan, task)) as partial:
+        _check_resources(files, partial)
         notes: list[str] = []
         if task is None and plan.method not in ("identity", "untouched"):
             model = _model_of(files.to_base, plan=plan, notes=notes)
@@ -124,6 +129,17 @@ def port_checkpoint(
         report = partial.path / REPORT if folder else place.with_suffix(".port.json")
         report.write_text(json.dumps(result.to_json(), indent=1), encoding="utf-8")
     return result
+
+
+def _check_resources(files: "_Files", partial: PartialOutput) -> None:
+    """Raise before anything is computed if memory or disk will not do."""
+    forms = files.to_base.forms.values()
+    written = sum((partial.path / name).stat().st_size for name in partial.done)
+    if files.adapter is None:
+        needed = sum(form.bytes for form in forms) - written
+        check_room(partial.path.parent, needed, f"Writing {partial.path.name}")
+    largest = max((math.prod(form.shape) for form in forms), default=0)
+    check_memory(3 * 4 * largest, "Porting, with three copies of the largest tensor in float32,")
 
 
 def checkpoint_task(

@@ -7,6 +7,8 @@ and again: while it is being written, the next snapshot waits.
 import logging
 import queue
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ _log = logging.getLogger(__name__)
 _BUFFERS = 1  # copies of the model: a second one is seldom worth its memory
 
 
+AfterSnapshot = Callable[[Path, tuple[str, ...]], object]  # the run folder, and files in it
+
+
 class Background:
     """Writes snapshots on a thread."""
 
@@ -33,6 +38,8 @@ class Background:
             self._free.put(_Buffer())
         self._full: queue.Queue[tuple[_Buffer | None, dict[str, Any]] | None] = queue.Queue()
         self._last: _Buffer | None = None
+        self.after: AfterSnapshot | None = None  # called with what has been written
+        self._untold: dict[str, None] = {}  # files, in the order in which they were written
         self._thread = threading.Thread(target=self._write, name="slipstream", daemon=True)
         self._thread.start()
 
@@ -93,20 +100,44 @@ class Background:
     def _write(self) -> None:
         while (job := self._full.get()) is not None:
             buffer, snapshot = job
+            files: tuple[str, ...] = ()
             try:
                 if self._error is not None:
                     pass  # the run ends at the first failure, without a gap
                 elif buffer is None:
-                    self._writer.amend(**snapshot)
+                    files = self._writer.amend(**snapshot)
                 else:
-                    self._writer.append(weights=buffer.wait(), **snapshot)
+                    files = self._writer.append(weights=buffer.wait(), **snapshot)
             except Exception as error:  # ruff: ignore[blind-except] - raised in the training loop
                 self._error = error
                 _log.error("The recording stopped: %s", error)
             if buffer is not None:
                 self._free.put(buffer)
+            self._tell(files)
             self._full.task_done()
+        self._tell(())
         self._full.task_done()  # of the None
+
+    def _tell(self, files: tuple[str, ...]) -> None:
+        """Call the hook; what it fails to take is offered again with the next snapshot."""
+        if self.after is None:
+            return
+        for name in files:
+            self._untold.pop(name, None)  # the index moves behind what it lists
+            self._untold[name] = None
+        if not self._untold:
+            return
+        try:
+            self.after(self._writer.path, tuple(self._untold))
+            self._untold.clear()
+        except Exception as error:  # ruff: ignore[blind-except]  the training goes on
+            _log.error(
+                "What is called after each snapshot failed: %s: %s. The run itself is whole; %s "
+                "will be passed again with the next snapshot, or when the recorder is closed.",
+                type(error).__name__,
+                error,
+                ", ".join(self._untold),
+            )
 
 
 class _Buffer:

@@ -79,7 +79,7 @@ def compress_run(
         >>> weights, folder = {"w": torch.randn(50000)}, tempfile.mkdtemp()
         >>> with create_run(folder, model=Layout.of_weights(weights)) as writer:
         ...     for step in range(4):
-        ...         writer.append(step=step, weights=weights)
+        ...         _ = writer.append(step=step, weights=weights)
         >>> compress_run(folder).share < 0.3
         True
         >>> torch.equal(Trajectory.open(folder)[2].weights["w"], weights["w"])

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from slipstream.storage.pieces import Piece, pieces_of, whole_form
 from slipstream.storage.reading import parsing
+from slipstream.storage.room import check_room
 from slipstream.storage.strict_json import read_json
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.storage.tensor_header import read_header
-from slipstream.storage.writing import flush_folder
+from slipstream.storage.writing import flush_folder, make_folder
 from slipstream.trajectory.checkpoint_files import (
     Checkpoint,
     find_checkpoints,
@@ -22,6 +23,7 @@ from slipstream.trajectory.checkpoint_files import (
     trainer_state,
 )
 from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.remote import RemoteFolder, address_of
 from slipstream.trajectory.run_files import StoredSnapshot
 from slipstream.trajectory.run_folder import RunWriter, create_run
 from slipstream.trajectory.step_names import steps_in
@@ -50,7 +52,8 @@ def import_run(
     understood.
 
     Args:
-        source: The folder of checkpoints, or a single one.
+        source: The folder of checkpoints, or a single one; or an address of fsspec, whose files are
+            fetched into a folder beside the run, its name ending in "-files".
         destination: The run folder to make; by default beside `source`, its name ending in "-run".
         steps: The step of each file or folder to import, by name. By default Lightning's
             global step, else the step in the names, see `steps_in`.
@@ -67,6 +70,8 @@ def import_run(
         ValueError: If there are no checkpoints, no steps are in their names, two have the
             same step, they differ in a tensor, or a file holds code. Nothing is left behind.
     """
+    if (address := address_of(source)) is not None:
+        return _import_fetched(address, destination, steps, prefix, key, configuration, seed)
     source = Path(source).resolve()
     target = Path(destination or f"{source}-run").resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -95,6 +100,30 @@ def import_run(
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return Trajectory.open(target)
+
+
+def _import_fetched(address: str, destination: str | Path | None, *given: Any) -> Trajectory:
+    """Import a folder of another file system; if that fails, nothing of it is left here."""
+    if destination is None:
+        raise ValueError(f"destination must be given to import {address}: a local folder.")
+    remote, target = RemoteFolder(address), Path(destination).absolute()
+    files = target.with_name(f"{target.name}-files")
+    if files.exists():
+        raise FileExistsError(f"{files} exists already: remove it, or give another destination.")
+    names = remote.names()
+    check_room(files.parent, remote.size(names), f"The files of {address}")
+    try:
+        for name in names:
+            make_folder((files / name).parent)
+            shutil.move(remote.fetch(remote.path / name), files / name)
+        steps, prefix, key, configuration, seed = given
+        return import_run(
+            files, target, steps=steps, prefix=prefix, key=key,
+            configuration=configuration, seed=seed,
+        )  # fmt: skip
+    except BaseException:
+        shutil.rmtree(files, ignore_errors=True)
+        raise
 
 
 def _numbered(

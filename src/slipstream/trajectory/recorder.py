@@ -12,8 +12,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from slipstream.sharded import is_sharded
-from slipstream.trajectory.background import Background
+from slipstream.sharded import is_sharded, local_part
+from slipstream.storage.room import check_memory
+from slipstream.trajectory.background import AfterSnapshot, Background
 from slipstream.trajectory.layout import Layout
 from slipstream.trajectory.optimizer_steps import after_each_step
 from slipstream.trajectory.run_files import read_run
@@ -101,10 +102,13 @@ class Recorder:
             FileExistsError: If the folder is not empty.
             ValueError: If the run to resume is of a model with other tensors, or the processes of a
                 sharded one disagree on the model or the folder.
+            MemoryError: If there is no room for one copy of the weights.
         """
         self.schedule = schedule or Schedule.every(100)
         self._model = model
         layout = Layout.of(model)
+        copied = sum(local_part(value).nbytes for value in weights_of(model).values())
+        check_memory(copied, f"Recording {path}, with one copy of the weights,")
 
         def begin() -> RunWriter:
             if resume is not False:
@@ -225,6 +229,21 @@ class Recorder:
         self._background.put(self.step, weights, epoch, self._values())
         self._last_kept, self._moved = self.step, False
         self._epoch, self._metrics = None, {}
+
+    def call_after(self, hook: AfterSnapshot) -> Self:
+        """Call a function behind the loop after each snapshot, to upload it for example.
+
+        Args:
+            hook: Called with the run folder and the paths in it of the files that are new or have
+                changed, in the order in which to upload them: the index comes last. If it fails,
+                the training goes on, and the files are passed again with the next snapshot. Of a
+                sharded model it is called in the first process, with the files of all.
+
+        Returns:
+            The recorder itself.
+        """
+        self._background.after = hook
+        return self
 
     def _check_open(self) -> None:
         if not self._release.alive:

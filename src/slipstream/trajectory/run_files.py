@@ -22,6 +22,7 @@ from slipstream.storage.strict_json import Checksum, checked_json, read_checked_
 from slipstream.storage.tensor_form import TensorForm
 from slipstream.storage.writing import write_whole
 from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.remote import RemoteFolder, address_of
 from slipstream.trajectory.run_index import INDEX, Entry, entries_of, lines_in
 from slipstream.trajectory.run_lock import is_locked
 
@@ -41,6 +42,7 @@ class RunFolder:
     description: Mapping[str, Any]  # run.json
     layout: Layout
     entries: tuple[Entry, ...]
+    remote: RemoteFolder | None = None  # where the files come from, if not from this machine
 
     def snapshot(self, entry: Entry) -> "StoredSnapshot":
         """Return what reads the snapshot of `entry`."""
@@ -51,7 +53,9 @@ class RunFolder:
                 "the run does not say it was linked from."
             )
         files = tuple(self.path / name for name in entry.files)
-        return StoredSnapshot(entry.step, files, self.layout, entry.prefix, entry.checksums)
+        return StoredSnapshot(
+            entry.step, files, self.layout, entry.prefix, entry.checksums, self.remote
+        )
 
     def _may_read(self, name: str) -> bool:
         """Whether a file is the run's own, or below a folder that it was linked from."""
@@ -75,6 +79,7 @@ class StoredSnapshot:
     layout: Layout
     prefix: str = ""  # stands before every name in the files; what lacks it is left out
     checksums: tuple[str, ...] = ()  # CRC-32 of each file, if known
+    remote: RemoteFolder | None = None  # where the files are fetched from before they are read
 
     def weights(self) -> "dict[str, Tensor]":
         """Return all tensors, mapped into memory or unpacked, after a look at the checksum."""
@@ -84,7 +89,7 @@ class StoredSnapshot:
         from slipstream.storage.tensor_file import map_tensors
 
         found: dict[str, Tensor] = {}
-        for number, path in enumerate(map(in_present_form, self.files)):
+        for number, path in enumerate(map(self._present, self.files)):
             with self._reading(path):
                 self._verify(number, path)
                 found |= self._own(unpack_tensors(path) if _packed(path) else map_tensors(path))
@@ -117,7 +122,7 @@ class StoredSnapshot:
         from slipstream.storage.packed_file import read_packed
         from slipstream.storage.tensor_file import read_tensor
 
-        path = in_present_form(path)
+        path = self._present(path)
         with self._reading(path):
             read = read_packed if _packed(path) else read_tensor
             read(path, self.prefix + name, out, form=form, start=start)
@@ -130,9 +135,16 @@ class StoredSnapshot:
 
     def verify(self) -> None:
         """Raise an OSError if a file is not what was written, to the bit."""
-        for number, path in enumerate(map(in_present_form, self.files)):
+        for number, path in enumerate(map(self._present, self.files)):
             with self._reading(path):
                 self._verify(number, path)
+
+    def _present(self, path: Path) -> Path:
+        """The file in the form that it has now, fetched if it lies elsewhere."""
+        if self.remote is None:
+            return in_present_form(path)
+        with self._reading(path):
+            return self.remote.fetch(path)
 
     def _verify(self, number: int, path: Path) -> None:
         listed = self.checksums and path == self.files[number]  # else it was packed meanwhile
@@ -142,7 +154,7 @@ class StoredSnapshot:
     @cached_property
     def _pieces(self) -> dict[str, list[Piece]]:
         found: dict[str, list[Piece]] = {}
-        for path in map(in_present_form, self.files):
+        for path in map(self._present, self.files):
             with self._reading(path):
                 for name, piece in self._own(pieces_of(path)).items():
                     found.setdefault(name, []).append(piece)
@@ -184,7 +196,8 @@ def read_run(path: str | Path) -> RunFolder:
     """Read what a run folder lists; no snapshot is opened.
 
     Args:
-        path: A run folder; it may be being written.
+        path: A run folder, which may be being written; or its address on another file system, such
+            as "s3://bucket/run", by fsspec.
 
     Returns:
         The description, the layout and the entries of the index.
@@ -193,9 +206,14 @@ def read_run(path: str | Path) -> RunFolder:
         FileNotFoundError: If it is not a run folder.
         ValueError: If the run is of a newer format or its text is damaged.
     """
-    folder = Path(path)
+    address = address_of(path)
+    remote = None if address is None else RemoteFolder(address)
+    folder = Path(path) if remote is None else remote.path
+    if remote is not None:
+        for name in sorted({DESCRIPTION, INDEX} & set(remote.names())):
+            remote.fetch(folder / name)
     if not (folder / DESCRIPTION).is_file():
-        raise FileNotFoundError(f"{folder} is not a run folder: it has no {DESCRIPTION}.")
+        raise FileNotFoundError(f"{address or path} is not a run folder: it has no {DESCRIPTION}.")
     try:
         description = read_checked_json((folder / DESCRIPTION).read_bytes())
         _check_kinds(description)
@@ -209,7 +227,7 @@ def read_run(path: str | Path) -> RunFolder:
     except ValueError as error:
         where = "" if str(error).startswith("Line ") else f"{folder / INDEX}: "
         raise ValueError(f"{where}{error}") from error
-    return RunFolder(folder, description, layout, entries)
+    return RunFolder(folder, description, layout, entries, remote)
 
 
 def _check_kinds(description: dict[str, Any]) -> None:

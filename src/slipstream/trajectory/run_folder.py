@@ -28,6 +28,7 @@ from slipstream.storage.writing import (
     write_whole,
 )
 from slipstream.trajectory.layout import Layout
+from slipstream.trajectory.remote import refuse_address
 from slipstream.trajectory.run_cleaning import (
     check_free,
     clear,
@@ -67,7 +68,7 @@ class RunWriter:
         weights: Weights,
         epoch: float | None = None,
         metrics: Mapping[str, float] | None = None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Write a snapshot to disk, then list it; on return both are flushed.
 
         Args:
@@ -75,6 +76,9 @@ class RunWriter:
             weights: Tensors on the CPU with the layout of the run.
             epoch: Epochs done, if known.
             metrics: Numbers to keep with the snapshot.
+
+        Returns:
+            The files of the run folder that are new or have changed, the index last.
 
         Raises:
             ValueError: If the step does not grow or the weights have another layout.
@@ -85,7 +89,7 @@ class RunWriter:
         name = f"{SNAPSHOTS}/{step:08d}.safetensors"
         try:
             checksum = write_tensor_file(self.path / name, weights)
-            self.list_written({name: checksum}, step=step, epoch=epoch, metrics=metrics)
+            return self.list_written({name: checksum}, step=step, epoch=epoch, metrics=metrics)
         except OSError as error:
             (self.path / name).unlink(missing_ok=True)
             text = f"Step {step} could not be kept in {self.path}: {error.strerror}. "
@@ -98,7 +102,7 @@ class RunWriter:
         step: int,
         epoch: float | None = None,
         metrics: Mapping[str, float] | None = None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """List a snapshot whose files have been written into the run folder.
 
         Args:
@@ -106,6 +110,9 @@ class RunWriter:
             step: Optimiser steps done; more than that of the last snapshot.
             epoch: Epochs done, if known.
             metrics: Numbers to keep with the snapshot.
+
+        Returns:
+            The files of the run folder that are new or have changed, the index last.
 
         Raises:
             ValueError: If the step does not grow.
@@ -115,6 +122,7 @@ class RunWriter:
         size = sum((self.path / name).stat().st_size for name in files)
         entry = _entry(step, epoch, tuple(files), size, metrics)
         self._list(replace(entry, checksums=tuple(files.values())))
+        return (*files, DESCRIPTION, INDEX)
 
     def link(
         self,
@@ -149,12 +157,15 @@ class RunWriter:
 
     def amend(
         self, *, epoch: float | None = None, metrics: Mapping[str, float] | None = None
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Add metrics to the last snapshot, which were measured after it was written.
 
         Args:
             epoch: Epochs done, if known.
             metrics: Values to keep with it.
+
+        Returns:
+            The file of the run folder that has changed.
 
         Raises:
             ValueError: If there is no snapshot.
@@ -163,6 +174,7 @@ class RunWriter:
             raise ValueError(f"{self.path} has no snapshot yet that metrics could belong to.")
         values = {name: float(value) for name, value in (metrics or {}).items()}
         self._write(amendment(self.last_step, epoch, values))
+        return (INDEX,)
 
     def relist(self, entries: Sequence[Entry]) -> None:
         """Replace the whole index at once; whoever reads it meanwhile finds the old or the new one.
@@ -257,6 +269,7 @@ def create_run(
         BlockingIOError: If another writer has the run open.
         TypeError: If `configuration` or `provenance` is not plain data.
     """
+    refuse_address(path)
     folder = Path(path).absolute()  # the process may change its working folder
     layout = model if isinstance(model, Layout) else Layout.of(model)
     description = {
@@ -305,6 +318,7 @@ def reopen_run(path: str | Path, *, keep_through: int | None = None) -> RunWrite
         ValueError: If it is not a run folder, or one of a newer format.
         BlockingIOError: If another writer has the run open.
     """
+    refuse_address(path)
     folder = Path(path).absolute()
     read_run(folder)
     with ExitStack() as undo:

@@ -88,7 +88,7 @@ class ShardedWriter:
         weights: Weights,
         epoch: float | None = None,
         metrics: Mapping[str, float] | None = None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Write the pieces of this process, and have the snapshot listed once all have landed.
 
         Args:
@@ -96,6 +96,10 @@ class ShardedWriter:
             weights: What `mine` returned, on the CPU.
             epoch: Epochs done, if known.
             metrics: Numbers to keep; those of the first process count.
+
+        Returns:
+            In the first process, the files of the run folder that are new or have changed, those
+            of all processes, the index last.
 
         Raises:
             OSError: If a process could not write its pieces, or has ended. The run then holds what
@@ -105,28 +109,33 @@ class ShardedWriter:
         try:
             landed = of_all_processes(self._written(own, step, weights), self._group)
             files = self._files_of(landed, own)
-            on_main_process(lambda: self._list(files, step, epoch, metrics), self._group)
+            new = on_main_process(lambda: self._list(files, step, epoch, metrics), self._group)
         except Exception as error:
             reason = error if isinstance(error, _FailureError | OSError) else _ended(error)
             raise OSError(
                 f"Step {step} could not be kept in {self.path}: {reason}. The snapshots before it "
                 "are whole."
             ) from error
+        return new if self._writer is not None else ()
 
     def amend(
         self, *, epoch: float | None = None, metrics: Mapping[str, float] | None = None
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Add metrics to the last snapshot: those of the first process.
 
         Args:
             epoch: Epochs done, if known.
             metrics: Values to keep with it.
+
+        Returns:
+            The file of the run folder that has changed.
         """
         try:
             if self._writer is not None:
-                self._writer.amend(epoch=epoch, metrics=metrics)
+                return self._writer.amend(epoch=epoch, metrics=metrics)
         except (OSError, ValueError) as error:  # the others are in the middle of something else
             self._error = error
+        return ()
 
     def all_agree(self, answer: bool) -> bool:
         """Return whether all processes say yes."""
@@ -169,15 +178,16 @@ class ShardedWriter:
         step: int,
         epoch: float | None,
         metrics: Mapping[str, float] | None,
-    ) -> None:
+    ) -> tuple[str, ...]:
         """Only in the first process."""
         if unseen := [name for name in files if not (self.path / name).is_file()]:
             raise OSError(
                 f"{unseen[0]}, which another process wrote, is not seen by the first one: the run "
                 "folder must be on a file system that all of them share"
             )
-        if self._writer is not None:
-            self._writer.list_written(files, step=step, epoch=epoch, metrics=metrics)
+        if self._writer is None:
+            return ()
+        return self._writer.list_written(files, step=step, epoch=epoch, metrics=metrics)
 
 
 @dataclass(frozen=True)

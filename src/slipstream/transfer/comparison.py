@@ -3,10 +3,13 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, overload
 
 from slipstream.evaluation import Task, takes_task
+from slipstream.evaluation.executors import is_spread, spread
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.trajectory import Trajectory
@@ -217,18 +220,38 @@ def compare_methods(
     work: list[tuple[str, Plan | Update | None]] = [(TARGET_START, None)]
     work += [(name, plan) for name, given in plans.items() for plan in _list(given)]
     work.append((TRAINED_TARGET, None))
-    outcomes: list[Outcome] = []
-    for number, target in enumerate(targets):
-        for name, plan in work:
-            if progress is not None:
-                progress(name, len(outcomes), len(targets) * len(work))
-            if plan is None:
-                weights = target.start if name == TARGET_START else target.trained
-                outcome = bench.outcome(weights or {})
-            else:
-                outcome = bench.run(plan, target)
-            outcomes.append(replace(outcome, name=name, target=number))
-    return Comparison(tuple(outcomes))
+    every = [(name, plan, number) for number in range(len(targets)) for name, plan in work]
+    tell = partial(_tell, progress, every)
+    tell(0, len(every))
+    jobs = [(bench, name, plan, targets[number], is_spread()) for name, plan, number in every]
+    found = spread(_outcome, jobs, progress=tell)
+    return Comparison(
+        tuple(
+            replace(outcome, name=name, target=number)
+            for outcome, (name, _, number) in zip(found, every, strict=True)
+        )
+    )
+
+
+def _tell(
+    progress: Callable[[str, int, int], None] | None,
+    every: Sequence[tuple[str, Plan | None, int]],
+    done: int,
+    total: int,
+) -> None:
+    """Say what is about to be done; on an executor, about how far it is."""
+    if progress is not None and done < total:
+        progress(every[done][0], done, total)
+
+
+def _outcome(bench: "_Bench", name: str, plan: Plan | None, target: Target, apart: bool) -> Outcome:
+    """What comes of a piece of work; `apart` with a model that nobody else works on."""
+    if apart:
+        bench = replace(bench, task=replace(bench.task, model=deepcopy(bench.task.model)))
+    if plan is not None:
+        return bench.run(plan, target)
+    weights = target.start if name == TARGET_START else target.trained
+    return bench.outcome(weights or {})
 
 
 @overload

@@ -1,7 +1,7 @@
 """Carry the learning trajectory of one network to the start of another."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from slipstream.evaluation import Task, device_of, inputs_of, takes_task
+from slipstream.evaluation.executors import spread
 from slipstream.evaluation.processes import from_main_process
 from slipstream.storage.new_run import NewRun
 from slipstream.symmetry.neuron_groups import NeuronGroups
@@ -191,7 +192,8 @@ def transfer_to_many(
             model; several threads go through the data at once.
         plan: What to do, the same for all.
         groups: What may be permuted; found and proven, once for all, when not given.
-        executor: Any `concurrent.futures.Executor`; with processes, the arguments must pickle.
+        executor: Any `concurrent.futures.Executor`, or that of `spread_over`; with processes, the
+            arguments must pickle.
         progress: Called when another target is done.
 
     Returns:
@@ -201,23 +203,22 @@ def transfer_to_many(
     # Once for all: tracing is slow, and two threads cannot trace at the same time.
     groups = _groups(task, groups, plan, task.first_batch())
     jobs = [
-        {
-            **{"target": target, "task": replace(task, model=deepcopy(task.model))},
-            **{"plan": plan, "groups": groups, "run_folder": target.run_folder},
-        }
+        (source, target, replace(task, model=deepcopy(task.model)), plan, groups)
         for target in map(_target, targets)
     ]
-    tell = progress or (lambda *_: None)
-    if executor is None:
-        results = []
-        for number, job in enumerate(jobs, start=1):
-            results.append(transfer_trajectory(source, **job))  # type: ignore[arg-type]
-            tell(number, len(jobs))
-        return results
-    futures = [executor.submit(transfer_trajectory, source, **job) for job in jobs]  # type: ignore[arg-type]
-    for number, _ in enumerate(as_completed(futures), start=1):
-        tell(number, len(jobs))
-    return [future.result() for future in futures]
+    return list(spread(_transfer, jobs, executor=executor, progress=progress))
+
+
+def _transfer(
+    source: Trajectory,
+    target: Target,
+    task: Task,
+    plan: TransferPlan,
+    groups: NeuronGroups | None,
+) -> TransferResult:
+    return transfer_trajectory(
+        source, target, task, plan=plan, groups=groups, run_folder=target.run_folder
+    )
 
 
 def _run(
