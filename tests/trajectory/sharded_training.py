@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed
@@ -201,6 +202,68 @@ class AfterSteps:
 def both(folder):
     recordings(folder)
     followed(folder)
+
+
+def called_back(folder):
+    """Trainings in which the callbacks of the frameworks hear of what theirs would tell them."""
+    from slipstream.integrations import lightning, transformers
+
+    first = torch.distributed.get_rank() == 0
+    every = Schedule.every(2)
+
+    model = sharded(network(), "fsdp")
+    trainer = SimpleNamespace(is_global_zero=first, global_step=0, callback_metrics={})
+    trainer.current_epoch, trainer.num_training_batches = 0, 5
+    module = SimpleNamespace(get_submodule=lambda _: model)
+    averaging = lightning.AveragingCallback([EMA(0.8)])
+    callbacks = [lightning.RecordingCallback(folder / "lightning", schedule=every), averaging]
+    tell(callbacks, "on_train_start", trainer, module)
+    for number, _ in stepwise(model, batches(5)):
+        if number:
+            trainer.global_step += 1
+            tell(callbacks, "on_train_batch_end", trainer, module, None, None, number - 1)
+        if number < 5:
+            tell(callbacks, "on_train_batch_start", trainer, module, None, number)
+    tell(callbacks, "on_train_end", trainer, module)
+    states = [averaging.state_dict()]
+
+    model = sharded(network(), "fsdp")
+    arguments = SimpleNamespace(
+        to_sanitized_dict=dict, seed=0, load_best_model_at_end=False, output_dir=str(folder / "out")
+    )
+    state = SimpleNamespace(is_world_process_zero=first, global_step=0, epoch=0.0, max_steps=5)
+    averaging = transformers.AveragingCallback([EMA(0.8)])
+    callbacks = [transformers.RecordingCallback(folder / "transformers", schedule=every), averaging]
+    told = arguments, state, SimpleNamespace(should_training_stop=False)
+    tell(callbacks, "on_train_begin", *told, model=model)
+    for number, _ in stepwise(model, batches(5)):
+        if number:
+            state.global_step += 1
+            tell(callbacks, "on_step_end", *told)
+        if number < 5:
+            tell(callbacks, "on_step_begin", *told)
+    (folder / "out" / "checkpoint-5").mkdir(parents=True, exist_ok=True)
+    tell(callbacks, "on_save", *told)
+    tell(callbacks, "on_train_end", *told)
+    states.append(averaging.state())
+    if first:
+        torch.save(states, folder / "states.pt")
+
+
+def tell(callbacks, what, *told, **named):
+    for callback in callbacks:
+        getattr(callback, what)(*told, **named)
+
+
+def stepwise(model, given):
+    """Train, and stop before the first step and after each."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    yield 0, None
+    for number, batch in enumerate(given, start=1):
+        optimizer.zero_grad()
+        model(batch).square().mean().backward()
+        optimizer.step()
+        yield number, batch
 
 
 def as_fsdp(folder):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
-from slipstream.averaging import Averages
+from slipstream.averaging import EMA, Averages
 from slipstream.modes import OnlineModes
 from slipstream.trajectory import Trajectory, check_run, compress_run, decompress_run, import_run
 from slipstream.weights import weights_of
@@ -253,3 +253,23 @@ def test_whichever_process_is_killed_what_is_listed_is_whole(seed, tmp_path):
     whole = Trajectory.open(tmp_path / "run")
     assert whole.steps == list(range(killed.steps[-1] + 4))
     assert not check_run(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_callbacks_follow_a_sharded_training(folder, tmp_path):
+    pytest.importorskip("lightning")
+    pytest.importorskip("transformers")
+    together(2, "called_back", tmp_path)
+    model = network()
+    averages = Averages(model, [EMA(0.8)])
+    train(model, batches(5), averages)
+    (expected,) = averages.state_dict()["averages"]["ema:0.8"]["weights"]
+    states = torch.load(tmp_path / "states.pt")
+    (saved,) = (tmp_path / "out" / "checkpoint-5").glob("slipstream_averages_*.pt")
+    for state in (*states, torch.load(saved)):
+        (found,) = state["averages"]["ema:0.8"]["weights"]
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+    for name in ("lightning", "transformers"):
+        run, alone = Trajectory.open(tmp_path / name), Trajectory.open(folder / "alone")
+        assert_same_run(run, alone)

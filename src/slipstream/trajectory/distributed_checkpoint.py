@@ -50,8 +50,8 @@ def read_distributed(
     with parsing(folder / METADATA, "distributed checkpoint"):
         with (folder / METADATA).open("rb") as file:
             described = _Unpickler(file).load()
-        forms = {
-            name: torch.empty(form.size, dtype=form.properties.dtype, device="meta")
+        forms = {  # without memory: one number, wherever one looks
+            name: torch.empty((), dtype=form.properties.dtype).expand(form.size)
             for name, form in described.state_dict_metadata.items()
             if hasattr(form, "properties")
         }
@@ -64,7 +64,8 @@ def read_distributed(
     if missing := sorted(name for name in stored if not (folder / name).is_file()):
         raise FileNotFoundError(f"{folder / missing[0]}, which {METADATA} lists, is missing.")
     names = {name: flat[id(value)] for name, value in chosen.items()}
-    state = {full: torch.empty_like(forms[full], device="cpu") for full in names.values()}
+    shapes = {full: (forms[full].shape, forms[full].dtype) for full in names.values()}
+    state = {full: torch.empty(shape, dtype=dtype) for full, (shape, dtype) in shapes.items()}
 
     class Reader(FileSystemReader):
         def read_metadata(self, *_: Any, **__: Any) -> Any:

@@ -235,7 +235,7 @@ def compare_methods(
 
 def _tell(
     progress: Callable[[str, int, int], None] | None,
-    every: Sequence[tuple[str, Plan | None, int]],
+    every: Sequence[tuple[str, Plan | Update | None, int]],
     done: int,
     total: int,
 ) -> None:
@@ -244,7 +244,9 @@ def _tell(
         progress(every[done][0], done, total)
 
 
-def _outcome(bench: "_Bench", name: str, plan: Plan | None, target: Target, apart: bool) -> Outcome:
+def _outcome(
+    bench: "_Bench", name: str, plan: Plan | Update | None, target: Target, apart: bool
+) -> Outcome:
     """What comes of a piece of work; `apart` with a model that nobody else works on."""
     if apart:
         bench = replace(bench, task=replace(bench.task, model=deepcopy(bench.task.model)))
