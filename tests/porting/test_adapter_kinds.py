@@ -1,9 +1,11 @@
 """What PEFT keeps in an adapter is carried as its own merge adds it, or refused."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from slipstream.porting import FineTune, PortPlan, port_checkpoint
 
@@ -25,11 +27,11 @@ def base(seed):
     return transformers.LlamaForCausalLM(config)
 
 
-def adapter(folder, **options):
+def adapter(folder, *, tuned=None, **options):
     base(0).save_pretrained(folder / "A")
     base(1).save_pretrained(folder / "B")
     config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], **options)
-    tuned = peft.get_peft_model(base(0), config)
+    tuned = peft.get_peft_model(tuned or base(0), config)
     torch.manual_seed(5)
     with torch.no_grad():
         for parameter in (p for p in tuned.parameters() if p.requires_grad):
@@ -39,7 +41,7 @@ def adapter(folder, **options):
 
 def port(folder):
     files = FineTune(folder / "A", folder / "L", folder / "B")
-    port_checkpoint(folder / "P", files, plan=PortPlan("identity"))
+    return port_checkpoint(folder / "P", files, plan=PortPlan("identity"))
 
 
 @pytest.mark.parametrize("bias", ["none", "all", "lora_only"])
@@ -64,6 +66,7 @@ def test_biases_are_carried_as_peft_merges_them(tmp_path, bias):
     [
         ({"init_lora_weights": "pissa"}, "initialised by pissa, which changes the base"),
         ({"init_lora_weights": "olora"}, "initialised by olora, which changes the base"),
+        ({"target_parameters": ["k_proj.weight"]}, "adapts parameters by name"),
         ({"lora_bias": True}, "not part of a plain LoRA and would be lost"),
         ({"trainable_token_indices": {"embed_tokens": [1]}}, "would be lost"),
     ],
@@ -73,6 +76,39 @@ def test_what_is_more_than_a_product_is_refused(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
         port(tmp_path)
     assert not (tmp_path / "P").exists()
+
+
+def test_tensors_of_kinds_to_come_are_refused(tmp_path):
+    adapter(tmp_path)
+    file = tmp_path / "L" / "adapter_model.safetensors"
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_diag.weight"
+    save_file({**load_file(file), key: torch.ones(2)}, file)
+    with pytest.raises(ValueError, match=r"lora_diag.* is not part of a plain LoRA"):
+        port(tmp_path)
+
+
+def test_a_tensor_that_the_base_ties_is_not_carried_alone(tmp_path):
+    adapter(tmp_path, modules_to_save=["lm_head"])
+    for name in ("A", "B"):
+        model = transformers.LlamaForCausalLM.from_pretrained(tmp_path / name)
+        model.config.tie_word_embeddings = True
+        model.tie_weights()
+        shutil.rmtree(tmp_path / name)
+        model.save_pretrained(tmp_path / name)
+    with pytest.raises(ValueError, match=r"'lm_head.weight' whole, which from_base .* ties"):
+        port(tmp_path)
+
+
+def test_a_new_head_is_kept_and_that_is_said(tmp_path):
+    kind = transformers.LlamaForSequenceClassification
+    adapter(tmp_path, tuned=kind(base(0).config), task_type="SEQ_CLS")
+    result = port(tmp_path)
+    assert any("score.weight: kept in the adapter as it was" in w for w in result.warnings)
+    first, second = (
+        load_file(tmp_path / name / "adapter_model.safetensors") for name in ("L", "P")
+    )
+    name = next(name for name in first if "score" in name)
+    torch.testing.assert_close(second[name], first[name])
 
 
 def test_the_kind_of_each_layer_decides_not_one_flag():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from slipstream.porting.choosing import Choice
 from slipstream.porting.displacement import halves
@@ -24,6 +24,10 @@ from slipstream.weights import Weights
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+MERGE = (
+    "Merge it with PEFT's merge_and_unload(), save the model, and port that; or save the "
+    "adapter with path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
+)
 _DOWN = re.compile(r"\.lora_(?:embedding_)?A(?:\.weight)?$")
 
 
@@ -116,6 +120,8 @@ def open_adapter(path: str | Path, *, from_base: Stored, to_base: Stored) -> Ada
     _check_plain(stored, config)
     factors = tuple(_factors(stored, config, from_base))
     used = {key for pair in factors for key in (pair.up, pair.down)}
+    if unknown := [key for key in stored.forms if "lora_" in key and key not in used]:
+        raise ValueError(_odd(stored, unknown[0]))
     whole = {
         key: key.removeprefix(_PREFIX).replace(".base_layer.", ".")
         for key in stored.forms
@@ -128,24 +134,29 @@ def open_adapter(path: str | Path, *, from_base: Stored, to_base: Stored) -> Ada
 
 def _check_plain(stored: Stored, config: Mapping[str, Any]) -> None:
     """Raise if the adapter is more, or something else, than a product added to its base."""
-    merge = (
-        "Merge it with PEFT's merge_and_unload(), save the model, and port that; or save the "
-        "adapter with path_initial_model_for_weight_conversion, which makes a plain LoRA of it."
-    )
+    if named := config.get("target_parameters"):
+        raise ValueError(
+            f"The adapter in {stored.path} adapts parameters by name, target_parameters={named}, "
+            f"such as stacked experts, and only modules can be ported as an adapter. {MERGE}"
+        )
     begun = str(config.get("init_lora_weights")).lower()
-    if begun.startswith("pissa") or begun in ("olora", "corda", "loftq"):
+    if begun.startswith("pissa") or begun in ("olora", "corda", "loftq", "lora_ga"):
         raise ValueError(
             f"The adapter in {stored.path} was initialised by {begun}, which changes the base as "
-            f"well: what it adds is not scale * B @ A. {merge}"
+            f"well: what it adds is not scale * B @ A. {MERGE}"
         )
     odd = [key for key in stored.forms if re.search(r"lora_(B|embedding_B).*\.bias$", key)]
     odd += [key for key in stored.forms if "trainable_tokens" in key or "token_adapter" in key]
     odd += [key for key in stored.forms if "lora_magnitude" in key or ".lora_E" in key]
     if odd:
-        raise ValueError(
-            f"The adapter in {stored.path} holds {odd[0]!r}, which is not part of a plain LoRA "
-            f"and would be lost. {merge}"
-        )
+        raise ValueError(_odd(stored, odd[0]))
+
+
+def _odd(stored: Stored, key: str) -> str:
+    return (
+        f"The adapter in {stored.path} holds {key!r}, which is not part of a plain LoRA and would "
+        f"be lost. {MERGE}"
+    )
 
 
 def _factors(stored: Stored, config: Mapping[str, Any], base: Stored) -> Iterator[Factors]:
@@ -178,13 +189,20 @@ def _is_flipped(
 
 def _transposed_modules(base: Stored) -> frozenset[str] | None:
     """The modules whose weight is (inputs, outputs), if the base's folder names its model."""
+    model = _model_of(base)
+    if model is None:
+        return None
+    return frozenset(n for n, m in model.named_modules() if type(m).__name__ == "Conv1D")
+
+
+def _model_of(base: Stored) -> nn.Module | None:
+    """The model of a base without values, if the base's folder names it."""
     if not base.is_folder or "model_type" not in base.config:
         return None
     try:
-        model = model_from_config(base.path)
+        return model_from_config(base.path)
     except (ModuleNotFoundError, ValueError):
         return None
-    return frozenset(n for n, m in model.named_modules() if type(m).__name__ == "Conv1D")
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
@@ -206,6 +224,15 @@ def _check_targets(adapter: Adapter, bases: Mapping[str, Stored]) -> None:
                 f"The adapter adapts {', '.join(lacking[:3])}{more}, which {argument} "
                 f"{base.path} lacks: it has {', '.join(list(base.weights)[:3])} and others."
             )
+    base = bases["from_base"]
+    new = [name for name in adapter.whole.values() if name not in base.weights]
+    model = _model_of(base) if new else None
+    known = dict(model.named_parameters(remove_duplicate=False)) if model is not None else {}
+    if tied := [name for name in new if name in known]:
+        raise ValueError(
+            f"The adapter in {adapter.stored.path} holds {tied[0]!r} whole, which from_base "
+            f"{base.path} ties to another tensor, so that both change. {MERGE}"
+        )
 
 
 def ported_adapter(

@@ -291,5 +291,8 @@ def _write(
     forms = {name: TensorForm.of(v) for name, v in weights.items()}
     write_tensors(out / WEIGHTS, forms, weights.__getitem__)
     for name in adapter.tensors:
-        tensor(name)
-    return solution.result(written, warnings=files.aligned.warnings)
+        if name in files.to_base.weights:
+            tensor(name)
+    new = [name for name in adapter.tensors if name not in files.to_base.weights]
+    kept = f"{', '.join(new)}: kept in the adapter as it was trained, on from_base's neurons."
+    return solution.result(written, warnings=(*files.aligned.warnings, *([kept] if new else [])))

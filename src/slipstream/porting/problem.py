@@ -96,7 +96,7 @@ def pose(given: FineTune[Weights], *, exclude: tuple[str, ...] = ()) -> Problem:
             "what to_base has is kept."
         )
     if new := [name for name in fine_tuned if name not in from_base and name not in to_base]:
-        warnings.append(f"fine_tuned has {_some(new)}, which no base has: not carried.")
+        warnings.append(f"fine_tuned has {_some(new)}, which no base has: not aligned.")
     return Problem(
         from_base,
         fine_tuned,
