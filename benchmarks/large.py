@@ -20,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,12 +321,27 @@ def of_size(folder: Path, parameters: float, method: str) -> dict[str, Any]:
     return found
 
 
+def parts(options: argparse.Namespace, folder: Path) -> dict[str, Callable[[], Any]]:
+    """What is measured, one after the other."""
+    idle = [sys.executable, __file__, "--port", "none"]
+    shape = shape_of(1e6) if options.quick else SEVENTY
+    ports = {
+        method: partial(of_size, folder / method, getattr(options, method), method)
+        for method in METHODS
+    }
+    return {
+        "idle": lambda: watched(idle, out=folder)["anonymous"],
+        "groups": lambda: groups_of(shape),
+        **ports,
+    }
+
+
 def main() -> None:
     """Measure, print the tables and write them where `--output` says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--identity", type=float, default=1e9, help="parameters; 7e9 is Llama 2")
-    parser.add_argument("--weights", type=float, default=3e8, help="parameters")
-    parser.add_argument("--folder", type=Path, help="on a disk with room for five copies")
+    parser.add_argument("--weights", type=float, default=1.5e8, help="parameters")
+    parser.add_argument("--folder", type=Path, help="with room for five copies; to resume in")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--quick", action="store_true", help="a small one instead of 70B")
     parser.add_argument("--output", type=Path, help="writes OUTPUT.md and OUTPUT.json")
@@ -337,18 +354,15 @@ def main() -> None:
     if options.port:
         port_once(options.folder, options.port, options.folder / f"ported-{options.port}")
         return
-    facts = machine()
-    with tempfile.TemporaryDirectory(dir=options.folder) as name:
-        found = {
-            "machine": facts,
-            "idle": watched([sys.executable, __file__, "--port", "none"], out=Path(name))[
-                "anonymous"
-            ],
-            "groups": groups_of(shape_of(1e6) if options.quick else SEVENTY),
-            "ports": [
-                of_size(Path(name) / method, getattr(options, method), method) for method in METHODS
-            ],
-        }
+    with tempfile.TemporaryDirectory() as name:
+        folder = options.folder or Path(name)
+        kept = folder / "large.json"  # what was measured before an interruption
+        found = json.loads(kept.read_text()) if kept.is_file() else {"machine": machine()}
+        for part, work in parts(options, folder).items():
+            if part not in found:
+                found[part] = work()
+                kept.write_text(json.dumps(found))
+    found["ports"] = [found.pop(method) for method in METHODS]
     write(options.output, as_markdown(found), found)
 
 

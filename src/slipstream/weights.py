@@ -234,6 +234,31 @@ def inner(first: Weights, second: Weights) -> float:
     )
 
 
+def add_to_(target: Tensor, value: Tensor, *, scale: float = 1.0) -> Tensor:
+    """Add `scale * value` to a tensor in place.
+
+    A narrower type is converted piece by piece: torch takes twice as long to mix them.
+
+    Args:
+        target: Receives the sum.
+        value: Of the same shape.
+        scale: How often it is added.
+
+    Returns:
+        The target.
+
+    Example:
+        >>> add_to_(torch.ones(2), torch.ones(2, dtype=torch.bfloat16), scale=-1)
+        tensor([0., 0.])
+    """
+    narrower = value.element_size() < target.element_size()
+    if not narrower or not target.is_contiguous() or target.shape != value.shape:
+        return target.add_(value, alpha=scale)
+    for mine, other in zip(_pieces(target), _pieces(value), strict=True):
+        mine.add_(other.to(mine.dtype), alpha=scale)
+    return target
+
+
 def clone(weights: Weights) -> dict[str, Tensor]:
     """Return detached copies of all tensors, in the same order."""
     return {name: value.detach().clone() for name, value in weights.items()}

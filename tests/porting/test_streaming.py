@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from slipstream.weights import add_to_
+
 WIDTH, LAYERS = 1536, 8
 LAYER_BYTES = WIDTH * WIDTH * 4
 FILES = ("from_base", "fine_tuned", "to_base")
@@ -57,3 +59,14 @@ def test_the_plain_displacement_takes_less_than_three_layers(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 3 * LAYER_BYTES
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [-1.0, 0.7])
+def test_adding_another_type_is_what_torch_does(dtype, scale):
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(600, 1000, generator=generator)  # several pieces
+    value = torch.randn(600, 1000, generator=generator).to(dtype)
+    expected = target.clone().add_(value, alpha=scale)
+    for given in (target.clone(), target.t().contiguous().t()):
+        assert torch.equal(add_to_(given, value, scale=scale), expected)

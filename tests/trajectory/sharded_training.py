@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -181,12 +182,17 @@ def followed(folder):
     dcp.save(model.state_dict(), storage_writer=plain)
     answers = {
         "device": said(lambda: Averages(model, RULES, device="cpu")),
+        "cut": said(lambda: load_weights_(model, {"0.weight": in_every_process(model[0].weight)})),
         "swap": said(lambda: weights_in(model, averages.weights(EMA(0.8))).__enter__()),
     }
     local_part(model[0].weight.detach())[-1] = float("nan") if rank else 1.0  # in one piece only
     averages.update()
     answers["finite"] = bool(averages.weights(EMA(0.8))["0.weight"].isfinite().all())
     (folder / f"followed-{rank}.json").write_text(json.dumps(answers))
+
+
+def in_every_process(value):
+    return value.detach().redistribute(placements=[Replicate()])
 
 
 class AfterSteps:

@@ -170,6 +170,8 @@ def test_what_cannot_be_done_with_a_sharded_model_is_refused(folder):
     first, second = (json.loads((folder / f"followed-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
     assert "device cannot be given for a sharded model" in first["device"]
+    assert "A tensor is cut as ((2,), (Replicate(),))" in first["cut"]
+    assert "the number of processes or the way of sharding has changed" in first["cut"]
     assert "cannot be put into a sharded model" in first["swap"]
     assert first["finite"]  # the step with a NaN in one piece is left out of all
 

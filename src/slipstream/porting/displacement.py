@@ -19,7 +19,7 @@ from slipstream.porting.method_inputs import Aligner, MethodInputs, aligned_disp
 from slipstream.porting.plan import DISTILLED, FUNCTION, PortStep, parts_of
 from slipstream.porting.problem import LazyWeights, Problem, wide_copy
 from slipstream.symmetry.permutation import Permutation
-from slipstream.weights import Weights
+from slipstream.weights import Weights, add_to_
 
 # A variance that a displacement would make negative keeps this share of what it was.
 _LEAST_VARIANCE = 0.1
@@ -36,7 +36,7 @@ class Prepared:
 
     def at(self, name: str, base: Tensor, *, strength: float) -> Tensor:
         """Return a tensor of the other base with its displacement, in its own dtype."""
-        ported = self.displacement[name].to(base.device).mul_(strength).add_(base)
+        ported = add_to_(self.displacement[name].to(base.device).mul_(strength), base)
         if name.endswith("running_var"):
             ported = torch.maximum(ported, base * _LEAST_VARIANCE)
         return ported.to(base.dtype)

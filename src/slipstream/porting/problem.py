@@ -9,7 +9,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from slipstream.weights import Weights, inner, is_continuous
+from slipstream.weights import Weights, add_to_, inner, is_continuous
 
 Regime = Literal["continued lineage", "independent"]
 T = TypeVar("T", covariant=True)
@@ -64,7 +64,7 @@ class Problem:
 
     def displacement(self, name: str) -> Tensor:
         """Return `fine_tuned - from_base` of one tensor, a new one in float32 or better."""
-        return wide_copy(self.fine_tuned[name]).sub_(self.from_base[name])
+        return add_to_(wide_copy(self.fine_tuned[name]), self.from_base[name], scale=-1)
 
 
 def pose(given: FineTune[Weights], *, exclude: tuple[str, ...] = ()) -> Problem:
