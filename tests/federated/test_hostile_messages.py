@@ -58,6 +58,9 @@ HOSTILE = {
     "a buffer's dtype": arrays(
         lambda a: a | {"buffer/1.running_var": a["buffer/1.running_var"].astype(np.float64)}
     ),
+    "a negative variance": arrays(
+        lambda a: a | {"buffer/1.running_var": -a["buffer/1.running_var"]}
+    ),
     "arrays are text": lambda r: replace(r, arrays="abc"),
 }
 

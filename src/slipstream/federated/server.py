@@ -249,6 +249,9 @@ class Server:
                 raise RefusedError(
                     f"The client's buffer {name!r} is missing, or of another shape or dtype."
                 )
+            counts = name.rpartition(".")[2] in ("running_var", "num_batches_tracked")
+            if counts and bool((sent < 0).any()):
+                raise RefusedError(f"The client's buffer {name!r} has a negative entry.")
         if more := sorted(set(buffers) - set(self.shared.buffers)):
             raise RefusedError(f"The client sent a buffer {more[0]!r} that the model lacks.")
 
