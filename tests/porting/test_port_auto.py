@@ -212,17 +212,21 @@ def test_what_is_surely_better_than_nothing_is_taken_if_the_lowest_loss_is_not()
     assert chosen_of([9.0] * 8, [8.0] * 8, [0.0, 0.0, 0.0, 25.0]) == "function"
 
 
-def test_one_batch_that_cannot_be_split_is_warned_of():
-    def compared(model, batch):  # the loss of an example depends on the others
-        outputs = model(batch[0])
-        return (outputs - outputs.mean() - batch[1] + batch[1].mean()).square().mean()
+def compared(model, batch):
+    """The loss of an example depends on the others, so that no batch can be split."""
+    outputs = model(batch[0])
+    return (outputs - outputs.mean() - batch[1] + batch[1].mean()).square().mean()
 
+
+@pytest.mark.parametrize(("rows", "method"), [(None, "identity"), (3, "untouched")])
+def test_one_batch_that_cannot_be_split_is_warned_of_and_believed_if_it_is_large(rows, method):
     zero = {name: torch.zeros_like(value) for name, value in TRUE.items()}
+    ((inputs, targets),) = linear_batches(0, count=1)
     result = port_fine_tune(
         FineTune(zero, TRUE, zero),
-        Task(nn.Linear(3, 1), loss=compared, validation=linear_batches(0, count=1)),
-    )  # fmt: skip
-    assert result.method == "identity"
+        Task(nn.Linear(3, 1), loss=compared, validation=[(inputs[:rows], targets[:rows])]),
+    )
+    assert result.method == method
     assert any("one batch that cannot be split" in warning for warning in result.warnings)
 
 

@@ -67,11 +67,38 @@ class Measured:
         count = len(self.losses)
         if count < 2 or not torch.equal(self.sizes, other.sizes):
             return None
+        return _widened(self._error(other), count, errors, tried)
+
+    def assumed_margin(self, *, errors: float, tried: int = 1) -> float:
+        """Return the margin below these losses where nobody knows how far they vary.
+
+        The losses of single examples are taken to vary by about as much as they are: cross-entropy
+        does.
+
+        Args:
+            errors: As of `margin`.
+            tried: As of `margin`.
+
+        Example:
+            >>> alone = Measured(torch.tensor([2.0]), torch.tensor([16]))
+            >>> round(alone.assumed_margin(errors=1), 4)  # (2 / sqrt(16)) * (1 + 2 / 15)
+            0.5667
+        """
+        examples = max(float(self.sizes.sum()), 1.0)
+        return _widened(self.loss / math.sqrt(examples), examples, errors, tried)
+
+    def _error(self, other: "Measured") -> float:
+        count = len(self.losses)
         shares = self.sizes / self.sizes.sum()
         differences = self.losses - other.losses
         apart = shares * (differences - (shares * differences).sum())
-        error = math.sqrt(float(apart.square().sum()) * count / (count - 1))
-        return errors * (1 + 2 / (count - 1)) * math.sqrt(1 + math.log(tried)) * error
+        return math.sqrt(float(apart.square().sum()) * count / (count - 1))
+
+
+def _widened(error: float, count: float, errors: float, tried: int) -> float:
+    """Some standard errors, more for few parts and for the best of several methods."""
+    few = 1 + 2 / max(count - 1, 1)
+    return errors * few * math.sqrt(1 + math.log(tried)) * error
 
 
 class Judge:

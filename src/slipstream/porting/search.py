@@ -228,7 +228,7 @@ class Search:
         return dict(choice.on(self.judge.own))
 
     def _margin(self, best: Choice, other: Choice, tried: int, *, wide: bool) -> float:
-        """How much lower the best loss must be than another one; 0, with a note, if unknown."""
+        """How much lower the best loss must be than another one; assumed, and noted, if unknown."""
         found, there = best.measured, other.measured
         assert found is not None  # both were measured
         assert there is not None
@@ -240,9 +240,11 @@ class Search:
         if margin is None:
             self.inputs.note(
                 "the validation data are one batch that cannot be split by examples, so nobody "
-                "knows how far the loss varies: give several batches."
+                "knows how far the loss varies: it is taken to vary between examples by as much as "
+                "it is; give several batches."
             )
-        return margin or 0.0
+            return there.assumed_margin(errors=self.inputs.plan.margin, tried=tried)
+        return margin
 
     def _unless_untouched(
         self, best: Choice, untouched: Choice, tried: int
