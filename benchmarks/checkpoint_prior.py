@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,8 @@ class Sizes:
     runs: int = 400
     unseen: int = 20
     checkpoints: int = 40
-    epochs: int = 10  # of each transformer
+    epochs: int = 10  # of the default transformer
+    small_epochs: int = 6  # of the small ones
     steps: int = 100  # of each epoch
     prompts: int = 20
     prompted: int = 10  # unseen starts
@@ -77,18 +78,21 @@ QUICK = Sizes(
     unseen=2,
     checkpoints=5,
     epochs=1,
+    small_epochs=1,
     steps=10,
     prompts=3,
     targets=1,
     judged=2,
     gradients=(4,),
 )
+MAIN = "default"
+SMALL = PriorPlan(width=64, layers=2, batch_size=64)  # for what is compared with each other
 VARIANTS: Mapping[str, PriorPlan] = {
-    "no positions, augmented": PriorPlan(),
-    "positions, augmented": PriorPlan(symmetry="augment", positions=True),
-    "positions, aligned": PriorPlan(symmetry="align", positions=True),
+    MAIN: PriorPlan(),
+    "small, no positions, augmented": SMALL,
+    "small, positions, augmented": replace(SMALL, positions=True),
+    "small, positions, aligned": replace(SMALL, positions=True, symmetry="align"),
 }
-MAIN = "no positions, augmented"
 
 
 def network(seed: int) -> nn.Module:
@@ -129,8 +133,9 @@ def record_runs(folder: Path, seeds: Sequence[int], data: DataSplit, checkpoints
                 run.append(step=at * EVERY, weights=own, metrics=metrics)
 
 
-def ends(folder: Path, seeds: Sequence[int], at: int) -> list[Weights]:
-    """Return one checkpoint of each run."""
+@cache
+def ends(folder: Path, seeds: range, at: int) -> list[Weights]:
+    """Return one checkpoint of each run; read once."""
     return [Trajectory.open(folder / f"{seed:04d}")[at].weights for seed in seeds]
 
 
@@ -171,7 +176,7 @@ def measure_prior(
         "held_out": prior.held_out,
         "unmoved": prior.unmoved,
         "train": prior.losses[-1],
-        "seconds": prior.seconds,
+        "chosen": prior.chosen,
         "once": judged(task, once, "test"),
     }
     again = once
@@ -316,9 +321,8 @@ def measured(folder: Path, seeds: Sequence[int], sizes: Sizes) -> dict[str, Any]
     mains: dict[str, Path] = {}
     for name, plan in VARIANTS.items():
         for seed in seeds:
-            descent = TrainingPlan.cosine(
-                sizes.epochs, "adamw", lr=2e-3, weight_decay=0.01, seed=seed
-            )
+            epochs, rate = (sizes.epochs, 1e-3) if name == MAIN else (sizes.small_epochs, 2e-3)
+            descent = TrainingPlan.cosine(epochs, "adamw", lr=rate, weight_decay=0.01, seed=seed)
             own = folder / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
             bench = Bench(
                 folder, own, replace(plan, steps=sizes.steps, descent=descent), task, sizes

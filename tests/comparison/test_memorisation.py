@@ -41,15 +41,15 @@ def permuted(value, seed=3):
 def test_overlap_is_that_of_the_wrong_answers():
     model = nn.Linear(2, 2, bias=False)  # the class is the larger input, or the smaller one
     inputs = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.5], [0.5, 1.0]])
-    given = {"weight": torch.eye(2)}
-    first, both = {"weight": torch.tensor([[1.0, 0.0], [0.75, 0.0]])}, {"weight": torch.zeros(2, 2)}
-    # `first` says 0 where the first input is positive; `both` says 0 everywhere.
-    one = Task(model, [(inputs[:3], torch.tensor([1, 0, 0])), (inputs[3:], torch.tensor([0]))])
-    found = measure_memorisation({"given": [given]}, [first, both, first], one, plan=PLAN)
+    data = [(inputs[:3], torch.tensor([1, 0, 0])), (inputs[3:], torch.tensor([0]))]
+    given = {"weight": torch.eye(2)}  # wrong at 0, 1 and 3
+    flipped = {"weight": torch.eye(2).flip(0)}  # wrong at 2
+    ones = {"weight": torch.tensor([[0.0, 0.0], [1.0, 1.0]])}  # says class 1: wrong at 1, 2 and 3
+    known = [flipped, ones, flipped]
+    found = measure_memorisation({"given": [given]}, known, Task(model, data), plan=PLAN)
     (row,) = found["given"].each
-    wrong = {0, 1, 3}  # of the given one; the known ones are wrong at 0 alone
-    assert row.accuracy == pytest.approx(1 - len(wrong) / 4)
-    assert row.overlap == pytest.approx(1 / 3)
+    assert (row.accuracy, row.same_errors) == (pytest.approx(1 / 4), "weights 2")
+    assert row.overlap == pytest.approx(2 / 4)
 
 
 def test_a_permuted_copy_is_a_copy():

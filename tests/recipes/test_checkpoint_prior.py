@@ -168,6 +168,10 @@ def test_pairs_are_of_one_run_and_in_order(runs):
     assert torch.allclose(moved, (before - after)[:, None].expand_as(moved), atol=1e-5)
     assert (before >= after).all()
     assert (before == after).any()
+    assert 0.3 < (before > 0.99).float().mean() < 0.6  # 7 / 16
+    begun, *_ = corpus.pairs(400, torch.Generator().manual_seed(0), from_start=0.5)
+    first = (begun[:, None] == corpus.weights[corpus.first]).all(2).any(1)
+    assert 0.6 < first.float().mean() < 0.85  # 23 / 32
     firsts = {tuple(row.tolist()) for row in corpus.weights[::4][:5]}
     assert {tuple(row.tolist()) for row in early[before > 0.99]} <= firsts
     assert corpus.best() == pytest.approx(0.1)
@@ -207,10 +211,15 @@ def test_an_interrupted_training_ends_the_same(runs, tmp_path, monkeypatch):
     assert resumed.losses == whole.losses
     assert same_runs(tmp_path / "part", tmp_path / "whole")
     assert check_run(tmp_path / "part") == []
-    last = Trajectory.open(tmp_path / "part")[-1]
-    assert last.metrics["validation_loss"] == pytest.approx(whole.held_out)
+    errors = {s.step: s.metrics["validation_loss"] for s in Trajectory.open(tmp_path / "part")}
+    del errors[0]
+    assert errors[resumed.chosen] == pytest.approx(whole.held_out)
+    assert resumed.chosen == whole.chosen == min(errors, key=errors.__getitem__)
     with pytest.raises(ValueError, match=r"its checkpoint-prior\.width is 16, here it is 32"):
         train_prior(runs, task(), plan=replace(SMALL, width=32), run_folder=new)
+    fewer = [runs / f"{number:02d}" for number in range(11)]
+    with pytest.raises(ValueError, match="its start is another"):
+        train_prior(fewer, task(), plan=SMALL, run_folder=new)
 
 
 @pytest.mark.parametrize("symmetry", ["augment", "align"])
@@ -247,6 +256,7 @@ def test_generating_makes_a_run(runs, tmp_path):
         ({"metric": "test_loss"}, "recorded validation_loss: name one of these, or log it"),
         ({"symmetry": "both"}, "symmetry must be augment, align or none, got 'both'"),
         ({"heads": 3}, "width must be a multiple of heads=3, got 16"),
+        ({"from_start": 1.5}, "from_start must be between 0 and 1, got 1.5"),
         ({"held_out": 1.0}, "held_out must be between 0 and 1, got 1.0"),
         ({"levels": 1}, "levels must be at least 2, got 1"),
         ({"steps": 0}, "steps must be at least 1, got 0"),

@@ -67,7 +67,7 @@ def generate(
 ) -> None:
     """Generate trained weights from a start, without a gradient.
 
-    Example: slipstream recipe generate prior --seed 7 --out generated
+    Example: slipstream recipe generate prior --seed 1000 --out generated
     """
     from slipstream.recipes import generate as generate_run
     from slipstream.recipes import load_prior

@@ -72,11 +72,14 @@ class Corpus:
         """Return some of the runs, without copying the weights."""
         return replace(self, first=self.first[runs], count=self.count[runs])
 
-    def pairs(self, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+    def pairs(
+        self, size: int, generator: torch.Generator, *, from_start: float = 0.0
+    ) -> tuple[Tensor, ...]:
         """Return random runs' checkpoints i <= j: their weights, then their metrics."""
         run = torch.randint(len(self), (size,), generator=generator)
-        at = torch.rand(2, size, generator=generator).sort(0).values * self.count[run]
-        early, late = self.first[run] + at.long()
+        at = torch.rand(2, size, generator=generator).sort(0).values
+        at[0, torch.rand(size, generator=generator) < from_start] = 0
+        early, late = self.first[run] + (at * self.count[run]).long()
         return self.weights[early], self.weights[late], self.metric[early], self.metric[late]
 
     def best(self) -> float:

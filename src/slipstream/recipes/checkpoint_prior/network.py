@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from slipstream.recipes.checkpoint_prior.plan import PriorPlan
 from slipstream.recipes.checkpoint_prior.tokens import TokenLayout
 
+_SCALARS = 3  # noise level, metric of the start, wanted metric
 _FREQUENCIES, _HIGHEST = 32, 1000.0
 
 
@@ -18,7 +19,7 @@ class PriorNetwork(nn.Module):
     permutation of neurons that permutes tokens permutes what is returned, too.
     """
 
-    def __init__(self, layout: TokenLayout, plan: PriorPlan, *, scalars: int = 3) -> None:
+    def __init__(self, layout: TokenLayout, plan: PriorPlan) -> None:
         super().__init__()
         self.layout, width = layout, plan.width
         sizes = [kind.shape[1] for kind in layout.kinds]
@@ -29,7 +30,7 @@ class PriorNetwork(nn.Module):
         tokens = sum(kind.shape[0] for kind in layout.kinds)
         self.positions = nn.Parameter(0.02 * torch.randn(tokens, width)) if plan.positions else None
         self.scalars = nn.Sequential(
-            nn.Linear(2 * _FREQUENCIES * scalars, width), nn.SiLU(), nn.Linear(width, width)
+            nn.Linear(2 * _FREQUENCIES * _SCALARS, width), nn.SiLU(), nn.Linear(width, width)
         )
         layer = nn.TransformerEncoderLayer(
             width, plan.heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
@@ -43,7 +44,7 @@ class PriorNetwork(nn.Module):
         Args:
             noisy: (batch, numbers).
             start: (batch, numbers).
-            scalars: Noise level and metrics, of about 1: (batch, scalars).
+            scalars: Noise level and metrics, from 0 to 1: (batch, scalars).
 
         Returns:
             (batch, numbers).
@@ -60,7 +61,7 @@ class PriorNetwork(nn.Module):
 
 
 def _waves(scalars: Tensor) -> Tensor:
-    """Sines and cosines of each scalar, (batch, scalars * 2 * frequencies)."""
+    """Sines and cosines of each scalar, (batch, 2 * scalars * frequencies)."""
     exponents = torch.linspace(0, math.log(_HIGHEST), _FREQUENCIES, device=scalars.device)
     angles = scalars[..., None] * exponents.exp()
     return torch.cat([angles.sin(), angles.cos()], -1).flatten(1)

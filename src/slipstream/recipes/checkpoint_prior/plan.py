@@ -29,17 +29,21 @@ class PriorPlan:
     positions: bool = option(
         False, "Whether the transformer knows which neuron a token is, not only of which layer."
     )
-    width: int = option(64, "Width of the transformer.", minimum=1)
-    layers: int = option(2, "Layers of the transformer.", minimum=1)
+    width: int = option(96, "Width of the transformer.", minimum=1)
+    layers: int = option(3, "Layers of the transformer.", minimum=1)
     heads: int = option(4, "Attention heads; the width is a multiple.", minimum=1)
     chunk: int = option(512, "Parameters per token, of tensors without permutable neurons.")
     levels: int = option(100, "Noise levels of the diffusion.", minimum=2)
-    batch_size: int = option(64, "Pairs of checkpoints per step.", minimum=1)
+    batch_size: int = option(128, "Pairs of checkpoints per step.", minimum=1)
     steps: int = option(100, "Steps per epoch.", minimum=1)
+    from_start: float = option(
+        0.5,
+        "Share of the pairs that begin at a run's first checkpoint: what unseen starts are like.",
+    )
     held_out: float = option(0.1, "Share of the runs that it is measured on, not trained.")
     decay: float = option(0.99, "Decay of the average of the transformer's weights.")
     descent: TrainingPlan = option(
-        factory=lambda: TrainingPlan.cosine(20, "adamw", lr=2e-3, weight_decay=0.01)
+        factory=lambda: TrainingPlan.cosine(10, "adamw", lr=1e-3, weight_decay=0.01)
     )
 
     def __post_init__(self) -> None:
@@ -51,6 +55,8 @@ class PriorPlan:
             raise ValueError(f"levels must be at least 2, got {self.levels}.")
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads={self.heads}, got {self.width}.")
+        if not 0 <= self.from_start <= 1:
+            raise ValueError(f"from_start must be between 0 and 1, got {self.from_start}.")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be between 0 and 1, got {self.held_out}.")
 

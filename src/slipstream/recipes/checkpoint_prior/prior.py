@@ -27,7 +27,7 @@ from slipstream.trajectory import Trajectory, declare_companions
 from slipstream.weights import Weights, load_weights_
 
 DESCRIPTION, REFERENCE = "prior.json", "reference.safetensors"
-_FIGURES = ("held_out", "unmoved", "steps", "seconds")
+_FIGURES = ("held_out", "unmoved", "chosen", "steps", "seconds")
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,14 @@ class CheckpointPrior:
     """Result of `train_prior`: later weights, given weights, their metric and a wanted one."""
 
     plan: PriorPlan
-    network: PriorNetwork  # with the averaged weights
+    network: PriorNetwork  # with the averaged weights of the chosen step
     groups: NeuronGroups
     scales: Scales
     reference: Weights | None  # the mean first checkpoint of runs that were aligned
     losses: tuple[float, ...]  # mean squared error of each epoch, in scaled weights
-    held_out: float  # the same of runs that were not trained on
+    held_out: float  # the same of runs that were not trained on, at the chosen step
     unmoved: float  # the same if the start is returned
+    chosen: int  # the step with the least error on these runs
     steps: int
     seconds: float  # of the training
 
@@ -93,7 +94,7 @@ class CheckpointPrior:
         metrics = torch.stack([torch.tensor(metric), torch.tensor(asked).expand(len(starts))], 1)
         if not metrics.isfinite().all():
             raise ValueError(f"metric and wanted must be finite, got {metrics.tolist()}.")
-        flat = torch.stack([self.layout.flatten(start).float() for start in starts])
+        flat = torch.stack([self.layout.flatten(start).float().cpu() for start in starts])
         places, signs = self._orders(flat)
         device = device_of(self.network)
         given = (flat.gather(1, places) * signs * self.scales.weights).to(device)
@@ -123,7 +124,7 @@ class CheckpointPrior:
 
 
 def save_prior(prior: CheckpointPrior, folder: Path) -> None:
-    """Write what is needed besides the last snapshot into the run folder of the training."""
+    """Write what is needed besides the snapshots into the run folder of the training."""
     declare_companions(folder, DESCRIPTION, REFERENCE)
     if prior.reference is not None:
         write_whole(folder / REFERENCE, tensor_chunks(prior.reference))
@@ -164,7 +165,7 @@ def load_prior(path: str | Path) -> CheckpointPrior:
         groups = NeuronGroups.from_json(described["groups"])
         layout = TokenLayout.of(groups, described["tensors"], chunk=plan.chunk)
         network = PriorNetwork(layout, plan)
-        load_weights_(network, Trajectory.open(folder)[-1].weights)
+        load_weights_(network, Trajectory.open(folder).at(described["chosen"]).weights)
         aligned = plan.symmetry == "align"
         return CheckpointPrior(
             plan,

@@ -1,6 +1,7 @@
 """Training a generative model of checkpoints on recorded runs."""
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from slipstream.averaging import EMA
-from slipstream.evaluation import Task, weights_in
+from slipstream.evaluation import Task, device_of, weights_in
 from slipstream.recipes.checkpoint_prior.corpus import Corpus, Runs
 from slipstream.recipes.checkpoint_prior.diffusion import Diffusion
 from slipstream.recipes.checkpoint_prior.network import PriorNetwork
@@ -25,7 +26,7 @@ from slipstream.symmetry.tracing import find_neuron_groups
 from slipstream.training import Loop, RecordingOptions, recorded
 from slipstream.training.loop import Progress
 from slipstream.trajectory import Layout
-from slipstream.weights import Weights, load_weights_, parameter_names, weights_of
+from slipstream.weights import Weights, clone, load_weights_, parameter_names, weights_of
 
 _SPREAD = 0.538  # of scaled weights: what the source uses
 _ORDERS = 64  # random permutations per epoch
@@ -46,15 +47,16 @@ def train_prior(
 
     A diffusion transformer over tokens of neurons expects the later weights x from
     sqrt(a_t) x + sqrt(1 - a_t) e, the earlier ones and both metrics: the mean squared error over
-    random pairs i <= j of checkpoints of a run. It returns the start plus what its heads add, which
-    begin at zero. No gradient of the task is taken.
+    random pairs i <= j of checkpoints of a run, many of them from its first one. It returns the
+    start plus what its heads add, which begin at zero. No gradient of the task is taken.
 
     Source: "Learning to Learn with Generative Models of Neural Network Checkpoints" (Peebles,
     Radosavovic, Brooks, Efros, Malik, 2022), Section 2; tokens of neurons and alignment are ours.
 
     Args:
-        runs: A folder of run folders, or ten runs or more, of one architecture. Use a metric on
-            validation data: what is learned from test data leaks.
+        runs: A folder of run folders, or ten runs or more, of one architecture; all checkpoints
+            are held in memory. Use a metric on validation data: what is learned from test data
+            leaks.
         task: The model of the runs, to find its neuron groups and with its device.
         plan: How.
         run_folder: Records the transformer after every epoch as a run.
@@ -87,13 +89,18 @@ def train_prior(
         run_folder,
         plan={"checkpoint-prior": asdict(plan)},
         start=[weights_of(network), {"runs": corpus.weights, "metric": corpus.metric}],
-        measure=lambda: {"validation_loss": training.held_out()[0]},
+        measure=lambda: {"validation_loss": training.held_out(training.averaged())},
         options=RecordingOptions(weights=training.averaged),
     ) as keep:
         data = _Pairs(
             training.trained, plan, groups if plan.symmetry == "augment" else None, layout
         )
-        training.run(training.objective, data=data, on_epoch=keep, progress=progress)
+
+        def after_epoch() -> None:
+            training.after_epoch()
+            keep()
+
+        training.run(training.objective, data=data, on_epoch=after_epoch, progress=progress)
     prior = training.result(groups)
     if run_folder is not None:
         save_prior(prior, NewRun.of(run_folder).folder)
@@ -108,7 +115,6 @@ class _Pairs:
     plan: PriorPlan
     groups: NeuronGroups | None  # to permute by
     layout: TokenLayout
-    number: int = 0
 
     def __len__(self) -> int:
         return self.plan.steps
@@ -119,7 +125,9 @@ class _Pairs:
         generator = torch.Generator().manual_seed(int(seed[0]))
         orders = self._orders(int(seed[1]) % 2**31)
         for _ in range(self.plan.steps):
-            early, late, before, after = self.corpus.pairs(self.plan.batch_size, generator)
+            early, late, before, after = self.corpus.pairs(
+                self.plan.batch_size, generator, from_start=self.plan.from_start
+            )
             if orders is not None:
                 chosen = torch.randint(_ORDERS, (len(early),), generator=generator)
                 places, signs = (table[chosen] for table in orders)
@@ -159,6 +167,7 @@ class _Training(Loop):
             self.trained.best(),
         )
         self.average = EMA(plan.decay).running()
+        self.chosen: dict[str, Any] = {"error": math.inf}
 
     def objective(self, pair: Pair) -> Tensor:
         """Return the mean squared error at random noise levels."""
@@ -181,30 +190,40 @@ class _Training(Loop):
         mean = self.average.mean() or {}
         return {n: mean[n].to(v) if mean else v for n, v in weights_of(self.network).items()}
 
+    def after_epoch(self) -> None:
+        """Choose the averaged weights if none before were better on held-out runs."""
+        weights = clone(self.averaged())
+        if (error := self.held_out(weights)) < self.chosen["error"]:
+            self.chosen = {"error": error, "step": self.step, "weights": weights}
+
     @torch.no_grad()
-    def held_out(self) -> tuple[float, float]:
-        """Return the error on held-out runs, and that of returning the start; the same draws."""
-        pairs = self.judged.pairs(_JUDGED, torch.Generator().manual_seed(0))
-        pair = tuple(value.to(next(self.network.parameters()).device) for value in pairs)
-        with torch.random.fork_rng(), weights_in(self.network, self.averaged()):
+    def held_out(self, weights: Weights) -> float:
+        """Return the error on held-out runs; always for the same draws."""
+        with torch.random.fork_rng(), weights_in(self.network, weights):
             torch.manual_seed(0)
-            error = float(self.objective(pair))
-        return error, float(((pair[1] - pair[0]) * self.scales.weights).square().mean())
+            return float(self.objective(self._judged_pairs()))
+
+    def _judged_pairs(self) -> Pair:
+        generator, share = torch.Generator().manual_seed(0), self.prior_plan.from_start
+        pairs = self.judged.pairs(_JUDGED, generator, from_start=share)
+        return tuple(value.to(device_of(self.network)) for value in pairs)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` needs."""
-        return super().state_dict() | {"average": self.average.state_dict()}
+        own = {"average": self.average.state_dict(), "chosen": self.chosen}
+        return super().state_dict() | own
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where another one stopped."""
         super().load_state_dict(state)
         self.average.load_state_dict(state["average"])
+        self.chosen = state["chosen"]
 
     def result(self, groups: NeuronGroups) -> CheckpointPrior:
         """Return the trained model."""
         network = copy.deepcopy(self.network)
-        load_weights_(network, self.averaged())
-        error, unmoved = self.held_out()
+        load_weights_(network, self.chosen["weights"])
+        early, late, *_ = self._judged_pairs()
         aligned = self.prior_plan.symmetry == "align"
         first = self.corpus.weights[self.trained.first].mean(0)
         return CheckpointPrior(
@@ -214,8 +233,9 @@ class _Training(Loop):
             self.scales,
             network.layout.unflatten(first) if aligned else None,
             tuple(self.losses),
-            error,
-            unmoved,
+            self.chosen["error"],
+            float(((late - early) * self.scales.weights).square().mean()),
+            self.chosen["step"],
             self.step,
             self.seconds,
         )
