@@ -4,9 +4,9 @@
 
 WORK is a folder for the runs and the models; what is there already is not computed again. The
 networks are 64-10-10 on digits, trained by SGD; a model of checkpoints learns from 400 runs of 40
-checkpoints, by validation loss. Settings are fixed beforehand; rates of plain training are chosen
-on validation data. Each seed draws the transformer, its batches and its held-out runs anew; the
-unseen starts are the same.
+checkpoints, by validation loss. Sizes and the share of pairs from the start were chosen in a few
+short trials by validation loss; rates of plain training are chosen on validation data. Each seed
+draws the transformer, its batches and its held-out runs anew; the unseen starts are the same.
 """
 
 import argparse
@@ -348,7 +348,6 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
 
 def text(found: dict[str, Any], facts: dict[str, Any], sizes: Sizes) -> str:
     """Return all tables; spreads are over seeds."""
-    seeds = len(found["priors"][MAIN])
     rows = []
     for name, each in found["priors"].items():
         single = {
@@ -359,13 +358,22 @@ def text(found: dict[str, Any], facts: dict[str, Any], sizes: Sizes) -> str:
         cells = [spread(values) for values in (*single.values(), thrice)]
         cells += [spread([one["prompts"][key] for one in each]) for key in ("r2", "correlation")]
         cells += [f"{one:.4f}" for one in (mean_of(each, "train"), mean_of(each, "held_out"))]
-        rows.append([name, *cells, f"{mean_of(each, 'processor_seconds'):.0f}"])
+        seconds = f"{mean_of(each, 'processor_seconds'):.0f}"
+        rows.append([name, str(len(each)), *cells, seconds])
     start, real = (
         [statistics.fmean(found[k][v]) for v in ("loss", "accuracy")] for k in ("start", "real")
     )
-    rows.append(["the start itself", *(f"{v:.3f}" for v in start), *["-"] * 6])
-    rows.append(["its own training, to the end", *(f"{v:.3f}" for v in real), *["-"] * 6])
-    header = ["", "test loss", "accuracy", "loss, three updates", "R2 of prompts", "correlation"]
+    rows.append(["the start itself", "-", *(f"{v:.3f}" for v in start), *["-"] * 6])
+    rows.append(["its own training, to the end", "-", *(f"{v:.3f}" for v in real), *["-"] * 6])
+    header = [
+        "",
+        "seeds",
+        "test loss",
+        "accuracy",
+        "loss, three updates",
+        "R2 of prompts",
+        "correlation",
+    ]
     header += ["error, trained", "error, held out", "processor s"]
     first = found["priors"][MAIN]
     others = [
@@ -390,8 +398,7 @@ def text(found: dict[str, Any], facts: dict[str, Any], sizes: Sizes) -> str:
         [
             "# A generative model of checkpoints",
             f"{machine_line(facts)} {sizes.runs} runs of {sizes.checkpoints} checkpoints, 64-10-10 "
-            f"on digits; {sizes.unseen} unseen starts; {seeds} seeds of the model of checkpoints; "
-            "means over the starts.",
+            f"on digits; {sizes.unseen} unseen starts; means over them.",
             "## One update from unseen starts",
             "Means ± deviation over the seeds. Errors are mean squared errors of the weights, "
             f"scaled to a deviation of .538. R2 is of {sizes.prompts} wanted against observed "
