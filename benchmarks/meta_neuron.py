@@ -120,9 +120,9 @@ def as_lists(neuron: MetaNeuron) -> dict[str, Any]:
 
 
 def spread(values: list[float]) -> str:
-    """Return mean and sample deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):.1f} ± {deviation:.1f}"
+    """Return the mean, with the sample deviation if there is more than one value."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{deviation}"
 
 
 def demands(rows: list[dict[str, Any]]) -> str:
@@ -144,7 +144,7 @@ def demands(rows: list[dict[str, Any]]) -> str:
             f"- {words}: the order of the stream changes the neuron's accuracy by {gap:.1f} points "
             f"(at most 5 asked) and costs SGD {lost:.1f} (at least 25 asked): {kept}. Class by "
             f"class it is {ratio:.1f} times online SGD (at least 2 asked): {double}. Streaming "
-            f"class means are {behind:+.1f} points above it."
+            f"class means are {behind:.1f} points better."
         )
     return "\n".join(lines)
 
