@@ -166,11 +166,11 @@ def test_matchings_start_and_end_where_the_plan_says(plain_run, method, warm, mo
     assert result.cost.seconds["assignments"] > 0
 
 
-@pytest.mark.parametrize("size", [1, 32])
-def test_gradients_are_taken_with_statistics_of_the_batch_if_it_has_any(run, size):
+@pytest.mark.parametrize(("size", "own"), [(1, True), (32, True), (32, False)])
+def test_gradients_are_taken_with_statistics_of_the_batch_if_it_has_any(run, size, own):
     other = [dict(s.weights) | {"1.running_mean": s.weights["1.running_mean"] + 5} for s in run]
     model, target = network(1), weights_of(network(2))
-    plan = TransferPlan("fgmt", stages=2, path="recorded")
+    plan = TransferPlan("fgmt", stages=2, path="recorded", batch_statistics=own)
     data = [(x[:size], y[:size]) for x, y in batches()]
     task = {"data": data, "calibration": batches()[:2]}
     first, second = (
@@ -180,7 +180,7 @@ def test_gradients_are_taken_with_statistics_of_the_batch_if_it_has_any(run, siz
     slopes = []  # the first pair of gradients, by autograd
     for weights in (run[0].weights, target):
         buffers = recalibrate_batchnorm(model, weights=weights, data=batches()[:2])
-        other = network(1).train(size > 1)
+        other = network(1).train(own and size > 1)
         other.load_state_dict({**weights, **buffers})
         loss = classification_loss(other, data[0])
         names = [name for name, _ in other.named_parameters()]

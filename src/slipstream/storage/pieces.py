@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from slipstream.storage.packed_header import SUFFIX, describe, places_of
 from slipstream.storage.strict_json import read_json
 from slipstream.storage.tensor_form import TensorForm
@@ -98,6 +96,8 @@ def whole_form(name: str, pieces: Iterable[Piece]) -> TensorForm:
         {p.form.dtype_name for p in others} - {first.form.dtype_name}
     ):
         raise ValueError(f"the pieces of tensor {name!r} differ in dtype or dimensions")
+    import numpy as np  # runs without pieces are read without it
+
     low = np.array([piece.offsets for piece in given], dtype=np.int64)  # (pieces, dimensions)
     high = low + np.array([piece.form.shape for piece in given], dtype=np.int64)
     shape = tuple(map(int, high.max(0)))

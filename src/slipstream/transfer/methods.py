@@ -127,12 +127,12 @@ def gmt(
     for stage in range(1, len(path)):
         batches = state.next_batches()
         source = state.source(path, stage - 1, permutation)
-        seen.append((batches, state.gradient(source, batches)))
+        seen.append((batches, state.gradient(source, batches, plan.batch_statistics)))
         matcher = _Matcher(first.groups, plan, observed, like=matcher)
         for earlier, (batches, gradient) in enumerate(seen):
             if earlier or at_start is None:
                 there = state.carry(start, path, earlier, permutation)
-                renewed = state.gradient(there, batches)
+                renewed = state.gradient(there, batches, plan.batch_statistics)
             else:
                 renewed = at_start  # nothing is carried there yet, whatever the permutation
             if not earlier:
@@ -217,8 +217,8 @@ def fgmt(
     for stage in range(1, len(path)):
         batches = state.next_batches()
         source = state.source(path, stage - 1, permutation)
-        gradient = state.gradient(source, batches)
-        other = state.gradient(weights, batches)
+        gradient = state.gradient(source, batches, plan.batch_statistics)
+        other = state.gradient(weights, batches, plan.batch_statistics)
         with state.clock("products"):
             matcher.add(target=other, source=gradient)
         state.kept_bytes = matcher.objective.kept_bytes

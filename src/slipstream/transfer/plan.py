@@ -138,6 +138,11 @@ class TransferPlan:
         0, "Sign steps of the target before its activations are observed: these take gradients."
     )
     batchnorm_batches: int = option(2, "Batches for BatchNorm's statistics at each stage.")
+    batch_statistics: bool = option(
+        True,
+        "Whether the gradients that gmt and fgmt match take BatchNorm's statistics of their batch, "
+        "as in training; or estimated ones, as in version 0.1.",
+    )
     warm_start: bool = option(
         True, "Whether each matching starts from the permutation of the stage before."
     )
@@ -344,14 +349,15 @@ class TransferPlan:
             begun: The plan as the run folder has it; nothing is taken from one of today.
 
         Returns:
-            This plan with the method and signs of `begun`, where it has today's defaults.
+            This plan with the method, signs and statistics of `begun`, where it has today's
+            defaults.
         """
         if "observed" in begun:
             return self
         before, today = TransferPlan.from_json(begun), TransferPlan()
         same = {
             name: getattr(before, name)
-            for name in ("method", "signs")
+            for name in ("method", "signs", "batch_statistics")
             if getattr(self, name) == getattr(today, name)
         }
         return replace(self, **same)
@@ -361,4 +367,4 @@ class TransferPlan:
         """Read a plan as `dataclasses.asdict` writes it, also of 0.1, which had fewer fields."""
         kind = SignWeights if "first" in data["signs"] else SignSteps
         nested = {"exclude": tuple(data["exclude"]), "signs": kind(**data["signs"])}
-        return replace(cls(), **{**data, **nested})
+        return replace(cls(), **{"batch_statistics": False, **data, **nested})

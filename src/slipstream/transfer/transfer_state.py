@@ -193,26 +193,27 @@ class TransferState:
             self._calibrated = weights, {**weights, **buffers}
         return self._calibrated[1]
 
-    def gradient(self, weights: Weights, batches: list[Batch]) -> dict[str, Gradient]:
+    def gradient(
+        self, weights: Weights, batches: list[Batch], batch_statistics: bool = True
+    ) -> dict[str, Gradient]:
         """Return the gradient at `weights`; from the store if it is there.
-
-        BatchNorm normalises by batch statistics, as in training: gradients of two networks then
-        agree much better, and so do their signs. A batch of one example has none; then they are
-        estimated first.
 
         Args:
             weights: Where.
             batches: The gradient is their mean.
+            batch_statistics: Whether BatchNorm normalises by each batch, as in training: gradients
+                of two networks then agree much better, and so do their signs. Otherwise, and for
+                batches of one example, its statistics are estimated first.
 
         Returns:
             A gradient for every tensor that is carried.
         """
 
         def compute() -> dict[str, Gradient]:
-            alone = any(self.task.batch_size(batch) == 1 for batch in batches)
-            there = self.calibrated(weights) if alone else weights
+            own = batch_statistics and all(self.task.batch_size(batch) > 1 for batch in batches)
+            there = weights if own else self.calibrated(weights)
             with self.clock("gradients"):
-                return self.sampler.sample(there, batches, batch_statistics=not alone)
+                return self.sampler.sample(there, batches, batch_statistics=own)
 
         seen = " ".join(of_all_processes(fingerprint_of_batches(batches)))
         found = self.store.get(batches=seen, compute=compute)
