@@ -1,5 +1,7 @@
 """Every test draws the same numbers in every run, alone or among others."""
 
+import signal
+
 import pytest
 import torch
 
@@ -7,6 +9,9 @@ from oracles.vision_networks import declare_operators
 
 torch.manual_seed(0)  # for what modules draw when they are imported
 
+
+# Tests interrupt processes; one that was begun in the background of a shell ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 declare_operators()  # transformers and timm import torchvision
 
