@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ def machine_line(facts: dict[str, Any]) -> str:
     )
 
 
+def waiting_clock(device: str) -> Callable[[], float]:
+    """Return a clock on the wall that first waits for what the device was told to do."""
+
+    def now() -> float:
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return now
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
@@ -51,7 +63,14 @@ def write(output: Path | None, text: str, data: dict[str, Any]) -> None:
     """Print the text, and write OUTPUT.md and OUTPUT.json if an output is named."""
     print(text)
     if output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-        data_text = json.dumps(data, indent=1) + "\n"
-        output.with_suffix(".json").write_text(data_text, encoding="utf-8")
+        save(output, text, data)
+
+
+def save(output: Path, text: str, data: dict[str, Any]) -> None:
+    """Write OUTPUT.md and OUTPUT.json; whoever is killed meanwhile leaves the earlier ones."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for ending, written in ((".md", text), (".json", json.dumps(data, indent=1))):
+        file = output.with_suffix(ending)
+        partial = file.with_name(f".{file.name}.partial")
+        partial.write_text(written + "\n", encoding="utf-8")
+        partial.replace(file)

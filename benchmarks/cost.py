@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,12 @@ def short_run(setup: Setup, steps: int) -> tuple[Task, Trajectory, dict[str, Any
 
 
 def ratios(
-    name: str, setup: NamedTask | Gpt | Vit, repeats: int, steps: int
+    name: str,
+    setup: Setup,
+    repeats: int,
+    steps: int,
+    *,
+    clock: Callable[[], float] = time.process_time,
 ) -> list[dict[str, Any]]:
     """Time FGMT and the gradients it cannot do without, in turns."""
     task, run, target, batches = short_run(setup, steps)
@@ -78,13 +84,13 @@ def ratios(
         plan = TransferPlan("fgmt", stages=stages)
         totals, floors, kinds = [], [], {}
         for _ in range(repeats):
-            began = time.process_time()
+            began = clock()
             for stage in range(stages):
                 for weights in (run[0].weights, target):
                     batch = batches[stage % len(batches)]
                     gradient(task.model, task.loss, weights=weights, data=[batch])
-            floors.append(time.process_time() - began)
-            began = time.process_time()
+            floors.append(clock() - began)
+            began = clock()
             result = transfer_trajectory(
                 run,
                 target,
@@ -92,7 +98,7 @@ def ratios(
                 plan=plan,
                 groups=groups,
             )
-            totals.append(time.process_time() - began)
+            totals.append(clock() - began)
             kinds = result.cost.seconds
         by_turn = [total / floor for total, floor in zip(totals, floors, strict=True)]
         found.append(

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -87,16 +88,23 @@ def two_networks(name: str) -> tuple[nn.Module, nn.Module]:
     return models[0], models[1]
 
 
-def ours(source: nn.Module, target: nn.Module, example: Tensor) -> dict[str, Any]:
+def ours(
+    source: nn.Module,
+    target: nn.Module,
+    example: Tensor,
+    *,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, Any]:
     """Find the groups and match the weights."""
-    began = time.process_time()
+    began = clock()
     groups = find_neuron_groups(source, example)
-    found_after = time.process_time()
+    found_after = clock()
     found = match_weights(weights_of(source), weights_of(target), groups=groups)
+    seconds = clock() - found_after
     moved = found.source_to_target.apply(weights_of(source))
     return {
         "seconds_groups": found_after - began,
-        "seconds": time.process_time() - found_after,
+        "seconds": seconds,
         "objective": inner(weights_of(target), moved, source),
         "identity": inner(weights_of(target), weights_of(source), source),
         "sweeps": found.sweeps,
@@ -176,30 +184,55 @@ def llama_groups(hidden: int, layers: int) -> NeuronGroups:
     return NeuronGroups(tuple(groups), tuple(blocks), shapes)
 
 
-def llama(hidden: int) -> None:
-    """In a process of its own: print the peak, the bytes of the weights, time and result."""
-    held = _resident("VmRSS")
-    generator = torch.Generator().manual_seed(0)
-    groups = llama_groups(hidden, 2)
-    source = {n: torch.randn(shape, generator=generator) for n, shape in groups.shapes.items()}
+@dataclass(frozen=True)
+class Stack:
+    """Random weights of Llama-like layers, and the same in a hidden order, with noise."""
+
+    groups: NeuronGroups
+    source: dict[str, Tensor]
+    target: dict[str, Tensor]
+    hidden_order: Permutation
+
+    @property
+    def bytes(self) -> int:
+        """The size of the weights of one of the two."""
+        return sum(value.nbytes for value in self.source.values())
+
+
+def llama_stack(hidden: int, *, layers: int, device: str = "cpu") -> Stack:
+    """Draw the weights of a stack of layers, and hide their order."""
+    generator = torch.Generator(device).manual_seed(0)
+
+    def noise(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator, device=device)
+
+    groups = llama_groups(hidden, layers)
+    source = {name: noise(shape) for name, shape in groups.shapes.items()}
     hidden_order = Permutation.random(groups, seed=1)
     target = {}
     for name in source:
         target[name] = clone(hidden_order.apply({name: source[name]}))[name]
         for piece in target[name].split(256):
-            piece += torch.randn(piece.shape, generator=generator)
+            piece += noise(piece.shape)
+    return Stack(groups, source, target, hidden_order)
+
+
+def llama(hidden: int) -> None:
+    """In a process of its own: print the peak, the bytes of the weights, time and result."""
+    held = _resident("VmRSS")
+    stack = llama_stack(hidden, layers=2)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # forget the peak until now
     began = time.process_time()
-    found = match_weights(source, target, groups=groups)
+    found = match_weights(stack.source, stack.target, groups=stack.groups)
     seconds = time.process_time() - began
-    size = sum(value.numel() * value.element_size() for value in source.values())
+    size = stack.bytes
     answer = {
         "hidden": hidden,
         "weights_megabytes": size / 1e6,
         "peak_in_weights": (_resident("VmHWM") - held) / size,
         "seconds": seconds,
         "sweeps": found.sweeps,
-        "found_again": found.source_to_target.same_as(hidden_order),
+        "found_again": found.source_to_target.same_as(stack.hidden_order),
     }
     print(json.dumps(answer))
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from common import waiting_clock
 from slipstream.testbed.networks import mlp, resnet18
 from slipstream.trajectory import Layout, Recorder, Schedule, Trajectory, create_run
 from slipstream.weights import weights_of
@@ -40,6 +41,8 @@ class Case:
     shape: tuple[int, ...]  # of a batch
     every: int  # steps
     pairs: int
+    device: str = "cpu"
+    bfloat16: bool = False  # under autocast
 
 
 @dataclass(frozen=True)
@@ -75,27 +78,35 @@ class Turns:
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)  # seconds of the training thread
 
-    def add(self, step: Callable[[], None], count: int) -> None:
+    def add(
+        self,
+        step: Callable[[], None],
+        count: int,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         """Measure a turn of `count` steps."""
-        wall, processor = time.perf_counter(), time.thread_time()
+        wall, processor = clock(), time.thread_time()
         for _ in range(count):
             step()
-        self.seconds.append(time.perf_counter() - wall)
+        self.seconds.append(clock() - wall)
         self.processor.append(time.thread_time() - processor)
 
 
 def training(case: Case) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[], None]]:
     """A model, its optimizer, and one step of training on random data."""
     generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(case.shape, generator=generator)
-    labels = torch.randint(10, case.shape[:1], generator=generator)
+    batch = torch.randn(case.shape, generator=generator).to(case.device)
+    labels = torch.randint(10, case.shape[:1], generator=generator).to(case.device)
     torch.manual_seed(0)
-    model = case.model()
+    model = case.model().to(case.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
 
     def step() -> None:
         optimizer.zero_grad()
-        nn.functional.cross_entropy(model(batch), labels).backward()
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=case.bfloat16):
+            loss = nn.functional.cross_entropy(model(batch), labels)
+        loss.backward()
         optimizer.step()
 
     return model, optimizer, step
@@ -105,7 +116,7 @@ def measure_overhead(case: Case, folder: Path) -> Overhead:
     """Train two equal models in turns, one without and one with a recorder, and compare."""
     _, _, plain_step = training(case)
     model, optimizer, recorded_step = training(case)
-    plain, recorded, held_up = Turns(), Turns(), Turns()
+    plain, recorded, held_up, clock = Turns(), Turns(), Turns(), waiting_clock(case.device)
     recorder = Recorder(
         folder / case.name,
         model,
@@ -116,11 +127,11 @@ def measure_overhead(case: Case, folder: Path) -> Overhead:
     record = recorder.record
     with recorder:
         for step in (plain_step, recorded_step):  # warms up, and fills the buffers once
-            Turns().add(step, case.every)
+            Turns().add(step, case.every, clock=clock)
         recorder.record = lambda: held_up.add(record, 1)  # type: ignore[method-assign]
         for pair in range(case.pairs):
             for turns, step in ((plain, plain_step), (recorded, recorded_step))[:: (-1) ** pair]:
-                turns.add(step, case.every)
+                turns.add(step, case.every, clock=clock)
         del recorder.record
     added = [100 * (r / p - 1) for p, r in zip(plain.seconds, recorded.seconds, strict=True)]
     quartiles = statistics.quantiles(added, n=4)

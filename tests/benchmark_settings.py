@@ -10,6 +10,8 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
+
 EPOCHS = 3
 NARROW = 16, 0.0625  # units of an MLP, share of a convolutional network's channels
 DIGITS = 200, 60  # examples for training and for the test
@@ -75,6 +77,16 @@ def cost(script):
 
 def embedded(script):
     at_most(script.Growth, warm_up=2, every=1)
+
+
+def gpu(script):
+    importlib.import_module("cost").STAGES = (2,)
+    script.TESTS = (str(Path(__file__).parent / "transfer"), "-m", "gpu")
+    script.TRANSFERRED = ("Conv8",)
+    script.PAIRS, script.BUDGETS, script.LADDER = 2, (2, 3), (4,)
+    script.HIDDEN, script.LAYERS = 64, 1
+    script.IMAGE, script.WIDTHS, script.DEPTHS = 32, (4, 8, 16, 32), (1, 1, 1, 1)
+    script.LOOPS = {"MLP": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(3072, 10)), 8, 4, 2)}
 
 
 def iterand(script):

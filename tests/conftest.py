@@ -16,6 +16,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 declare_operators()  # transformers and timm import torchvision
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers():
     torch.manual_seed(0)

@@ -32,6 +32,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "faults": "--kills 1 --interrupted 1 --flips 2 --files 2 --messages 2",
     "federated": "--rounds 3 --seeds 1 --limit 8",
     "federated_simulation": "--rounds 2",
+    "gpu": "--cifar10 {data} --device cpu",
     "iterand": "--case digits --seeds 1",
     "landscape": "--mnist {data} --cifar10 {data} --layers 1",
     "large": "--identity 1e6 --weights 1e6 --quick",
@@ -75,6 +76,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
 NEEDS = {
     "nowcasting": "transformers",
     "federated_simulation": "ray",
+    "gpu": "transformers",
     "matching rebasin": "torchvision",
     "pictures": "playwright",
     "report": "playwright",

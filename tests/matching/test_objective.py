@@ -463,3 +463,37 @@ def test_remembered_moves_are_those_of_the_orders_that_are_asked_for(monkeypatch
     assert moves.of("w", again.orders, {}) is first  # equal orders in other tensors
     wide = max(len(entries) for entries in moves._known.values())
     assert wide == (2 if limit == 0 else 16)
+
+
+def random_pair(groups, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    source, target = (
+        {name: torch.randn(shape, generator=generator) for name, shape in groups.shapes.items()}
+        for _ in range(2)
+    )
+    return source, target
+
+
+@pytest.mark.parametrize("start", [None, "frank-wolfe"])
+def test_autocast_around_a_matching_changes_nothing(start):
+    source, target = random_pair(CHAIN)
+    source["w2"], target["w2"] = 300 * source["w2"], 300 * target["w2"]
+    expected = match_weights(source, target, groups=CHAIN, start=start)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = match_weights(source, target, groups=CHAIN, start=start)
+        factors = LowRank(torch.randn(4, 9), torch.randn(4, 15))
+        assert factors.dense().dtype == torch.float32
+    assert found.objective == expected.objective
+    assert found.source_to_target.same_as(expected.source_to_target)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("groups", [CHAIN, CONCATENATION, grouped(3)])
+@pytest.mark.parametrize("start", [None, "frank-wolfe"])
+def test_on_a_gpu_the_same_is_matched(groups, start):
+    here = random_pair(groups)
+    there = [{name: value.cuda() for name, value in side.items()} for side in here]
+    expected, found = (match_weights(*pair, groups=groups, start=start) for pair in (here, there))
+    assert found.source_to_target.same_as(expected.source_to_target)
+    assert found.objective == pytest.approx(expected.objective)
+    assert all(v.is_cuda for v in found.source_to_target.apply(there[0]).values())

@@ -243,3 +243,10 @@ def test_export_sees_what_make_fx_sees(monkeypatch, found):
         groups = find_neuron_groups(case.model(), case.inputs(), prove=False)
         assert groups.groups == found[name].groups
         assert set(groups.blocks) == set(found[name].blocks)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_on_a_gpu_the_same_groups_are_proven(name):
+    case = CASES[name]
+    assert find_neuron_groups(case.model().cuda(), case.inputs().cuda()).sizes() == case.groups

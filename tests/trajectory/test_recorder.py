@@ -399,3 +399,19 @@ def test_an_optimizer_inside_two_wrappers_that_pass_on_is_found(tmp_path):
         model(torch.ones(1, 2)).sum().backward()
         wrapped.step()
     assert Trajectory.open(tmp_path / "run").steps == [0, 1]
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_under_autocast_each_snapshot_is_the_model_after_its_step(tmp_path):
+    model, kept = setup()[0].cuda(), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Recorder(tmp_path / "run", model, schedule=Schedule.every(1)).attach(optimizer):
+        for _ in range(5):
+            with torch.autocast("cuda", torch.bfloat16):
+                outputs = model(torch.randn(8, 4, device="cuda"))
+            outputs.float().square().mean().backward()
+            optimizer.step()
+            kept.append({name: value.cpu() for name, value in weights_of(model).items()})
+    run = Trajectory.open(tmp_path / "run")
+    for snapshot, weights in zip(run[-5:], kept, strict=True):
+        assert all(torch.equal(snapshot.weights[name], value) for name, value in weights.items())

@@ -533,3 +533,14 @@ def test_a_model_that_no_tracer_takes_is_told_in_our_words_only(capfd):
 def test_plans_that_make_no_sense(change, words):
     with pytest.raises(ValueError, match=words):
         TransferPlan(**change)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["fgmt", "gmt", "fgmt-signed", "activations-signed"])
+def test_on_a_gpu_it_is_the_same(run, method, tmp_path):
+    plan, target = TransferPlan(method=method, stages=3), weights_of(network(2))
+    expected = transfer(run, target, network(1), plan=plan)
+    there = Trajectory.from_weights([{n: v.cuda() for n, v in s.weights.items()} for s in run])
+    for source, folder in ((run, None), (there, tmp_path / "run")):
+        found = transfer(source, target, network(1).cuda(), plan=plan, run_folder=folder)
+        close({name: value.cpu() for name, value in found.weights.items()}, expected.weights)

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from slipstream.evaluation import Task, eval_mode, takes_task, weights_in
 from slipstream.evaluation.batches import sized_batches
-from slipstream.matching.gradients import parts, wide
+from slipstream.matching.gradients import parts, wide, without_autocast
 from slipstream.matching.objective import Objective
 from slipstream.matching.solve import Matching, solve
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
@@ -189,6 +189,7 @@ class Covariance:
         self._squares: list[Tensor] = []
         self.total = torch.zeros(0, 0)  # (target units, source units)
 
+    @without_autocast
     def add(self, target: Tensor, source: Tensor) -> None:
         """Add two (units, samples)."""
         sides = [wide(target), wide(source)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slipstream.matching.assignment import assign
-from slipstream.matching.gradients import parts
+from slipstream.matching.gradients import parts, without_autocast
 from slipstream.matching.objective import Similarity
 from slipstream.symmetry.neuron_groups import Block, NeuronGroup, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -32,6 +32,7 @@ class Mixture:
         )
 
 
+@without_autocast
 def frank_wolfe(
     source: Mapping[str, Tensor],
     target: Mapping[str, Tensor],

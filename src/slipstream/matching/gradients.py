@@ -1,7 +1,10 @@
 """Gradients: taken on batches, dense or as the two factors that a linear layer's gradient has."""
 
+import contextlib
+import functools
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,22 @@ from slipstream.evaluation.metrics import checked_loss
 from slipstream.weights import Weights
 
 __getattr__ = moved_names(__name__)  # of version 0.1
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def without_autocast(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a function compute in its tensors' own precision, whatever its caller autocasts to."""
+
+    @functools.wraps(function)
+    def run(*args: P.args, **named: P.kwargs) -> T:
+        with contextlib.ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return function(*args, **named)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -23,6 +42,7 @@ class LowRank:
     left: Tensor  # (rows, outputs)
     right: Tensor  # (rows, inputs)
 
+    @without_autocast
     def dense(self) -> Tensor:
         """Return the matrix itself, (outputs, inputs)."""
         return self.left.T @ self.right
@@ -65,6 +85,7 @@ def as_real(gradient: Gradient) -> Gradient:
     return parts(dense(gradient)) if dtype_of(gradient).is_complex else gradient
 
 
+@without_autocast
 def inner_product(first: Gradient, second: Gradient) -> float:
     """Return the inner product of two gradients of one tensor, without forming low-rank ones."""
     first, second = as_real(first), as_real(second)

@@ -14,7 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slipstream.matching.gradients import Gradient, as_real, dtype_of, inner_product
+from slipstream.matching.gradients import (
+    Gradient,
+    as_real,
+    dtype_of,
+    inner_product,
+    without_autocast,
+)
 from slipstream.matching.products import Moves, Pair, Product
 from slipstream.symmetry.neuron_groups import Block, NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -81,6 +87,7 @@ class Objective:
             for block in groups.blocks_of(group.name)
         }
 
+    @without_autocast
     def add(self, *, target: Mapping[str, Gradient], source: Mapping[str, Gradient]) -> None:
         """Add one pair to the sum.
 
@@ -117,6 +124,7 @@ class Objective:
             return None
         return names[0]
 
+    @without_autocast
     def similarity(self, group: str, permutation: Permutation) -> Similarity:
         """Return what each exchange inside `group` would be worth, the other groups held.
 
@@ -157,6 +165,7 @@ class Objective:
         rows = [self.worths(group, turned(permutation, group, by)) for by in turns]
         return Similarity(unturned(torch.stack(rows, -1)))
 
+    @without_autocast
     def worths(self, group: str, permutation: Permutation) -> Tensor:
         """Return the worth of each position of `group` as it is now, (*sizes of the parents, n).
 
@@ -185,6 +194,7 @@ class Objective:
                 total += part.reshape(*order.shape, -1).sum(-1).cpu()
         return total
 
+    @without_autocast
     def value(self, permutation: Permutation, *, of: str | None = None) -> float:
         """Return the objective of `permutation`.
 
