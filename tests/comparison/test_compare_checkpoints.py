@@ -101,6 +101,11 @@ def test_quantised(levels):
     whole = {n: (BASE[n] / steps[n]).round() * steps[n] for n in MATRICES}
     found = compare(BASE, BASE | whole)
     assert (found.relation, found.certainty, found.parent) == ("quantised", "proven", "a")
+    scale = {n: v.abs().max() / levels for n, v in BASE.items()}
+    found = compare({n: (v / scale[n]).round() * scale[n] for n, v in BASE.items()}, BASE)
+    assert (found.relation, found.certainty, found.parent) == ("quantised", "proven", "b")
+    vectors = {n: torch.ones_like(v) for n, v in BASE.items() if v.dim() == 1}
+    assert compare(BASE, BASE | vectors).relation != "quantised"
 
 
 def test_another_seed_is_independent_though_it_learned_the_same():
@@ -198,7 +203,18 @@ def test_changed_signs(known):
 def test_rows_in_another_order_of_one_tensor_alone_are_no_permutation_of_neurons():
     order = torch.randperm(24)
     found = compare(BASE, BASE | {"3.weight": BASE["3.weight"][order]})
-    assert (found.relation, found.certainty) == ("permuted", "likely")
+    assert (found.relation, found.certainty) == ("cannot tell", "open")
+    assert "another order" in found.evidence[0]
+
+
+def test_matrices_that_have_nothing_in_common_are_named_in_the_advice():
+    moved = Permutation.random(groups().without_signs(), seed=4).apply(BASE)
+    wide = {"x.weight": torch.randn(60, 60), "y.weight": torch.randn(60, 60)}
+    tuned = {n: v + 0.01 * torch.randn_like(v) for n, v in {**moved, **wide}.items()}
+    found = compare({**BASE, **wide}, tuned)
+    assert found.relation == "fine-tune or siblings"
+    assert " and 1 more have nothing in common: match the neurons first" in found.advice
+    assert "nothing in common" not in compare(BASE, {n: v * 1.01 for n, v in BASE.items()}).advice
 
 
 def test_what_is_related_to_a_permuted_copy_is_related():

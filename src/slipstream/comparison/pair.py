@@ -52,6 +52,7 @@ class Verdict:
     certainty: Certainty
     parent: str | None = None  # which one it was, if one was made of the other
     evidence: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()  # matrices of related checkpoints that have nothing in common
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,12 @@ class Pair:
             What is reported.
         """
         advice = _ADVICE[verdict.relation]
+        if verdict.apart:
+            more = f" and {len(verdict.apart) - 1} more" if len(verdict.apart) > 1 else ""
+            advice += (
+                f" But {verdict.apart[0]}{more} have nothing in common: match the neurons first, "
+                "or leave them out."
+            )
         if self.names.differences and verdict.relation != "different architectures":
             advice += " What only one has stays out."
         return PairComparison(

@@ -145,7 +145,11 @@ def _consistent(pair: Pair, moved: Mapping[str, Reordered], text: str) -> Verdic
             why = "the signs of some neurons differ"
         return Verdict("permuted", "sure", None, (text, why))
     why = "the order of some axes could not be read off, or stands on one axis only: name the model"
-    return Verdict("permuted", "likely", None, (text, why))
+    # Where axes are fused, as those of queries, keys and values, not all orders do; most must.
+    shared = sum(len(places) for places in counted.values() if len(places) > 1)
+    if 2 * shared > sum(map(len, counted.values())):
+        return Verdict("permuted", "likely", None, (text, why))
+    return Verdict("cannot tell", "open", None, (text, why))
 
 
 def _without_positions(order: Tensor) -> list[int]:

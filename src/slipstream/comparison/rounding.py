@@ -83,7 +83,7 @@ def is_quantised(first: Tensor, second: Tensor) -> bool:
     256 levels, or at most half as many as there are values.
 
     Args:
-        first: A matrix, or a kernel of a convolution.
+        first: A matrix, a kernel of a convolution, or a vector, which is one row.
         second: The same shape.
 
     Returns:
@@ -97,8 +97,10 @@ def is_quantised(first: Tensor, second: Tensor) -> bool:
         >>> is_quantised(weight, weight * 1.01)
         False
     """
-    if first.dim() < 2:
+    if not first.dim() or (first.dim() == 1 and len(torch.unique(second)) < 2):
         return False
+    if first.dim() == 1:
+        first, second = first[None], second[None]
     rows = slice(None, None, -(-len(first) // _SAMPLED))
     a, b = (value.flatten(1)[rows].double() for value in (first, second))
     width = a.shape[1]

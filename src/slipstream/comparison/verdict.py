@@ -2,8 +2,9 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-from slipstream.comparison.chance import CHANCE
+from slipstream.comparison.chance import CHANCE, Surprise
 from slipstream.comparison.direction import made_of
 from slipstream.comparison.pair import Pair, Relation, Verdict
 from slipstream.comparison.provenance import by_provenance
@@ -80,7 +81,11 @@ def _made_of(pair: Pair) -> Verdict | None:
             share = _share_of_zeros(pair, n)
             text = f"{made.name} is {parent.name} with {share:.1%} of its weights set to zero"
             return Verdict("pruned", "proven", parent.name, (text,))
-        levels = [fact for fact in pair.changed if fact.quantised[n] and not fact.quantised[1 - n]]
+        levels = [
+            fact
+            for fact in pair.changed
+            if fact.quantised[n] and not fact.quantised[1 - n] and len(fact.layer.shape) > 1
+        ]
         others = [f for f in pair.changed if not f.quantised[n] and f.casts[n] is None]
         if levels and not others:
             text = (
@@ -112,7 +117,8 @@ def _by_chance(pair: Pair) -> Verdict:
         f"{CHANCE:.0f} by themselves, with {share:.0%} of the weights"
     )
     if total > CHANCE and share > _HALF:
-        return _related(pair, figures)
+        unlike = [f.layer.name for f in tested if f.surprise is not None and _nothing(f.surprise)]
+        return replace(_related(pair, figures), apart=tuple(unlike))
     if power < _POWER:
         return _too_little(pair, figures)
     if not above and abs(total) < CHANCE - 1:
@@ -121,6 +127,11 @@ def _by_chance(pair: Pair) -> Verdict:
         alike = f"only {above[0].layer.name} has something in common"
         return Verdict("independent", "likely", None, (figures, alike))
     return Verdict("cannot tell", "open", None, (figures,))
+
+
+def _nothing(found: Surprise) -> bool:
+    """Whether two matrices have nothing in common, and it would show."""
+    return found.deviations < CHANCE / 2 and found.highest > _POWER
 
 
 def _too_little(pair: Pair, why: str) -> Verdict:
