@@ -50,6 +50,9 @@ MOVES = {
     "the best of those that are left": lambda x: x * _best(x.masked_fill(_best(x).bool(), -9.0)),
     "order undone": lambda x: x.sort(1).values.mean(1, keepdim=True) + x,
     "gathered": lambda x: x.gather(1, x.topk(2, 1).indices).sum(1, keepdim=True) + x,
+    "median, and its unit": lambda x: (
+        x.gather(1, x.nanmedian(1, keepdim=True).indices) + x.nanmedian(1, keepdim=True).values + x
+    ),
     "gathered elsewhere": lambda x: x.relu().gather(1, x.argmax(1, keepdim=True)) + x,
     "a table of units": lambda x: (
         x + x.mean((0, 2))[x.argmax(1)][:, None] + x.mean((0, 2))[x.argmin(1).flatten()].mean()
@@ -95,6 +98,7 @@ PINNED = {
         x * functional.one_hot(x.argmax(1).clamp(1), UNITS).transpose(1, 2)
     ),
     "one number singled out": lambda x: x * (x.argmax(1, keepdim=True) == 2),
+    "number of the median": lambda x: x + x.nanmedian(1, keepdim=True).indices,
     "differences of units": lambda x: x - x.diff(dim=1, prepend=x[:, :1]),
     "a triangle of units": lambda x: torch.ones(UNITS, UNITS).tril() @ x,
     "units by number, and back": lambda x: torch.zeros_like(x).index_add(

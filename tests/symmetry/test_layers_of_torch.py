@@ -128,6 +128,16 @@ CASES = {
         TEXT,
         [8],
     ),
+    "EmbeddingBag, weighted by position": (
+        lambda: Wired(
+            lambda s, x: s.o(s.e(x, per_sample_weights=s.w.expand(2, 4))),
+            e=nn.EmbeddingBag(9, 8, mode="sum"),
+            w=weight(4),
+            o=nn.Linear(8, 3),
+        ),
+        TEXT,
+        [8],
+    ),
     "parametrized spectral norm": (
         *rows(
             lambda s, x: s.b(s.a(x).relu()),
@@ -433,6 +443,17 @@ CASES = {
         ),
         [6],
     ),
+    "differences, with a first and a last one": (
+        *rows(
+            lambda s, x: s.o(s.a(x).relu().diff(dim=0, prepend=s.first, append=s.last)),
+            a=linear(5, 6),
+            first=lambda: weight(1, 6),
+            last=lambda: weight(2, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
+    "gates along places": (*images(lambda x: functional.glu(x, -1)), [6]),
     "pooling by powers": (*images(lambda x: functional.lp_pool2d(x.relu() + 1, 2, 2)), [6]),
     "neighbouring channels": (*images(lambda x: functional.local_response_norm(x, 3)), []),
     "spectrum of units": (

@@ -116,7 +116,8 @@ def glu(call: Call) -> Layout:
     axes, dim = call.axes("self"), call["dim"]
     dim %= len(axes)
     value, gate = call.cut(axes[dim], length(axes[dim]) // 2)
-    call.unsigned(gate)
+    for axis in (*axes[:dim], gate, *axes[dim + 1 :]):
+        call.unsigned(axis)
     return (*axes[:dim], call.multiply(value, gate), *axes[dim + 1 :])
 
 

@@ -4,6 +4,8 @@ Numbers of entries on an axis that moves change with it: which expert is the bes
 What computes with such numbers in any other way pins the axis.
 """
 
+from itertools import chain
+
 from slipstream.symmetry.atoms import Axis, Layout, length
 from slipstream.symmetry.axis_rules.elementwise import align
 from slipstream.symmetry.axis_rules.reduction import dims_of, without
@@ -13,7 +15,7 @@ LOOKED_UP = "positions on this axis are looked up by number"
 TIES = "of equal values, the position decides which one is the largest"
 
 
-@rule("max.dim", "min.dim", "median.dim", "mode", "argmax", "argmin", "kthvalue", ranks=True)
+@rule("max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode", "argmax", "argmin", "kthvalue", ranks=True)
 def choice(call: Call) -> list[Value] | Value:
     """One position along an axis, and its number."""
     axes = call.axes("self")
@@ -73,6 +75,8 @@ def embedding_bag(call: Call) -> list[Layout]:
     """Sums, means or maxima of rows of the table, looked up by number."""
     rows, features = call.axes("weight")
     _look_up(call, rows, "indices")
+    for axis in chain(*call.tensors()[1:]):
+        call.pin(axis, "each of its positions belongs to a bag")
     return [(*call.places(call.shapes[0][:1]), features), *map(call.places, call.shapes[1:])]
 
 

@@ -75,9 +75,11 @@ def pairwise_distance(call: Call) -> Layout:
 @rule("diff")
 def difference(call: Call) -> Layout:
     """Each position along an axis with the next one."""
-    axes = call.axes("self")
-    dim = call["dim"] % len(axes)
-    call.pin(axes[dim], "it takes differences of neighbours")
+    layouts = call.tensors()
+    dim = call["dim"] % len(layouts[0])
+    for axes in layouts:
+        call.pin(axes[dim], "it takes differences of neighbours")
+    axes = align(call, [without(axes, [dim], keep=True) for axes in layouts])
     return (*axes[:dim], *call.places([call.shapes[0][dim]]), *axes[dim + 1 :])
 
 
