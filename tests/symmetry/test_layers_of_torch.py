@@ -495,6 +495,15 @@ CASES = {
         ),
         [6, 6],
     ),
+    "inverse of a triangle": (
+        *rows(
+            lambda s, x: s.o(s.a(x) @ torch.linalg.pinv(s.w, hermitian=True)),
+            a=linear(5, 6),
+            w=lambda: weight(6, 6),
+            o=linear(6, 3),
+        ),
+        [],
+    ),
     "units on a diagonal": (
         *rows(
             lambda s, x: s.o((torch.diag_embed(s.a(x)) + s.w).sum(-1)),

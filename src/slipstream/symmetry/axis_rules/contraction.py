@@ -136,6 +136,9 @@ def matmul(call: Call) -> Layout:
 def inverse(call: Call) -> Layout:
     """Rows of the inverse meet columns of the matrix."""
     *batch, rows, columns = call.axes("self", "A", "input")
+    if call["hermitian"]:
+        call.pin(rows, "one triangle is read")
+        call.pin(columns, "one triangle is read")
     call.independent(rows, columns)
     call.independent(columns, rows)
     return (*batch, columns, rows)
