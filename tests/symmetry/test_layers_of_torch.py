@@ -61,6 +61,90 @@ def linear(inputs, outputs):
     return lambda: nn.Linear(inputs, outputs)
 
 
+def forces(layer, inputs, widths):
+    """The slope of an energy: two linear maps around a layer, of widths `widths`."""
+    module, *parts = layer
+
+    def build():
+        first, last = parts[0](), nn.Linear(parts[1], 1)
+
+        def energy(s, x):
+            return s.last(module(s, s.first(x)))
+
+        return Wired(
+            lambda s, x: _slope(lambda x: energy(s, x), x),
+            first=first,
+            last=last,
+            **{name: part() for name, part in (parts[2] if len(parts) > 2 else {}).items()},
+        )
+
+    return build, inputs
+
+
+def maps():
+    return nn.Conv2d(3, 6, 3)
+
+
+BELOW_AUTOGRAD = {
+    "a norm": (
+        (lambda s, x: functional.gelu(s.n(x)), linear(5, 6), 6, {"n": lambda: nn.LayerNorm(6)}),
+        ROWS,
+        [6],
+    ),
+    "elu and softplus": (
+        (lambda s, x: functional.softplus(functional.elu(x)), linear(5, 6), 6),
+        ROWS,
+        [6],
+    ),
+    "leaky rectifiers": (
+        (lambda s, x: functional.leaky_relu(s.b(x.relu())), linear(5, 6), 4, {"b": linear(6, 4)}),
+        ROWS,
+        [4, 6],
+    ),
+    "convolutions": (
+        (
+            lambda s, x: s.c(functional.silu(s.b(functional.silu(x)))).tanh().mean((2, 3)),
+            maps,
+            4,
+            {
+                "b": lambda: nn.Conv2d(6, 7, 3, stride=2),
+                "c": lambda: nn.ConvTranspose2d(7, 4, 3, stride=2),
+            },
+        ),
+        IMAGES,
+        [4, 6, 7],
+    ),
+    "statistics of batches": (
+        (
+            lambda s, x: functional.silu(s.n(x)).mean((2, 3)),
+            maps,
+            6,
+            {"n": lambda: nn.BatchNorm2d(6)},
+        ),
+        IMAGES,
+        [6],
+    ),
+    "pools": (
+        (
+            lambda s, x: functional.avg_pool2d(functional.max_pool2d(x.tanh(), 2), 3).flatten(1),
+            maps,
+            6,
+        ),
+        IMAGES,
+        [6],
+    ),
+    "distances": (
+        (lambda s, x: (-torch.cdist(x, s.c)).exp(), linear(5, 6), 7, {"c": lambda: weight(7, 6)}),
+        ROWS,
+        [6, 7],
+    ),
+}
+
+
+def _unpooled(s, x, numbers):
+    return s.o(functional.max_unpool2d(s.b(x), numbers, 2))
+
+
 CASES = {
     "LSTMCell": (
         *rows(
@@ -557,6 +641,137 @@ CASES = {
     ),
     "forces, by autograd": (
         *rows(lambda s, x: _slope(lambda x: s.o(s.a(x).tanh()), x), a=linear(5, 6), o=linear(6, 1)),
+        [6],
+    ),
+    **{
+        f"forces, by autograd, through {name}": (*forces(layer, given, widths), widths)
+        for name, (layer, given, widths) in BELOW_AUTOGRAD.items()
+    },
+    "normalised maps, one by one": (
+        lambda: Wired(
+            lambda s, x: torch.vmap(lambda one: s.n(s.a(one[None])).relu().mean((2, 3)) @ s.w)(x),
+            a=nn.Conv2d(3, 6, 1),
+            n=nn.GroupNorm(2, 6),
+            w=weight(6, 2),
+        ),
+        IMAGES,
+        [2, 3],
+    ),
+    "stacks of rows and columns": (
+        *rows(
+            lambda s, x: s.o(
+                torch.hstack(
+                    [torch.vstack([s.a(x), s.a(x)]), torch.column_stack([s.b(x)] * 1).tile(2, 1)]
+                )
+            ),
+            a=linear(5, 6),
+            b=linear(5, 4),
+            o=linear(10, 3),
+        ),
+        [4, 6],
+    ),
+    "pieces of stacks": (
+        *rows(
+            lambda s, x: s.o(torch.hsplit(s.a(x), 2)[0] * torch.hsplit(s.a(x), 2)[1]),
+            a=linear(5, 6),
+            o=linear(3, 3),
+        ),
+        [3],
+    ),
+    "a piece that is replaced": (
+        *rows(
+            lambda s, x: s.o(
+                torch.slice_scatter(s.a(x), s.b(x), 1, 2, 4).select_scatter(s.c(x)[0], 0, 1)
+            ),
+            a=linear(5, 6),
+            b=linear(5, 2),
+            c=linear(5, 6),
+            o=linear(6, 3),
+        ),
+        [2, 2, 2, 2],
+    ),
+    "gathered along an axis": (
+        *rows(
+            lambda s, x: s.o(s.a(x) + torch.take_along_dim(s.a(x), s.a(x).argsort(1)[:, :1], 1)),
+            a=linear(5, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
+    "unpooled maps": (
+        lambda: Wired(
+            lambda s, x: _unpooled(s, *functional.max_pool2d(s.a(x), 2, return_indices=True)),
+            a=nn.Conv2d(3, 6, 1),
+            b=nn.Conv2d(6, 6, 1),
+            o=nn.Conv2d(6, 2, 1),
+        ),
+        IMAGES,
+        [6],
+    ),
+    "losses between embeddings": (
+        *rows(
+            lambda s, x: (
+                functional.triplet_margin_loss(s.a(x), s.a(x + 1), s.b(x), margin=9.0)
+                + functional.cosine_embedding_loss(s.a(x), s.b(x), torch.ones(4).to(x))
+                + functional.cross_entropy(s.a(x), s.b(x).softmax(1))
+                + torch.dist(s.a(x), s.b(x))
+                + functional.pdist(s.a(x)).sum()
+            ),
+            a=linear(5, 6),
+            b=linear(5, 6),
+        ),
+        [6],
+    ),
+    "solved equations": (
+        *rows(
+            lambda s, x: (
+                s.o(torch.linalg.solve(s.w, s.a(x).T).T)
+                + torch.linalg.solve(s.v, s.b(x), left=False) @ s.u
+            ),
+            a=linear(5, 6),
+            w=lambda: weight(6, 6),
+            o=linear(6, 3),
+            b=linear(5, 4),
+            v=lambda: weight(4, 4),
+            u=lambda: weight(4, 3),
+        ),
+        [4, 4, 6, 6],
+    ),
+    "series of powers": (
+        *rows(
+            lambda s, x: s.o(s.a(x) @ torch.matrix_exp(s.w) @ torch.linalg.matrix_power(s.v, 2)),
+            a=linear(5, 6),
+            w=lambda: weight(6, 6),
+            v=lambda: weight(6, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
+    "singular values": (
+        *rows(
+            lambda s, x: s.o(s.a(x)) * torch.linalg.svdvals(s.w).sum(),
+            a=linear(5, 6),
+            w=lambda: weight(7, 4),
+            o=linear(6, 3),
+        ),
+        [4, 6, 7],
+    ),
+    "between sorted values": (
+        *rows(
+            lambda s, x: s.o(s.a(x) * torch.searchsorted(torch.tensor([-1.0, 0.0]).to(x), s.a(x))),
+            a=linear(5, 6),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
+    "rows that are reduced by number": (
+        *rows(
+            lambda s, x: s.o(
+                s.a(x)[:2].index_reduce(0, torch.tensor([0, 1, 1, 0]), s.a(x).tanh(), "amax")
+            ),
+            a=linear(5, 6),
+            o=linear(6, 3),
+        ),
         [6],
     ),
     "pairs of units as complex numbers": (

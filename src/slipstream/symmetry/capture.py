@@ -16,6 +16,7 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from slipstream.symmetry.decompositions import decompositions
 from slipstream.symmetry.eval_copy import in_mode, traceable
 from slipstream.symmetry.outputs import OutputError, left_out, output_tensors
 from slipstream.symmetry.selections import MANY, drop_unused_, is_writing, skip_idle_, take_early_
@@ -195,7 +196,11 @@ def _by_make_fx(
         return list(output_tensors(result).values())
 
     trace = make_fx(
-        run, tracing_mode="fake", pre_dispatch=pre_dispatch, _allow_non_fake_inputs=True
+        run,
+        decomposition_table=decompositions(),
+        tracing_mode="fake",
+        pre_dispatch=pre_dispatch,
+        _allow_non_fake_inputs=True,
     )
     with torch.no_grad(), _noting_modules(model):
         graph = trace(*tensors.values(), *(leaves[place] for place in places)).graph

@@ -106,7 +106,7 @@ def _measured(
         mean, variance = module.running_mean, module.running_var
         if mean is None or variance is None or given[0].shape[1:2] != mean.shape:
             return
-        values = given[0].transpose(0, 1).flatten(1)  # (channels, positions)
+        values = given[0].detach().transpose(0, 1).flatten(1)  # (channels, positions)
         if values.shape[1] > 1:  # one value per channel has no variance
             shift, factor = torch.rand(2, len(mean), generator=generator).to(values)
             variance.copy_(values.var(1))

@@ -38,8 +38,8 @@ def find_neuron_groups(
 
     The model is traced in evaluation and in training mode, without computing anything. Every axis
     of every value is followed through the operators, which tie axes, regroup them, or pin them; an
-    operator without a rule pins all it touches and is listed in `pins`. All tensors that the model
-    returns count as its output. Model and input stay as they are.
+    operator that has no rule, nor its parts, pins all it touches and is listed in `pins`. All
+    tensors that the model returns count as its output. Model and input stay as they are.
 
     Args:
         model: Any module; it is left as it is.

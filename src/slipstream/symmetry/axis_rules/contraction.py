@@ -6,7 +6,7 @@ from string import ascii_letters
 
 from slipstream.symmetry.atoms import POSITIONS, Axis, Layout, length, merge, pin
 from slipstream.symmetry.axis_rules.elementwise import align, scale
-from slipstream.symmetry.axis_rules.registry import Call, Value, rule
+from slipstream.symmetry.axis_rules.registry import Call, UnsupportedError, Value, rule
 from slipstream.symmetry.axis_rules.sliding import is_still
 
 
@@ -77,6 +77,24 @@ def cdist(call: Call) -> Layout:
     return result
 
 
+@rule("_cdist_backward")
+def cdist_backward(call: Call) -> Layout:
+    """The derivative of distances between rows by the first ones."""
+    rank = len(call.axes("x1")) - 2
+    letters = {"x1": "PM", "x2": "RM", "grad": "PR", "cdist": "PR"}
+    batch = ascii_letters[:rank]
+    operands = [(batch + own, call.axes(name)) for name, own in letters.items()]
+    return contract(call, operands, batch + "PM")
+
+
+@rule("pdist _pdist_forward")
+def pdist(call: Call) -> Layout:
+    """Distances between the rows of one tensor."""
+    rows, _ = call.axes("self")
+    call.pin(rows, "every two rows have a position in the result")
+    return call.places(call.shapes[0])
+
+
 @rule("outer", "ger", signs=True)
 def outer(call: Call) -> Layout:
     """Every entry of the first times every entry of the second."""
@@ -135,7 +153,30 @@ def matmul(call: Call) -> Layout:
 @rule("inverse linalg_inv pinverse linalg_pinv", signs=True)
 def inverse(call: Call) -> Layout:
     """Rows of the inverse meet columns of the matrix."""
-    *batch, rows, columns = call.axes("self", "A", "input")
+    return _inverted(call, call.axes("self", "A", "input"))
+
+
+@rule("linalg_solve", signs=True)
+def solve(call: Call) -> Layout:
+    """The inverse of a matrix times a matrix, or a vector."""
+    inverted, other = _inverted(call, call.axes("A")), call.axes("B")
+    if len(other) > 1 and len(other) != len(inverted):
+        raise UnsupportedError("a batch of vectors")
+    return _product(call, inverted, other) if call["left"] else _product(call, other, inverted)
+
+
+@rule("linalg_matrix_exp matrix_exp linalg_matrix_power matrix_power")
+def matrix_function(call: Call) -> Layout:
+    """A series of powers, where rows meet columns."""
+    *batch, rows, columns = call.axes("self", "A")
+    call.tie(rows, columns)
+    call.independent(rows, columns)
+    call.independent(columns, rows)
+    return (*batch, rows, columns)
+
+
+def _inverted(call: Call, axes: Layout) -> Layout:
+    *batch, rows, columns = axes
     if call["hermitian"]:
         call.pin(rows, "one triangle is read")
         call.pin(columns, "one triangle is read")
@@ -208,6 +249,12 @@ def transposed_convolution(call: Call) -> Layout:
     inputs, outputs, *kernel = call.axes("weight")
     groups, inside = call.divide(inputs, call["groups"])
     return _convolve(call, (merge([groups, outputs]), inside, *kernel))
+
+
+@rule("convolution", signs=True)
+def any_convolution(call: Call) -> Layout:
+    """As it is called below autograd."""
+    return transposed_convolution(call) if call["transposed"] else convolution(call)
 
 
 def _convolve(call: Call, weight: Layout) -> Layout:

@@ -71,6 +71,26 @@ def slice_(call: Call) -> Layout:
     return _replaced(axes, dim, *call.places([call.shapes[0][dim]]))
 
 
+@rule("slice_scatter", signs=True)
+def slice_scatter(call: Call) -> Layout:
+    """A run of positions is replaced."""
+    axes = call.axes("self")
+    dim = call["dim"] % len(axes)
+    start, _, step = slice(call["start"], call["end"], call["step"]).indices(length(axes[dim]))
+    if step != 1:
+        raise UnsupportedError("it replaces single positions of an axis")
+    return _replacing(call, axes, call.axes("src"), dim, start)
+
+
+@rule("select_scatter", signs=True)
+def select_scatter(call: Call) -> Layout:
+    """One position of an axis is replaced."""
+    axes, written, one = call.axes("self"), call.axes("src"), ((),)
+    dim = call["dim"] % len(axes)
+    place = call["index"] % length(axes[dim])
+    return _replacing(call, axes, (*written[:dim], one, *written[dim:]), dim, place)
+
+
 @rule("narrow", signs=True, keeps=True)
 def narrow(call: Call) -> Layout:
     """A run of positions."""
@@ -121,6 +141,16 @@ def _piece(call: Call, axes: Layout, dim: int, start: int, size: int) -> Layout:
     _, tail = call.cut(axes[dim], start)
     piece, _ = call.cut(tail, size)
     return _replaced(axes, dim, piece)
+
+
+def _replacing(call: Call, axes: Layout, written: Layout, dim: int, start: int) -> Layout:
+    """The axes of `axes` after a piece of one of them was replaced."""
+    for number, (axis, own) in enumerate(zip(axes, written, strict=True)):
+        if number != dim:
+            call.tie(axis, own)
+    before, rest = call.cut(axes[dim], start)
+    _, after = call.cut(rest, length(written[dim]))
+    return _replaced(axes, dim, (*before, *written[dim], *after))
 
 
 def _replaced(axes: Layout, dim: int, axis: Axis) -> Layout:

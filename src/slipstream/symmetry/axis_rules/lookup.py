@@ -15,7 +15,17 @@ LOOKED_UP = "positions on this axis are looked up by number"
 TIES = "of equal values, the position decides which one is the largest"
 
 
-@rule("max.dim", "min.dim", "median.dim", "nanmedian.dim", "mode", "argmax", "argmin", "kthvalue", ranks=True)
+@rule(
+    "max.dim",
+    "min.dim",
+    "median.dim",
+    "nanmedian.dim",
+    "mode",
+    "argmax",
+    "argmin",
+    "kthvalue",
+    ranks=True,
+)
 def choice(call: Call) -> list[Value] | Value:
     """One position along an axis, and its number."""
     axes = call.axes("self")
@@ -54,11 +64,13 @@ def one_hot(call: Call) -> Layout:
     return (*axes, marked if pointed is None or length(pointed) != length(marked) else pointed)
 
 
-@rule("bucketize")
+@rule("bucketize searchsorted")
 def bucketize(call: Call) -> Layout:
     """Between which boundaries every position lies."""
-    if isinstance(call["boundaries"], Value):
-        call.pin(call.axes("boundaries")[0], LOOKED_UP)
+    *batch, boundaries = call.axes("boundaries", "sorted_sequence")
+    if batch or isinstance(call["sorter"], Value):
+        raise UnsupportedError("every row has boundaries of its own")
+    call.pin(boundaries, LOOKED_UP)
     return call.axes("self")
 
 
@@ -98,6 +110,18 @@ def gather(call: Call) -> Layout:
     return index
 
 
+@rule("take_along_dim", reads="indices")
+def take_along_dim(call: Call) -> Layout:
+    """As `gather`, where all other axes broadcast."""
+    axes, indices = call.axes("self"), call.axes("indices")
+    if call["dim"] is None:
+        raise UnsupportedError("it looks up positions among all")
+    dim = call["dim"] % len(axes)
+    _look_up(call, axes[dim], "indices")
+    rest = align(call, [without(layout, [dim], keep=True) for layout in (axes, indices)])
+    return (*rest[:dim], indices[dim], *rest[dim + 1 :])
+
+
 @rule("scatter", "scatter_add", "scatter_reduce", reads="index")
 def scatter(call: Call) -> Layout:
     """To every position of the index, one position along an axis, looked up by number."""
@@ -110,7 +134,7 @@ def scatter(call: Call) -> Layout:
     return axes
 
 
-@rule("index_add", "index_copy", "index_fill", reads="index")
+@rule("index_add", "index_copy", "index_fill", "index_reduce", reads="index")
 def index_add(call: Call) -> Layout:
     """Positions of one axis, looked up by number, receive something."""
     axes, dim = call.axes("self"), call["dim"] % len(call.axes("self"))

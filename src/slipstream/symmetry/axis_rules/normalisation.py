@@ -84,7 +84,7 @@ def group_norm(call: Call) -> Layout:
     return axes
 
 
-@rule("softmax", "_softmax", "log_softmax", "_log_softmax", "softmin")
+@rule("softmax", "_softmax", "_safe_softmax", "log_softmax", "_log_softmax", "softmin")
 def softmax(call: Call) -> Layout:
     """Every position along the axis is compared with all the others, none is special."""
     axes = call.axes("self", "input")

@@ -33,6 +33,15 @@ def matrix_norm(call: Call) -> Layout | list[Layout]:
     return size(call)
 
 
+@rule("linalg_svdvals")
+def singular_values(call: Call) -> Layout:
+    """Rows and columns of the matrix move as they are."""
+    *batch, rows, columns = call.axes("A")
+    call.independent(rows, columns)
+    call.independent(columns, rows)
+    return (*batch, *call.places(call.shapes[0][-1:]))
+
+
 @rule("quantile nanquantile")
 def quantile(call: Call) -> Layout:
     """A symmetric function, for each of several shares on a first axis."""
@@ -50,7 +59,7 @@ def _reduced(call: Call, axes: Layout) -> Layout | list[Layout]:
     return result if len(call.shapes) == 1 else [result] * len(call.shapes)
 
 
-@rule("mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss kl_div poisson_nll_loss")
+@rule("dist mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss kl_div poisson_nll_loss")
 @rule("binary_cross_entropy binary_cross_entropy_with_logits gaussian_nll_loss")
 def loss(call: Call) -> Layout:
     """A sum over all positions of what is compared there."""

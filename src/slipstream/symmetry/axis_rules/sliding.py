@@ -1,6 +1,7 @@
 """Operators that mix neighbouring positions of a map: pooling, interpolation, sampling."""
 
 from slipstream.symmetry.atoms import Axis, Layout, length
+from slipstream.symmetry.axis_rules.elementwise import align
 from slipstream.symmetry.axis_rules.registry import Call, rule
 
 SLIDES = "a window slides along this axis"
@@ -24,6 +25,7 @@ def window(call: Call) -> Layout | list[Layout]:
 
 @rule("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
 @rule("adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d", signs=True)
+@rule("_adaptive_avg_pool2d _adaptive_avg_pool3d", signs=True)
 def adaptive(call: Call) -> Layout | list[Layout]:
     """Windows of which there is a given number; one alone sees the whole axis."""
     axes = call.axes("self", "input")
@@ -35,6 +37,20 @@ def adaptive(call: Call) -> Layout | list[Layout]:
     one: Axis = ((),)
     axes = (*axes[:-rank], *(one if w else a for a, w in zip(axes[-rank:], whole, strict=True)))
     return _slid(call, axes, whole)
+
+
+@rule("max_unpool2d max_unpool3d")
+@rule("max_pool2d_with_indices_backward max_pool3d_with_indices_backward")
+@rule("adaptive_max_pool2d_backward adaptive_max_pool3d_backward")
+@rule("avg_pool2d_backward avg_pool3d_backward")
+@rule("_adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward")
+def spread_back(call: Call) -> Layout:
+    """What windows have given goes back to positions of the map that they have seen."""
+    rank, layouts = _rank(call), call.tensors()
+    for axis in (axis for axes in layouts for axis in axes[-rank:]):
+        call.pin(axis, SLIDES)
+    kept = align(call, [axes[:-rank] for axes in layouts])
+    return (*kept, *call.places(call.shapes[0][-rank:]))
 
 
 @rule("upsample_nearest1d upsample_nearest2d upsample_nearest3d upsample_linear1d", signs=True)
