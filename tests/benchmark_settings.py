@@ -128,6 +128,13 @@ def modes_accuracy(script):
     script.MODES = (2,)
 
 
+def operators(script):
+    script.ROWS = {name: script.ROWS[name] for name in ("random", "matched", "single")}
+    script.ORDER = [(row, rank) for row in script.ROWS for rank in (0, script.RANK)]
+    script.FUNCTIONS = script.BATCH = script.TESTED = 4
+    script.INPUTS = 8
+
+
 def porting(script):
     networks = importlib.import_module("porting_cases")
     networks.FEW, networks.CONTEXT, networks.SEEN = 1, 16, 100

@@ -25,14 +25,14 @@ LAYERS = {
     "porting": 4,
     "landscape": 3,
     "testbed": 3,
-    "recipes": 4,
     "integrations": 4,
+    "federated": 4,
+    "recipes": 5,
     "comparison": 5,
-    "named_task": 5,
-    "federated": 6,
-    "report": 6,
-    "demo": 7,
-    "cli": 8,
+    "named_task": 6,
+    "report": 7,
+    "demo": 8,
+    "cli": 9,
 }
 
 

@@ -1,6 +1,6 @@
 """The server's side: averages what clients send, decides what may move, and keeps count."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,6 +53,7 @@ class Server:
         model: nn.Module,
         *,
         weights: Weights | None = None,
+        local: Collection[str] = (),
         policy: Policy | None = None,
         encoding: Encoding | None = None,
         max_norm: float | None = None,
@@ -63,20 +64,25 @@ class Server:
             model: Says which tensors there are and which are trained; it is not kept.
             weights: The first weights, if not those of the model; further names of tied tensors
                 may be there.
+            local: Names of tensors that every client keeps its own of: they are in no message. A
+                client replies with the others.
             policy: Decides what is exchanged; everything, if not given.
             encoding: How changes are written, in both directions; exactly, if not given.
             max_norm: The longest change of the weights (Euclidean) that is taken from a client; a
                 longer one is refused. Any length if not given.
 
         Raises:
-            ValueError: If the weights are not of the model's architecture, or `max_norm` is not
-                above 0.
+            ValueError: If the weights are not of the model's architecture, `max_norm` is not
+                above 0, or `local` names no tensor, one that is tied to another, or all.
         """
         if max_norm is not None and not max_norm > 0:
             raise ValueError(f"max_norm must be above 0, got {max_norm}.")
         self.max_norm = max_norm
-        self.form = Form.of(model)
+        self.form = Form.of(model, local=local)
+        if not self.form.trained:
+            raise ValueError("local names all that is trained: there is nothing to exchange.")
         given = weights_of(model) if weights is None else weights
+        given = {name: value for name, value in given.items() if name not in local}
         own = self.form.layout.untie(given, where="The first weights")
         self.policy = policy or Everything()
         self.encoding = encoding or Exact()

@@ -7,8 +7,8 @@ of the embedding, and the buffers as they are.
 
 import math
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,19 +29,29 @@ class Form:
     trained: tuple[str, ...]
 
     @classmethod
-    def of(cls, model: nn.Module) -> "Form":
+    def of(cls, model: nn.Module, *, local: Collection[str] = ()) -> "Form":
         """Return the form of `model`.
 
+        Args:
+            model: Any module.
+            local: Tensors that are no part of it: every client keeps its own.
+
+        Returns:
+            The form of all others.
+
         Raises:
-            ValueError: If a trained tensor is complex: messages are float32.
+            ValueError: If a trained tensor is complex: messages are float32; or if there is no
+                such local tensor, or it is tied to one that is not local.
         """
+        layout = _without(Layout.of(model), local)
         for name, value in model.named_parameters():
-            if value.is_complex():
+            if name in layout.tensors and value.is_complex():
                 raise ValueError(
                     f"Tensor {name!r} is complex, which federated messages cannot hold: train its "
                     "real and imaginary parts as two tensors (torch.view_as_real)."
                 )
-        return cls(Layout.of(model), parameter_names(model))
+        trained = tuple(name for name in parameter_names(model) if name in layout.tensors)
+        return cls(layout, trained)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -128,6 +138,19 @@ class Shared:
         """A number that differs where two states differ."""
         weights = zlib.crc32(self.vector.numpy().tobytes())
         return zlib.crc32(self.embedding.mode.numpy().tobytes(), weights)
+
+
+def _without(layout: Layout, local: Collection[str]) -> Layout:
+    """The layout of all other tensors."""
+    known = {*layout.tensors, *layout.aliases}
+    if unknown := [name for name in local if name not in known]:
+        raise ValueError(f"local: the model has no tensor {unknown[0]!r}.")
+    left = {name: form for name, form in layout.tensors.items() if name not in local}
+    for name, first in layout.aliases.items():
+        if (name in local) != (first in local):
+            raise ValueError(f"local: {name!r} and {first!r} are tied; name both, or neither.")
+    aliases = {name: first for name, first in layout.aliases.items() if name not in local}
+    return replace(layout, tensors=left, aliases=aliases)
 
 
 def write_change(old: Embedding, new: Embedding) -> Arrays:

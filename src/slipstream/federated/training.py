@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,7 +31,6 @@ from slipstream.federated.flower_api import (
     RecordDict,
 )
 from slipstream.federated.in_process import Fate, InProcessGrid
-from slipstream.named_task import NamedTask
 from slipstream.testbed.clients import split_among_clients
 from slipstream.testbed.datasets import Batches, Examples
 from slipstream.training import TrainingPlan, train
@@ -48,6 +48,17 @@ METHODS: Mapping[str, Method] = {
     "modes+8-bit": lambda: (GrowingModes(), EightBit()),
     "modes+top-k": lambda: (GrowingModes(), TopK(share=0.1)),
 }
+
+
+class Setup(Protocol):
+    """Network and data by their names, such as a `NamedTask`."""
+
+    @property
+    def data(self) -> str:
+        """The name of the data set."""
+
+    def build(self) -> Task:
+        """Make both."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +110,7 @@ class FederatedRun:
 
 
 def train_federated(
-    setup: NamedTask,
+    setup: Setup,
     plan: FederatedPlan,
     *,
     policy: Policy | None = None,
@@ -164,7 +175,7 @@ class FederatedOutcome:
 
 
 def compare_federated(
-    setup: NamedTask,
+    setup: Setup,
     plan: FederatedPlan,
     *,
     methods: Sequence[str] = tuple(METHODS),

@@ -40,6 +40,24 @@ if TYPE_CHECKING:
     from slipstream.recipes.meta_neuron.plan import NeuronPlan
     from slipstream.recipes.meta_neuron.streams import AfterStream
     from slipstream.recipes.meta_neuron.training import NeuronTraining, train_neuron
+    from slipstream.recipes.operators.averaging import (
+        OperatorAverage,
+        average_operators,
+        operator_errors,
+    )
+    from slipstream.recipes.operators.physics import PhysicsProblem
+    from slipstream.recipes.operators.plan import OperatorPlan, PhysicsPlan
+    from slipstream.recipes.operators.pretraining import (
+        OperatorPretraining,
+        feed_functions,
+        function_loss,
+        pretrain_operators,
+    )
+    from slipstream.recipes.operators.training import (
+        OperatorTuning,
+        physics_metrics,
+        tune_operator,
+    )
     from slipstream.recipes.pseudo_transfer.consistency import Consistency
     from slipstream.recipes.pseudo_transfer.controls import (
         PseudoControls,
@@ -98,18 +116,21 @@ __all__ = [
     "CheckpointPrior", "ConditionalGenerator", "Consistency", "DistilPlan", "DistilledSide",
     "Generated", "GenerationPlan", "GeneratorQuality", "Iterand", "IterandPlan", "IterandTraining",
     "Life", "Likeness", "LivingNetwork", "Lure", "LurePlan", "LureStage", "MetaNeuron", "MetaPlan",
-    "MetaTraining", "NeuronPlan", "NeuronTraining", "Pictures", "PretrainPlan", "Pretrained",
-    "PriorPlan", "PseudoControls", "PseudoPlan", "PseudoSource", "PseudoTransferred", "QualityPlan",
-    "Reconstruction", "ReconstructionPlan", "RoutedPlan", "RoutedPretraining", "SideControls",
-    "SideNetwork", "SidePlan", "SideTask", "SideTuned", "SourceDistilled", "Subspace",
-    "SubspacePlan", "SyntheticBatches", "TaskScores", "Ticket", "TicketSize",
-    "aggregation_controls", "check_transfer", "churn", "distil_side", "distil_source",
-    "features_of", "generate", "generator_quality", "judge_tasks", "least_salient", "likeness",
-    "live", "load_prior", "load_subspace", "load_ticket", "pretrain_routed", "pseudo_controls",
-    "pseudo_pretrain", "pseudo_samples", "pseudo_semi_supervised", "reconstruct", "reset_weights_",
-    "resettable", "save_ticket", "select", "side_controls", "side_tune", "small_side",
-    "ticket_size", "train_aggregation", "train_iterand", "train_lure", "train_meta", "train_neuron",
-    "train_prior", "train_subspace", "weight_saliency",
+    "MetaTraining", "NeuronPlan", "NeuronTraining", "OperatorAverage", "OperatorPlan",
+    "OperatorPretraining", "OperatorTuning", "PhysicsPlan", "PhysicsProblem", "Pictures",
+    "PretrainPlan", "Pretrained", "PriorPlan", "PseudoControls", "PseudoPlan", "PseudoSource",
+    "PseudoTransferred", "QualityPlan", "Reconstruction", "ReconstructionPlan", "RoutedPlan",
+    "RoutedPretraining", "SideControls", "SideNetwork", "SidePlan", "SideTask", "SideTuned",
+    "SourceDistilled", "Subspace", "SubspacePlan", "SyntheticBatches", "TaskScores", "Ticket",
+    "TicketSize", "aggregation_controls", "average_operators", "check_transfer", "churn",
+    "distil_side", "distil_source", "features_of", "feed_functions", "function_loss", "generate",
+    "generator_quality", "judge_tasks", "least_salient", "likeness", "live", "load_prior",
+    "load_subspace", "load_ticket", "operator_errors", "physics_metrics", "pretrain_operators",
+    "pretrain_routed", "pseudo_controls", "pseudo_pretrain", "pseudo_samples",
+    "pseudo_semi_supervised", "reconstruct", "reset_weights_", "resettable", "save_ticket",
+    "select", "side_controls", "side_tune", "small_side", "ticket_size", "train_aggregation",
+    "train_iterand", "train_lure", "train_meta", "train_neuron", "train_prior", "train_subspace",
+    "tune_operator", "weight_saliency",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, __file__, moved_names(__name__))

@@ -9,6 +9,7 @@ from slipstream.cli.recipe.iterand import iterand
 from slipstream.cli.recipe.lure import lure
 from slipstream.cli.recipe.meta_neuron import meta_neuron
 from slipstream.cli.recipe.meta_ticket import meta_ticket
+from slipstream.cli.recipe.operators import operators, tune_operator
 from slipstream.cli.recipe.pseudo_transfer import pseudo_transfer
 from slipstream.cli.recipe.reconstruction import reconstruction
 from slipstream.cli.recipe.routed_pretraining import routed_pretraining
@@ -24,5 +25,6 @@ for command in (
     *(reconstruction, checkpoint_prior, generate),
     meta_neuron,
     routed_pretraining,
+    *(operators, tune_operator),
 ):
     add_command(recipe, command)
