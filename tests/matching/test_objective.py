@@ -276,6 +276,36 @@ def test_factors_are_worth_what_their_product_is():
     assert factored.identity == pytest.approx(plain.identity)
 
 
+@pytest.mark.parametrize("moved", ["a", "b"])
+def test_the_product_of_factors_is_corrected_when_few_neurons_moved(moved, monkeypatch):
+    other = "b" if moved == "a" else "a"
+    generator = torch.Generator().manual_seed(0)
+    factored, plain = Objective(CHAIN), Objective(CHAIN)
+    for number in range(2):
+        factors = [
+            LowRank(
+                torch.randn(6, 9, dtype=torch.float64, generator=generator),
+                torch.randn(6, 15, dtype=torch.float64, generator=generator),
+            )
+            for _ in range(2)
+        ]
+        full = tensors(CHAIN, number)
+        low, dense = (
+            [{**full, "w2": value} for value in values]
+            for values in (factors, [f.dense() for f in factors])
+        )
+        factored.add(target=low[0], source=low[1])
+        plain.add(target=dense[0], source=dense[1])
+    permutation = Permutation.random(CHAIN, seed=1)
+    factored.similarity(other, permutation)
+    order = permutation.orders[moved].clone()
+    order[:2] = order[:2].flip(0)
+    monkeypatch.setattr(products.Product, "_contract", None)  # the product anew
+    changed = replaced(permutation, moved, order, None)
+    found, expected = (o.similarity(other, changed) for o in (factored, plain))
+    torch.testing.assert_close(found.even, expected.even)
+
+
 @pytest.mark.parametrize("layout", [*LAYOUTS, "residual"])
 def test_the_solution_is_one_that_no_group_can_improve(layout):
     groups = {**LAYOUTS, "residual": RESIDUAL}[layout]

@@ -51,6 +51,12 @@ class LowRank:
         """Return the factor that lies along an axis of the matrix."""
         return self.right if axis else self.left
 
+    def along(self, axis: int, change: Callable[[Tensor], Tensor]) -> "LowRank":
+        """Return the gradient with another factor along an axis of the matrix."""
+        sides = [self.left, self.right]
+        sides[axis] = change(sides[axis])
+        return LowRank(*sides)
+
     def numel(self) -> int:
         """Return how many values the two factors hold."""
         return self.left.numel() + self.right.numel()

@@ -264,12 +264,22 @@ class Product:
             positions = torch.nonzero(move.differs(self._move, axis))
             if not len(positions):
                 continue
-            few = positions.shape[1] == 1 and 3 * len(positions) < 2 * self._length(axis)
+            few = positions.shape[1] == 1 and len(positions) < self._worth_correcting(axis, pairs)
             # An axis that lists the block's neurons or their parents is compared whole.
-            if changed or not few or self._split(axis) or isinstance(pairs[0][0], LowRank):
+            if changed or not few or self._split(axis):
                 return None
             changed[axis] = positions.flatten()
         return changed
+
+    def _worth_correcting(self, axis: int, pairs: list[Pair]) -> float:
+        """Of how many positions of an axis a correction is quicker than the product anew."""
+        length = self._length(axis)
+        first = pairs[0][0]
+        if not isinstance(first, LowRank):
+            return 2 / 3 * length
+        # By multiplications; a correction makes columns of the dense gradients.
+        own, rank = self._length(self.block.axis), len(first.left)
+        return rank * (own**2 + rank * (own + length)) / (own**2 + 2 * rank * own)
 
     def _sum(
         self, pairs: list[Pair], move: Move, total: Tensor | None = None, *, whole: bool = False
@@ -325,14 +335,24 @@ class Product:
     ) -> None:
         """Add what moving other neurons to `positions` of another axis changes in the sum."""
         rest = move.without(axis)
+        there = positions.to(total.device)
+        steps = [m.part(axis, positions).on(axis, of=axis) for m in (move, self._move)]
+
+        def change(factor: Tensor) -> Tensor:
+            new, old = (step.on(axis, of=1)(factor) for step in steps)
+            return new - old
+
         for target, source in pairs:
-            there = positions.to(total.device)
-            new, old = (
-                m.part(axis, positions).on(axis, of=axis)(wide(source)) for m in (move, self._move)
-            )
-            part = wide(target).index_select(axis, there)
+            moved: Gradient
+            part: Gradient
+            if isinstance(target, LowRank) and isinstance(source, LowRank):
+                moved = rest.of_gradient(source.along(axis, change))
+                part = target.along(axis, lambda v: v.index_select(1, there))
+            else:
+                new, old = (step(wide(source)) for step in steps)
+                moved, part = rest(new - old), wide(target).index_select(axis, there)
             rows, others = (
-                self._rows(side, whole=self._for_all_parents) for side in (part, rest(new - old))
+                self._rows(wide(side), whole=self._for_all_parents) for side in (part, moved)
             )
             total.baddbmm_(rows, others.transpose(1, 2))
 
