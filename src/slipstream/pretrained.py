@@ -148,6 +148,31 @@ def with_masks(model: nn.Module, example_input: Any) -> dict[str, Any]:
     return {**example_input, **masks} if masks else {}
 
 
+def lacking_input(model: nn.Module, example_input: Any) -> str:
+    """Return what to give besides, if an encoder with a decoder is given the encoder's input only.
+
+    Args:
+        model: Any module; of another origin than transformers, nothing is known to be lacking.
+        example_input: Which the model refuses.
+
+    Returns:
+        A sentence for the user, after a space; empty if nothing is known to be lacking.
+    """
+    if not hasattr(model, "main_input_name") or not _wants(model, "decoder_input_ids"):
+        return ""
+    names = list(inspect.signature(model.forward).parameters)
+    count = len(example_input) if isinstance(example_input, tuple | list) else 1
+    given = set(example_input if isinstance(example_input, Mapping) else names[:count])
+    known = {"decoder_input_ids", "decoder_inputs_embeds", "labels"}
+    if "decoder_input_ids" not in names or given & known:
+        return ""
+    return (
+        f" {type(model).__name__} is an encoder with a decoder, whose input is lacking: give a "
+        f"dictionary of {model.main_input_name} and decoder_input_ids, such as "
+        "slipstream.pretrained.example_input_for(model)."
+    )
+
+
 def _wants(model: nn.Module, name: str) -> bool:
     config: Any = model.config
     if name == model.main_input_name:

@@ -540,6 +540,17 @@ CASES = {
     "gates along places": (*images(lambda x: functional.glu(x, -1)), [6]),
     "pooling by powers": (*images(lambda x: functional.lp_pool2d(x.relu() + 1, 2, 2)), [6]),
     "neighbouring channels": (*images(lambda x: functional.local_response_norm(x, 3)), []),
+    "spectrum behind a learned window": (
+        *rows(
+            lambda s, x: s.o(
+                torch.stft(s.a(x).T, 4, window=s.w, return_complex=True).abs().sum((1, 2))
+            ),
+            a=linear(5, 6),
+            w=lambda: weight(4),
+            o=linear(6, 3),
+        ),
+        [6],
+    ),
     "spectrum of units": (
         *rows(
             lambda s, x: s.o(torch.fft.fft(s.a(x)).abs()),

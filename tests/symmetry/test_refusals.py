@@ -101,3 +101,19 @@ def test_a_module_that_was_compiled_in_place_is_traced_as_it_is():
     compiled = model._compiled_call_impl
     assert find_neuron_groups(model, INPUTS).sizes() == {"0.weight:0": 8}
     assert model._compiled_call_impl is compiled
+
+
+@pytest.mark.parametrize("kind", ["T5", "SwitchTransformers"])
+def test_an_encoder_without_the_input_of_its_decoder(kind):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=2, num_heads=2, num_experts=2
+    )
+    model, tokens = getattr(transformers, f"{kind}Model")(config), torch.ones(2, 5).long()
+    for given in ({"input_ids": tokens}, tokens):
+        with pytest.raises(ValueError, match="give a dictionary of input_ids and decoder_input_i"):
+            find_neuron_groups(model, given)
+    with pytest.raises(ValueError, match=r"example_input \(dict: \(2, 5\)\): .*exactly one of"):
+        find_neuron_groups(model, {"input_ids": tokens})
+    with pytest.raises(ValueError, match=r"as a dictionary\.$"):
+        find_neuron_groups(model, {"decoder_input_ids": tokens})

@@ -16,6 +16,7 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from slipstream.pretrained import lacking_input
 from slipstream.symmetry.decompositions import decompositions
 from slipstream.symmetry.eval_copy import in_mode, traceable
 from slipstream.symmetry.outputs import OutputError, left_out, output_tensors
@@ -359,11 +360,11 @@ def _check_runs(model: nn.Module, example_input: ExampleInput) -> None:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as error:
-        signature = inspect.signature(model.forward)
+        names = ", ".join(inspect.signature(model.forward).parameters)
         raise ValueError(
-            f"{type(model).__name__}.forward{signature} does not accept example_input "
+            f"{type(model).__name__}.forward({names}) does not accept example_input "
             f"({_describe(example_input)}): {_first_line(error)} Several arguments are given as a "
-            "tuple, keyword arguments as a dictionary."
+            f"tuple, keyword arguments as a dictionary.{lacking_input(model, example_input)}"
         ) from error
 
 

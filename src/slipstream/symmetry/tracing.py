@@ -134,10 +134,13 @@ def _traces(model: nn.Module, example_input: ExampleInput) -> _Traces:
 
         try:
             captures = [trace(example_input)]
-        except ValueError:
+        except ValueError as refusal:
             if not (example_input := with_masks(model, example_input)):
                 raise
-            captures = [trace(example_input)]
+            try:
+                captures = [trace(example_input)]
+            except ValueError:
+                raise refusal from None  # of the input that the user gave
         caveats = _not_counted(captures[0])
         try:
             captures += _new([trace(example_input, training=True)], captures)

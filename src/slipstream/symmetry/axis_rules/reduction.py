@@ -122,7 +122,9 @@ def spectrum(call: Call) -> Layout:
 def stft(call: Call) -> Layout:
     """Frequencies and times of a signal, which is the last axis."""
     *batch, time = call.axes("self")
-    call.pin(time, "a Fourier transform runs along this axis")
+    window = call.axes("window") if isinstance(call["window"], Value) else ()
+    for axis in (time, *window):
+        call.pin(axis, "a Fourier transform runs along this axis")
     return (*batch, *call.places(call.shapes[0][len(batch) :]))
 
 
