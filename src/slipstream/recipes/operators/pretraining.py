@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from slipstream.evaluation import Batch, Task, batches_of_epoch, takes_task
 from slipstream.federated import Client, Round, Server, follow
 from slipstream.recipes.operators.plan import OperatorPlan
-from slipstream.recipes.operators.stored import together_run, write_operators
+from slipstream.recipes.parts import numbered, together_run, write_parts
 from slipstream.recipes.patterns import matches, matching
 from slipstream.storage.new_run import NewRun
 from slipstream.training import Loop, fresh_weights, recorded
@@ -120,7 +120,8 @@ def pretrain_operators(
         )
     training = _Training(task, plan, len(operators))
     new = None if run_folder is None else NewRun.of(run_folder)
-    together = None if new is None else together_run(new, len(operators))
+    parts = [] if new is None else numbered(new.folder, "operator", len(operators))
+    together = None if new is None else together_run(new, parts)
     measured = replace(task, model=training.networks, validation=None, configuration={})
     with recorded(
         training,
@@ -143,7 +144,14 @@ def pretrain_operators(
         )
     result = training.result()
     if new is not None:
-        write_operators(new, task.model, plan, len(operators))
+        write_parts(
+            new,
+            task.model,
+            parts,
+            lambda snapshot, n: {k: snapshot.weights[f"{n}.{k}"] for k in weights_of(task.model)},
+            recipe=lambda n: {"operators": {"operator": n + 1, **asdict(plan)}},
+            seed=plan.descent.seed,
+        )
     return result
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from slipstream.evaluation import Task, eval_mode, takes_task
 from slipstream.recipes.modules import Frozen
+from slipstream.recipes.parts import numbered, together_run, write_parts
 from slipstream.recipes.pseudo_transfer.augmentation import Augmentation, distort_images
 from slipstream.recipes.routed_pretraining.branches import (
     Branches,
@@ -23,13 +24,14 @@ from slipstream.recipes.routed_pretraining.branches import (
 )
 from slipstream.recipes.routed_pretraining.clusters import Dealt, Images, cluster
 from slipstream.recipes.routed_pretraining.plan import RoutedPlan
-from slipstream.recipes.routed_pretraining.stored import together_run, write_branches
 from slipstream.storage.new_run import NewRun
 from slipstream.training import Loop, recorded
 from slipstream.training.loop import Progress
+from slipstream.trajectory import Snapshot
 from slipstream.weights import clone, weights_of
 
 LOOKED_AT = 512  # images that the spread of the features is measured on
+NETWORKS = "networks"  # where `Branches` has the whole networks
 COLLAPSED = 0.01  # spread of the features below which there is nothing to cluster
 
 
@@ -103,7 +105,8 @@ def pretrain_routed(
     held = Images.of(task.data)
     training = _Training(task, plan, held, augment)
     new = None if run_folder is None else NewRun.of(run_folder)
-    together = None if new is None else together_run(new, plan.clusters)
+    parts = [] if new is None else numbered(new.folder, "branch", plan.clusters)
+    together = None if new is None else together_run(new, parts)
     with recorded(
         training,
         replace(task, model=training.branches, configuration={}),
@@ -126,8 +129,26 @@ def pretrain_routed(
         )
     result = training.result()
     if new is not None:
-        write_branches(new, task.model, plan, len(result.branches))
+        write_parts(
+            new,
+            task.model,
+            parts[: len(result.branches)],
+            lambda snapshot, branch: _branch_in(snapshot, branch, task.model, plan),
+            recipe=lambda branch: {"routed_pretraining": {"branch": branch + 1, **asdict(plan)}},
+            seed=plan.descent.seed,
+        )
     return result
+
+
+def _branch_in(
+    snapshot: Snapshot, branch: int, network: nn.Module, plan: RoutedPlan
+) -> dict[str, Tensor]:
+    """The weights of a branch in a snapshot of all; before the division all are the first one."""
+    stored = snapshot.weights
+    divided = (snapshot.epoch or 0) >= plan.whole_epochs
+    own, first = (f"{NETWORKS}.{n}." for n in (branch if divided else 0, 0))
+    names = weights_of(network)
+    return {n: stored[own + n if own + n in stored else first + n] for n in names}
 
 
 class _Training(Loop):
