@@ -54,9 +54,10 @@ ROWS = {
 }
 MAIN = ("random", "matched", "single", "equal")
 ORDER = [
-    *((row, 0) for row in MAIN),
+    *((row, 0) for row in (*MAIN, "unmatched")),
     *((row, RANK) for row in MAIN),
-    *((row, rank) for row in ROWS if row not in MAIN for rank in (0, RANK)),
+    *((row, 0) for row in ROWS if row.startswith("trunk")),
+    *((row, RANK) for row in ROWS if row not in MAIN),
 ]
 
 
@@ -144,15 +145,19 @@ def tuned(
     )
     problem = PhysicsProblem.even(TARGET.residual, SENSORS)
     found = tune_operator(replace(task, model=model), problem=problem, plan=plan)
-    test = solution_batches(TARGET, functions(TESTED, 99_999))
-    before, after = (operator_errors(model, test, weights=w) for w in (start, found.weights))
     return {
-        "before": [float(before.mean()), float(before.max())],
-        "after": [float(after.mean()), float(after.max())],
+        "after": errors(found.weights),
         "loss before": found.held_out[0], "loss": found.best, "step": found.step,
         "rate": found.rate, "trials": {str(r): loss for r, loss in found.trials.items()},
         "trained": found.trained, "steps": found.steps, "seconds": found.seconds,
     }  # fmt: skip
+
+
+def errors(weights: Weights) -> list[float]:
+    """Return the mean error and the worst one on the unseen equation."""
+    test = solution_batches(TARGET, functions(TESTED, 99_999))
+    found = operator_errors(network(0), test, weights=weights)
+    return [float(found.mean()), float(found.max())]
 
 
 def cell(values: list[float]) -> str:
@@ -171,17 +176,16 @@ def lines(kept: dict[str, Any]) -> list[list[str]]:
             rank: [one for key, one in kept.items() if key.split("|")[:2] == [row, str(rank)]]
             for rank in (0, RANK)
         }
-        either = parts[0] or parts[RANK]
+        before = [one for key, one in kept.items() if key.startswith(f"before|{row}|")]
         found.append([
-            name,
-            cell([one["before"][0] for one in either]), cell([one["before"][1] for one in either]),
+            name, *(cell([one[at] for one in before]) for at in (0, 1)),
             *(
                 cell([one["after"][at] for one in parts[rank]])
                 for rank in (0, RANK)
                 for at in (0, 1)
             ),
             *(cell([one["loss"] for one in parts[rank]]) for rank in (0, RANK)),
-            str(max(len(part) for part in parts.values())),
+            f"{len(parts[0])}, {len(parts[RANK])}",
         ])  # fmt: skip
     return found
 
@@ -189,11 +193,12 @@ def lines(kept: dict[str, Any]) -> list[list[str]]:
 def report(kept: dict[str, Any], facts: dict[str, Any], given: argparse.Namespace) -> None:
     """Write what is there."""
     header = ["start", "before: mean", "worst", "all weights: mean", "worst",
-              f"LoRA, rank {RANK}: mean", "worst", "loss, all", "loss, LoRA", "seeds"]  # fmt: skip
+              f"LoRA, rank {RANK}: mean", "worst", "loss, all", "loss, LoRA",
+              "seeds tuned"]  # fmt: skip
     costs = [value for key, value in kept.items() if key.startswith("facts|")]
     up, down = (statistics.mean(c[f"bytes {way}"] for c in costs) / 1e6 for way in ("up", "down"))
-    done = {key: value for key, value in kept.items() if not key.startswith("facts|")}
-    steps = max((one["steps"] for one in done.values()), default=0)
+    tuned_ones = [value for key, value in kept.items() if key.partition("|")[0] in ROWS]
+    steps = max((one["steps"] for one in tuned_ones), default=0)
     text = "\n\n".join([
         "# Operators",
         f"Relative L2 error on {TESTED} test functions of the unseen equation c {TARGET.steepening}"
@@ -201,7 +206,7 @@ def report(kept: dict[str, Any], facts: dict[str, Any], given: argparse.Namespac
         "residual; mean and deviation over seeds. *Loss* is that of the equation on held-out "
         "functions, by which rate and step were chosen. Rates, of the first seed: "
         f"{', '.join(map(str, RATES))}.",
-        table(header, lines(done)),
+        table(header, lines(kept)),
         f"Pre-training: {costs[0]['steps']} steps of each operator, {costs[0]['rounds']} rounds, "
         f"{up:.2f} MB up and {down:.2f} MB down together; trunks are not sent.",
         machine_line(facts),
@@ -216,6 +221,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretraining", type=int, default=250, help="Epochs of 4 steps.")
     parser.add_argument("--epochs", type=int, default=100, help="Of 50 steps.")
+    parser.add_argument("--report", action="store_true", help="Tune nothing: write what is there.")
     parser.add_argument("--output", type=Path)
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
@@ -234,10 +240,13 @@ def main() -> None:
             torch.save(made["starts"], stored)
             keep(f"facts|{seed}", made["facts"])
         starts[seed] = torch.load(stored, weights_only=True)
-    for row, rank in ORDER:
-        for seed in range(given.seeds):
+        for row in ROWS:
+            if f"before|{row}|{seed}" not in kept:
+                keep(f"before|{row}|{seed}", errors(starts[seed][row]))
+    for seed in range(given.seeds):
+        for row, rank in ORDER:
             key = f"{row}|{rank}|{seed}"
-            if key not in kept:
+            if key not in kept and not given.report:
                 first = kept.get(f"{row}|{rank}|0")
                 rates = RATES if first is None else (first["rate"],)
                 keep(key, tuned(starts[seed][row], seed, rank, given.epochs, rates))

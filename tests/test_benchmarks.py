@@ -45,7 +45,7 @@ RUNS = {  # "{data}" is the folder of small data sets, "{out}" where the tables 
     "modes": "--quick",
     "modes_accuracy": "--case digits --seeds 2",
     "nowcasting": "--mnist {data} --text {data}/text.txt --seeds 1 --steps 60",
-    "operators": "--work {out}/operators --seeds 2 --pretraining 1 --epochs 1",
+    "operators": "--work work --seeds 2 --pretraining 1 --epochs 1",
     "pictures": "",
     "porting mlp": "--mnist {data} --cases mlp,¬other¬classes --pairs 1",
     "porting gpt": "--text {data}/text.txt --cases gpt,¬one¬play --pairs 1",

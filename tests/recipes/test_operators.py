@@ -25,6 +25,7 @@ from slipstream.recipes import (
 from slipstream.recipes.operators.low_rank import make_low_rank_, merged
 from slipstream.recipes.operators.physics import physics_parts, trunk_derivatives
 from slipstream.report.report import write_report
+from slipstream.storage import resumable_state
 from slipstream.storage.new_run import NewRun
 from slipstream.symmetry.permutation import Permutation
 from slipstream.symmetry.tracing import find_neuron_groups
@@ -123,7 +124,8 @@ def test_local_halves_begin_apart_or_equal():
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5])
-def test_a_pretraining_that_is_interrupted_ends_as_if_it_was_not(tmp_path, steps):
+def test_a_pretraining_that_is_interrupted_ends_as_if_it_was_not(tmp_path, steps, monkeypatch):
+    monkeypatch.setattr(resumable_state, "SHARE", float("inf"))  # a state after every epoch
     whole = pretrained(run_folder=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         pretrained(run_folder=tmp_path / "cut", progress=Interrupt(steps))
@@ -353,7 +355,8 @@ def test_rates_are_tried_and_chosen_by_the_held_out_loss():
 
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("steps", [1, 4, 8])
-def test_a_tuning_that_is_interrupted_ends_as_if_it_was_not(tmp_path, rank, steps):
+def test_a_tuning_that_is_interrupted_ends_as_if_it_was_not(tmp_path, rank, steps, monkeypatch):
+    monkeypatch.setattr(resumable_state, "SHARE", float("inf"))
     plan = replace(TUNING, rank=rank, rates=(1e-3, 3e-3))
     whole = tuned(plan, run_folder=tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -365,6 +368,18 @@ def test_a_tuning_that_is_interrupted_ends_as_if_it_was_not(tmp_path, rank, step
     other = NewRun(tmp_path / "cut", resume=True)
     with pytest.raises(ValueError, match="is of another training"):
         tuned(replace(plan, initial=3.0), run_folder=other)
+
+
+def test_the_best_weights_outlive_an_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(resumable_state, "SHARE", float("inf"))  # a state after every epoch
+    plan = replace(TUNING, descent=TrainingPlan(epochs=4, optimizer="adam", lr=0.1))
+    whole = tuned(plan)
+    assert whole.step == 3  # later it gets worse
+    with pytest.raises(KeyboardInterrupt):
+        tuned(plan, run_folder=tmp_path / "cut", progress=Interrupt(8))
+    found = tuned(plan, run_folder=NewRun(tmp_path / "cut", resume=True))
+    assert found.step == 3
+    same(found.weights, whole.weights)
 
 
 class Added(DeepONet):

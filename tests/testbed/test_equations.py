@@ -112,3 +112,9 @@ def test_the_network_is_periodic_and_a_product():
     torch.testing.assert_close(found, network(functions, points + torch.tensor([1.0, 0.0])))
     product = torch.einsum("fk,pk->fp", network.branch(functions), network.trunk(points))
     torch.testing.assert_close(found, product)
+
+
+def test_the_highest_wave_of_the_positions_is_kept_on_a_finer_grid():
+    start = torch.tensor([[1.0, -1.0] * 4], dtype=torch.float64)
+    found = solve(FlowEquation(0.0, 0.01), start, [0.0], grid=16)
+    torch.testing.assert_close(found[:, 0], start)
