@@ -241,6 +241,17 @@ def test_pieces_and_what_is_kept_change_nothing(layout, monkeypatch):
             torch.testing.assert_close(found.best, expected.best)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_without_kept_products_the_same_is_found(layout, monkeypatch):
+    groups = LAYOUTS[layout]
+    source, target = tensors(groups, 0), tensors(groups, 1)
+    expected = match_weights(source, target, groups=groups)
+    monkeypatch.setattr(products.Product, "over", None)
+    found = match_weights(source, target, groups=groups, keep_products=False)
+    assert found.source_to_target.same_as(expected.source_to_target)
+    assert found.objective == pytest.approx(expected.objective)
+
+
 def test_half_precision_is_compared_in_single():
     source, target = tensors(CHAIN, 0), tensors(CHAIN, 1)
     half = [{n: v.bfloat16() for n, v in side.items()} for side in (source, target)]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from slipstream.matching.products import Product
 from slipstream.porting import FineTune, PortPlan, checkpoint_task, port_checkpoint
 from slipstream.pretrained import example_input_for
 from slipstream.symmetry.permutation import Permutation
@@ -183,6 +184,13 @@ def test_the_own_loss_of_a_model_chooses_and_signs(folders, tmp_path):
     with torch.no_grad():
         assert float(ported(**batch).loss) == pytest.approx(result.loss_after, rel=1e-4)
     assert result.loss_after <= result.loss_identity
+
+
+def test_a_port_from_files_keeps_no_products(folders, tmp_path, monkeypatch):
+    paths, _, groups = folders
+    monkeypatch.setattr(Product, "over", None)
+    result = port_checkpoint(tmp_path / "out", FineTune(**paths), groups=groups)
+    assert result.method == "weights"
 
 
 def test_tied_heads_stay_tied(tmp_path):

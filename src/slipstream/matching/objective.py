@@ -69,9 +69,16 @@ class Similarity:
 
 
 class Objective:
-    """`sum over pairs and tensors of <target, source_to_target.apply(source)>`, to be maximised."""
+    """`sum over pairs and tensors of <target, source_to_target.apply(source)>`, to be maximised.
 
-    def __init__(self, groups: NeuronGroups) -> None:
+    Args:
+        groups: What may be permuted.
+        keep_products: Whether to keep products for the next time, which takes memory; one that is
+            not kept is made anew.
+    """
+
+    def __init__(self, groups: NeuronGroups, *, keep_products: bool = True) -> None:
+        self._keep_products = keep_products
         self.groups = groups
         self.identity = 0.0  # the objective of the identity
         self.kept_bytes = 0  # of the pairs that are kept because their product may still change
@@ -150,10 +157,14 @@ class Objective:
                 self._add_product(product, permutation, totals[int(product.signed)])
         return Similarity(*totals.view(ways, *sizes, size, size))
 
+    @property
+    def _most_kept(self) -> int:
+        return max(ROOM, self.kept_bytes // 64) if self._keep_products else 0
+
     def _add_product(self, product: Product, permutation: Permutation, total: Tensor) -> None:
         pairs = self._pairs[product.block.tensor]
         others = self._kept - product.kept
-        if others + product.numbers > max(ROOM, self.kept_bytes // 64):
+        if others + product.numbers > self._most_kept:
             product.add_to(total, pairs, permutation)
         else:
             total += product.over(pairs, permutation).cpu()

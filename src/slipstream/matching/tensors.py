@@ -20,6 +20,7 @@ def match_weights(
     start: Permutation | Literal["frank-wolfe"] | None = None,
     restarts: int = 0,
     seed: int = 0,
+    keep_products: bool = True,
 ) -> Matching:
     """Find the permutation that aligns `source` to `target`: the largest inner product.
 
@@ -34,6 +35,8 @@ def match_weights(
             problem first, all groups at once: slower, and no group has the first turn.
         restarts: How many times to start again, with the groups in a random order.
         seed: Of those orders.
+        keep_products: Whether to keep products for the next sweep. Without, weights that are mapped
+            from files are matched in a few times the memory of the largest tensor, but slower.
 
     Returns:
         The permutation with its objective and its cost.
@@ -51,7 +54,7 @@ def match_weights(
     moving = [n for n, value in source.items() if is_continuous(value)]
     stay = {name: target[name].detach() for name in moving}
     permuted = {name: source[name].detach().to(target[name]) for name in moving}
-    objective = Objective(groups)
+    objective = Objective(groups, keep_products=keep_products)
     objective.add(target=stay, source=permuted)
     if isinstance(start, str):
         start = frank_wolfe(permuted, stay, groups=groups)

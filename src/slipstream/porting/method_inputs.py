@@ -14,7 +14,7 @@ from slipstream.matching.gradients import Gradient
 from slipstream.porting.last_layers import NoLastLayerError
 from slipstream.porting.outputs import TargetFunction, are_logits
 from slipstream.porting.plan import Coordinates, PortPlan, PortStep
-from slipstream.porting.problem import Problem, wide_copy
+from slipstream.porting.problem import LazyWeights, Problem, wide_copy
 from slipstream.porting.rotated import RotatedEnds
 from slipstream.symmetry.neuron_groups import NeuronGroups
 from slipstream.symmetry.permutation import Permutation
@@ -110,7 +110,10 @@ class MethodInputs:
                 {n: base[n] for n in names}  # not copied: a matching reads them piece by piece
                 for base in (self.problem.from_base, self.own)
             )
-            return match_weights(source, target, groups=self.groups).source_to_target
+            # Tensors in files take no memory while they are not read; products would.
+            keep = not isinstance(self.problem.from_base, LazyWeights)
+            found = match_weights(source, target, groups=self.groups, keep_products=keep)
+            return found.source_to_target
         if coordinates == "activations":
             return self._by_activations()
         if coordinates == "procrustes":
