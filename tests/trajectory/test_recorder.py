@@ -415,3 +415,15 @@ def test_on_a_gpu_under_autocast_each_snapshot_is_the_model_after_its_step(tmp_p
     run = Trajectory.open(tmp_path / "run")
     for snapshot, weights in zip(run[-5:], kept, strict=True):
         assert all(torch.equal(snapshot.weights[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse"])
+def test_a_tensor_without_all_of_its_values_is_refused_before_a_folder_is_made(kind, tmp_path):
+    model = nn.Linear(2, 2)
+    value = model.weight.detach()
+    model.weight = nn.Parameter(value.to("meta") if kind == "meta" else value.to_sparse())
+    with pytest.raises(
+        ValueError, match=f"'weight' of the model cannot be recorded: it is .*{kind}"
+    ):
+        Recorder(tmp_path / "run", model)
+    assert not (tmp_path / "run").exists()

@@ -21,7 +21,7 @@ from slipstream.trajectory.run_files import read_run
 from slipstream.trajectory.run_folder import RunWriter, create_run, reopen_run
 from slipstream.trajectory.schedule import Schedule
 from slipstream.trajectory.sharded_run import ShardedWriter
-from slipstream.weights import weights_of
+from slipstream.weights import Weights, weights_of
 
 _log = logging.getLogger(__name__)
 
@@ -100,14 +100,17 @@ class Recorder:
 
         Raises:
             FileExistsError: If the folder is not empty.
-            ValueError: If the run to resume is of a model with other tensors, or the processes of a
-                sharded one disagree on the model or the folder.
+            ValueError: If the run to resume is of a model with other tensors, if a tensor holds no
+                values, or not every one, or if the processes of a sharded model disagree on the
+                model or the folder.
             MemoryError: If there is no room for one copy of the weights.
         """
         self.schedule = schedule or Schedule.every(100)
         self._model = model
         layout = Layout.of(model)
-        copied = sum(local_part(value).nbytes for value in weights_of(model).values())
+        own = {name: local_part(value) for name, value in weights_of(model).items()}
+        _check_held(own)
+        copied = sum(value.nbytes for value in own.values())
         check_memory(copied, f"Recording {path}, with one copy of the weights,")
 
         def begin() -> RunWriter:
@@ -328,3 +331,14 @@ class Recorder:
         self.step += 1
         if self.step in self.schedule:
             self.record()
+
+
+def _check_held(weights: Weights) -> None:
+    """Refuse tensors that do not hold every value in memory, before a folder is made."""
+    for name, value in weights.items():
+        if value.is_meta or value.is_quantized or value.layout is not torch.strided:
+            kind = "meta" if value.is_meta else "quantised" if value.is_quantized else value.layout
+            raise ValueError(
+                f"The tensor {name!r} of the model cannot be recorded: it is {kind}. Record dense "
+                "tensors with values: build the model off the meta device, keep .to_dense() of it."
+            )
