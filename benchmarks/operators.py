@@ -205,7 +205,8 @@ def report(kept: dict[str, Any], facts: dict[str, Any], given: argparse.Namespac
         f", nu {TARGET.viscosity}, mean and worst function, before and after {steps} steps on its "
         "residual; mean and deviation over seeds. *Loss* is that of the equation on held-out "
         "functions, by which rate and step were chosen. Rates, of the first seed: "
-        f"{', '.join(map(str, RATES))}.",
+        f"{', '.join(map(str, RATES))}. *Seeds tuned*: with all weights, with LoRA; a dash was not "
+        "run.",
         table(header, lines(kept)),
         f"Pre-training: {costs[0]['steps']} steps of each operator, {costs[0]['rounds']} rounds, "
         f"{up:.2f} MB up and {down:.2f} MB down together; trunks are not sent.",
